@@ -39,10 +39,10 @@ class Alphabet:
 
     def __init__(
         self,
-        tokens: str,           # all tokens, one character each; the index is the id
-        residues: str,         # the tokens allowed in a sequence
-        pad: str = GAP,        # padding token
-        mask: str = MASK,      # mask token
+        tokens: str,       # all tokens, one character each; the index is the id
+        residues: str,     # the tokens allowed in a sequence
+        pad: str = GAP,    # padding token
+        mask: str = MASK,  # mask token
     ):
         self.tokens, self.residues = tokens, residues
         self.pad_idx, self.mask_idx = tokens.index(pad), tokens.index(mask)
@@ -52,71 +52,46 @@ class Alphabet:
 
     def __len__(self) -> int: return len(self.tokens)
 
-    def __repr__(self) -> str: return f"Alphabet({self.tokens!r}, pad={self.tokens[self.pad_idx]!r}, mask={self.tokens[self.mask_idx]!r})"
+    def to_ids(
+        self,
+        sequence: str,             # residues, upper or lower case
+        name: str = "sequence",    # id used in messages
+        allow_mask: bool = False,  # read '#' as the mask token
+    ) -> np.ndarray:               # uint8 [L]
+        "Token ids as bytes. Raises ValueError for an empty sequence or a symbol that is not a residue, TypeError for no string."
+        if not isinstance(sequence, str):
+            raise TypeError(f"{name}: expected a string of residues, got {type(sequence).__name__}.")
+        sequence = sequence.strip()
+        if not sequence: raise ValueError(f"{name}: the sequence is empty; give at least one residue.")
+        raw = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
+        ids = self._ids[raw]
+        if allow_mask: ids[raw == ord(MASK)] = self.mask_idx
+        if (illegal := ids == 255).any():
+            i = int(illegal.argmax())
+            raise _refuse(sequence[i], i + 1, name)
+        return ids
 
-# %% ../nbs/00_alphabet.ipynb #07827ead
-def _to_ids(
-    self: Alphabet,
-    sequence: str,             # residues, upper or lower case
-    name: str = "sequence",    # id used in messages
-    allow_mask: bool = False,  # read '#' as the mask token
-) -> np.ndarray:               # uint8 [L]
-    "Token ids as bytes; raises ValueError naming the first illegal symbol, or that the sequence is empty."
-    if not isinstance(sequence, str):
-        raise TypeError(f"{name}: expected a string of residues, got {type(sequence).__name__}.")
-    sequence = sequence.strip()
-    if not sequence:
-        raise ValueError(f"{name}: the sequence is empty; give at least one residue.")
-    raw = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
-    ids = self._ids[raw]
-    if allow_mask: ids[raw == ord(self.tokens[self.mask_idx])] = self.mask_idx
-    if (ids == 255).any():
-        i = int((ids == 255).argmax())
-        raise _refuse(sequence[i], i + 1, name)
-    return ids
+    def encode(self, sequence: str, name: str = "sequence", allow_mask: bool = False) -> LongTensor:  # [L]
+        "Token ids as a tensor; arguments and errors as `to_ids`."
+        return torch.from_numpy(self.to_ids(sequence, name, allow_mask).astype(np.int64))
 
+    def decode(self, ids: LongTensor) -> str:  # [L] -> letters
+        "Token ids back to letters; padding is dropped."
+        return "".join(self.tokens[int(i)] for i in ids if int(i) != self.pad_idx)
 
-Alphabet.to_ids = _to_ids
-
-# %% ../nbs/00_alphabet.ipynb #b4d0e2ee
-def _encode(
-    self: Alphabet,
-    sequence: str,             # residues, upper or lower case
-    name: str = "sequence",    # id used in messages
-    allow_mask: bool = False,  # read '#' as the mask token
-) -> LongTensor:               # [L] token ids
-    "One sequence as token ids. Raises ValueError for an empty sequence or a symbol that is not a residue."
-    return torch.from_numpy(self.to_ids(sequence, name, allow_mask).astype(np.int64))
-
-
-def _decode(
-    self: Alphabet,
-    ids: LongTensor,  # [L] token ids
-) -> str:             # letters; padding is dropped
-    "Token ids back to letters."
-    return "".join(self.tokens[int(i)] for i in ids if int(i) != self.pad_idx)
-
-
-Alphabet.encode, Alphabet.decode = _encode, _decode
-
-# %% ../nbs/00_alphabet.ipynb #a7b0e89c
-def _batch(
-    self: Alphabet,
-    sequences: Sequence[str],            # B sequences
-    names: Sequence[str] | None = None,  # ids used in messages, default "sequence 1" ...
-    allow_mask: bool = False,            # read '#' as the mask token
-) -> tuple[LongTensor, BoolTensor]:      # tokens [B, L], mask [B, L] (True = residue)
-    "Several sequences, right-padded to the longest. Raises TypeError for a bare string, ValueError as `encode` does."
-    if isinstance(sequences, str):
-        raise TypeError("batch takes a list of sequences, got one string; wrap it in a list.")
-    names = names or [f"sequence {i + 1}" for i in range(len(sequences))]
-    rows = [self.encode(s, n, allow_mask) for s, n in zip(sequences, names, strict=True)]
-    if not rows: raise ValueError("batch got no sequences; give at least one.")
-    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_idx)
-    return tokens, tokens != self.pad_idx
-
-
-Alphabet.batch = _batch
+    def batch(
+        self,
+        sequences: Sequence[str],            # B sequences
+        names: Sequence[str] | None = None,  # ids used in messages, default "sequence 1" ...
+        allow_mask: bool = False,            # read '#' as the mask token
+    ) -> tuple[LongTensor, BoolTensor]:      # tokens [B, L], mask [B, L] (True = residue)
+        "Several sequences, right-padded to the longest. Raises TypeError for a bare string, ValueError as `to_ids` does."
+        if isinstance(sequences, str): raise TypeError("batch takes a list of sequences, got one string; wrap it in a list.")
+        if not sequences: raise ValueError("batch got no sequences; give at least one.")
+        names = names or [f"sequence {i + 1}" for i in range(len(sequences))]
+        rows = [self.encode(s, n, allow_mask) for s, n in zip(sequences, names, strict=True)]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_idx)
+        return tokens, tokens != self.pad_idx
 
 # %% ../nbs/00_alphabet.ipynb #e759e7bd
 PROTEIN = Alphabet(TOKENS, residues=AMINO_ACIDS + AMBIGUOUS)  # the vocabulary of every published CARP
