@@ -5,11 +5,15 @@ from pathlib import Path
 from setuptools import setup
 
 settings = ConfigParser(delimiters=["="], interpolation=None)
-settings.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
+settings.read_string((Path(__file__).parent / "settings.ini").read_text(encoding="utf-8"))
 cfg = settings["DEFAULT"]
+# one extra per `<name>_requirements` key; whoever develops runs the notebooks too
+extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
+extras["dev"] += extras["notebooks"]
 setup(
     version=cfg["version"],
+    description=cfg["description"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require=extras,
     entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
 )

@@ -1,0 +1,55 @@
+# `make demo` and `make test` are the two commands; `make help` lists the others.
+PYTHON ?= python3
+MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+UV := $(shell command -v uv 2>/dev/null)
+BIN := .venv/bin
+STAMP := .venv/installed
+RUN := outputs/zero_shot/shipped
+
+.PHONY: help demo test lab sync readme clean
+help:  ## this list
+	@awk -F ' *## *' '/^[a-z]+:.*##/ {sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2}' Makefile
+
+# pyproject.toml is left out on purpose: nbdev_export rewrites it
+$(STAMP): settings.ini setup.py constraints.txt
+	@found=$$($(PYTHON) -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null || echo "no Python"); \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(MIN_PYTHON)".split("."))))' 2>/dev/null || \
+	{ echo "carp_nb needs Python $(MIN_PYTHON) or newer and '$(PYTHON)' gives $$found: name another, as in make demo PYTHON=python$(MIN_PYTHON)"; exit 1; }
+ifneq ($(UV),)
+	@test -x $(BIN)/python || uv venv --quiet --python "$(PYTHON)" .venv
+	uv pip install --python $(BIN)/python $(foreach place,$(PIP_FIND_LINKS),--find-links "$(place)") --constraint constraints.txt --editable '.[dev]'
+else
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+endif
+	@touch $@
+
+demo: $(STAMP)  ## environment, then score the shipped mutational scans: a table and a figure
+	@mkdir -p $(RUN)
+	@touch $(RUN)/.started
+	$(BIN)/papermill nbs/zero_shot.ipynb $(RUN)/notebook.ipynb
+	@written=$$(find outputs/zero_shot -newer $(RUN)/.started \( -name results.parquet -o -name '*.svg' -o -name notebook.ipynb \) | sort); rm $(RUN)/.started; \
+	for wanted in results.parquet .svg; do \
+	  case "$$written" in *$$wanted*) ;; *) echo "the run wrote no $$wanted under outputs/zero_shot: see $(RUN)/notebook.ipynb"; exit 1;; esac; \
+	done; \
+	echo "Done. The table, the figure and the executed notebook:"; echo "$$written" | sed 's/^/  /'
+
+test: $(STAMP)  ## environment, then every notebook and every test
+	@flags=$$(sed -n 's/^tst_flags *= *//p' settings.ini | tr ' ' '|'); \
+	grep -cE "^ *\"#\| *($$flags)\b" nbs/*.ipynb | awk -F: -v flags="$$flags" '$$2 {print "skipped: " $$2 " cell(s) flagged " flags " in " $$1}'
+	$(BIN)/nbdev_test
+	$(BIN)/python -m pytest
+
+lab: $(STAMP)  ## JupyterLab, opened in nbs/
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+sync: $(STAMP)  ## carry edited notebooks into the package, strip what does not belong into git
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+readme: $(STAMP)  ## README.md from nbs/index.ipynb, as it stands with its outputs
+	$(BIN)/python scripts/readme.py
+
+clean:  ## remove the environment and build leftovers; outputs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis
+	find carp_nb nbs scripts tests data -name __pycache__ -prune -exec rm -rf {} +
