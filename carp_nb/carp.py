@@ -67,20 +67,25 @@ class ByteNetBlock(nn.Module):
         self.norm3, self.up = nn.LayerNorm(h), nn.Linear(h, d)
         self.activation = _ACTIVATIONS[config.activation]
 
+    def narrow(self, x: Tensor) -> Tensor:  # [..., d] -> [..., h], what the convolution reads
+        return self.activation(self.norm2(self.down(self.activation(self.norm1(x)))))
+
+    def widen(self, y: Tensor) -> Tensor:   # [..., h] -> [..., d], what the block adds
+        return self.up(self.activation(self.norm3(y)))
+
     def forward(
         self,
         x: Tensor,     # [B, L, d]
         mask: Tensor,  # [B, L, 1], 1 = residue, 0 = padding
     ) -> Tensor:       # [B, L, d]
-        y = self.down(self.activation(self.norm1(x)))
-        y = self.conv(self.activation(self.norm2(y)) * mask)
-        return x + self.up(self.activation(self.norm3(y)))
+        return x + self.widen(self.conv(self.narrow(x) * mask))
 
 # %% ../nbs/02_carp.ipynb #c0434f0f
 class CARP(nn.Module):
     "Convolutional masked language model of protein sequences (section 4.1, Figure 5)."
     alphabet = PROTEIN
-    max_length = None  # any length
+    max_length = None      # any length
+    batch_tokens = 16384   # tokens per forward pass when scoring
 
     def __init__(self, config: CARPConfig, name: str = "carp"):
         super().__init__()
@@ -157,13 +162,13 @@ def _log_probs(
     wild_type: str,                # residues
     masked: list[tuple[int, ...]], # N sets of 0-based positions to mask together; () masks nothing
     at: list[tuple[int, ...]] | None = None,  # per set, the positions to read; None: the masked ones
-    batch_tokens: int = 16384,     # tokens per forward pass
+    batch_tokens: int | None = None,  # tokens per forward pass; None: the model's own
 ) -> list[Tensor]:                 # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
     "Log-probabilities of the amino acids at positions of a sequence of which others are masked (equation 1)."
     at = masked if at is None else at
     tokens = PROTEIN.encode(wild_type, "wild type")
     device = self.embed.weight.device
-    per_batch = max(1, batch_tokens // len(tokens))
+    per_batch = max(1, (batch_tokens or self.batch_tokens) // len(tokens))
     answers = []
     for start in range(0, len(masked), per_batch):
         chunk = range(start, min(start + per_batch, len(masked)))

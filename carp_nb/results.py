@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .alphabet import AMINO_ACIDS
 from .datasets import DMS, parse_mutant, project_root
@@ -101,7 +102,7 @@ def provenance(
     "What a number depends on besides its parameters: versions, device, git commit."
     git = lambda *words: subprocess.run(["git", *words], cwd=project_root() or ".", capture_output=True, text=True).stdout.strip()
     commit = git("rev-parse", "--short", "HEAD") or "no git"
-    return {"when": datetime.now(timezone.utc).isoformat(timespec="seconds"), "python": sys.version.split()[0],
+    return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "python": sys.version.split()[0],
             **{name: version(name) for name in ("carp-nb", "torch", "numpy", "pandas", "scipy", "scikit-learn")},
             "commit": commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else ""), "device": device_name(device), "threads": torch.get_num_threads()}
 
@@ -233,6 +234,8 @@ def scan_figure(
         own = [(numbers[0] + i, AMINO_ACIDS.index(a)) for i, a in enumerate(wild_type[scan.index.get_loc(numbers[0]):][:len(block)]) if a in AMINO_ACIDS]
         ax.scatter(*zip(*own), s=3, color="black")
         ax.set_yticks(range(len(AMINO_ACIDS)), AMINO_ACIDS, fontsize=6)
+        ax.set_xlim(numbers[0] - 0.5, numbers[0] - 0.5 + min(per_row, len(scan)))   # rows share one scale, the last one too
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylabel("amino acid"); ax.spines[:].set_visible(False)
     axes[-1, 0].set_xlabel("residue number")
     figure.colorbar(image, ax=list(axes[:, 0]), label="log-odds against the wild type (nats)", shrink=min(1.0, 0.9), extend="both")
@@ -284,13 +287,11 @@ def learning_curve(
 # %% ../nbs/18_results.ipynb #5ca578d9
 def styled(
     table: pd.DataFrame,
-    best: tuple[str, ...] = (),      # columns in which the largest number is bold
     digits: int = 2,
 ):
-    "A pandas table for reading."
+    "A pandas table for reading: thousands separated, the same number of decimals throughout."
     numbers = table.select_dtypes("number").columns
-    style = table.style.format({c: "{:,.0f}" if pd.api.types.is_integer_dtype(table[c]) else f"{{:.{digits}f}}" for c in numbers}, na_rep="–")
-    return style.highlight_max(subset=list(best), props="font-weight: bold") if best else style
+    return table.style.format({c: "{:,.0f}" if pd.api.types.is_integer_dtype(table[c]) else f"{{:.{digits}f}}" for c in numbers}, na_rep="–")
 
 # %% ../nbs/18_results.ipynb #79e90063
 def scan_table(

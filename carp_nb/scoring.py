@@ -7,7 +7,8 @@ __all__ = ['METHODS', 'score_mutants', 'mutation_scan', 'mutants_from_sequences'
            'spearman_interval', 'top_recall', 'agreement', 'find_scans', 'score_scan']
 
 # %% ../nbs/12_scoring.ipynb #f8bd774f
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from sklearn.metrics import ndcg_score
 from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN
+from .carp import CARP
 from .datasets import DMS, Mutation, format_mutant, list_datasets, load_dataset, parse_mutant
+from .incremental import masked_log_probs
 from .kernels import as_dtype
 
 # %% ../nbs/12_scoring.ipynb #facdf529
@@ -88,12 +91,17 @@ def _checked(model, wild_type: str) -> str:
     return wild_type
 
 # %% ../nbs/12_scoring.ipynb #406d527b
+def _asking(model) -> Callable:
+    "The quickest exact way to ask a scorer for log-probabilities."
+    return partial(masked_log_probs, model, batch_tokens=model.batch_tokens) if isinstance(model, CARP) else model.log_probs
+
+
 def _log_odds(
     model, wild_type: str,
     sets: list[tuple[int, ...]],  # distinct sets of 0-based positions
     method: str,
     progress: bool,
-    chunk: int = 64,              # sets per call, so that a bar can move
+    chunk: int = 256,             # sets per call, so that a bar can move
 ) -> list[np.ndarray]:            # per set, float64 [len(set), 20], 0 at the wild type
     "Log-odds of the amino acids at every position of each set."
     if method == "wild-type":
@@ -105,7 +113,7 @@ def _log_odds(
         answers = []
         with tqdm(total=len(sets), disable=not progress, desc=f"{model.name}: sets of masked positions") as bar:
             for start in range(0, len(sets), chunk):
-                answers += model.log_probs(wild_type, sets[start:start + chunk])
+                answers += _asking(model)(wild_type, sets[start:start + chunk])
                 bar.update(min(chunk, len(sets) - start))
     return [_against_wild_type(np.asarray(a, np.float64), [wild_type[i] for i in s]) for a, s in zip(answers, sets)]
 
