@@ -4,7 +4,7 @@ MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 STAMP := .venv/installed
-RUN := outputs/zero_shot/shipped
+RUN := outputs/zero_shot/carp_600k_sprot50
 
 .PHONY: help demo test lab sync readme clean
 help:  ## this list

@@ -6,6 +6,7 @@
 __all__ = ['Corpus', 'padded_length', 'bucketed_batches', 'Batches']
 
 # %% ../nbs/08_batching.ipynb #6c486c43
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -32,6 +33,9 @@ class Corpus:
     def __len__(self) -> int: return len(self.offsets) - 1
 
     def __getitem__(self, i: int) -> np.ndarray: return self.tokens[self.offsets[i]:self.offsets[i + 1]]  # uint8 [L]
+
+    @property
+    def sha256(self) -> str: return hashlib.sha256(self.offsets.tobytes() + self.tokens.tobytes()).hexdigest()
 
     @property
     def lengths(self) -> np.ndarray: return np.diff(self.offsets)  # int64 [N]

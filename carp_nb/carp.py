@@ -147,7 +147,7 @@ def n_parameters(model: nn.Module) -> int:
 
 
 def table_s1() -> pd.DataFrame:  # index: our name of the size
-    "What Table S1 says of each size and what its shape gives: parameters and receptive field (residues on each side)."
+    "What the shape of each size gives: parameters and receptive field (residues on each side)."
     rows = {}
     for name, config in TABLE_S1.items():
         with torch.device("meta"): parameters = n_parameters(CARP(config))

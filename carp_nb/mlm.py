@@ -54,7 +54,7 @@ def mlm_loss(
 ) -> Tensor:                  # scalar, nats per selected token
     "Mean cross-entropy over the selected tokens (section 4.2)."
     total = F.cross_entropy(logits[selected].float(), targets[selected], reduction="sum")
-    return total / (selected.sum() if count is None else count)
+    return total / (selected.sum().clamp(min=1) if count is None else count)   # nothing to predict: a loss of zero
 
 # %% ../nbs/07_mlm.ipynb #7de7f534
 LENGTH_EDGES = (0, 64, 128, 256, 512, 1022, 2048, 4096, 10 ** 9)   # residues; 1022 is the limit of ESM-1b

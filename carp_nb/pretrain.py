@@ -39,7 +39,8 @@ class PretrainConfig:
     name: str | None = None      # of the trained model; None: the size
 
     def __post_init__(self):
-        TABLE_S1[self.size]  # raises KeyError with the choices
+        try: TABLE_S1[self.size]
+        except KeyError as error: raise ValueError(error.args[0]) from None
 
     def plan(self, batches: Batches) -> TrainConfig:
         "The updates that this many tokens take."
@@ -75,6 +76,15 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 # %% ../nbs/10_pretrain.ipynb #0e69b6a2
+def _refuse_other_run(folder: Path, settings: dict) -> None:
+    "A folder holds one run: going on with other settings would give a model that neither of them describes."
+    if not (path := folder / "config.json").exists(): return
+    before = json.loads(path.read_text())["config"]
+    for key, value in settings.items():
+        if before.get(key) != value:
+            raise ValueError(f"{folder} holds a run with {key}={before.get(key)!r}, not {value!r}; choose another folder, or delete that one.")
+
+
 def pretrain(
     config: PretrainConfig,
     train_set: Corpus,
@@ -84,11 +94,14 @@ def pretrain(
     device: str = "auto",
     progress: bool = True,
 ) -> CARP:                       # the trained model, in eval mode
-    "Pretrain a CARP model from scratch, or resume; writes config.json, metrics.parquet, held_out.parquet and snapshots/."
+    """Pretrain a CARP model from scratch, or resume; writes config.json, metrics.parquet, held_out.parquet and snapshots/.
+    Raises ValueError for a folder that holds a run with other settings."""
     folder, batches = Path(folder), Batches(train_set, config.batch_tokens, config.max_length, config.seed)
     plan = config.plan(batches)
+    settings = {**asdict(config), "corpus_sha256": train_set.sha256}
+    _refuse_other_run(folder, settings)
     _write_text(folder / "config.json", json.dumps(
-        {"config": asdict(config), "steps": plan.steps, "warmup_steps": plan.warmup_steps, **(record or {})}, indent=1))
+        {"config": settings, "steps": plan.steps, "warmup_steps": plan.warmup_steps, **(record or {})}, indent=1))
     torch.manual_seed(config.seed)
     model = CARP(TABLE_S1[config.size], config.name or config.size).to(pick_device(device))
     snapshots = {step: _snapshot(model, step, valid_set, folder) for step in log_spaced(plan.steps)}
@@ -166,7 +179,7 @@ def model_card(
     table = held_out_table(model, ngram_counts(train_set[i] for i in range(len(train_set))), test_set)
     return CARD.format(
         name=model.name, caveat=caveat, parameters=n_parameters(model), layers=model.config.n_layers, d=model.config.d_model,
-        train=run.get("train", {}).get("name", "an unnamed corpus"), train_sha=run.get("train", {}).get("sha256", "not recorded"),
+        train=run.get("train", {}).get("name", "an unnamed corpus"), train_sha=run.get("train", {}).get("sha256") or config["corpus_sha256"],
         sequences=len(train_set), tokens=int(history.tokens), epochs=history.tokens / np.minimum(train_set.lengths, config["max_length"]).sum(),
         max_length=config["max_length"], steps=int(history.step), batch_tokens=config["batch_tokens"], lr=config["lr"], warmup=run["warmup_steps"],
         cooldown=f"then constant, falling to zero over the last {config['cooldown']:.0%}" if config["cooldown"] else "then constant",

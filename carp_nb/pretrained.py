@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ZENODO', 'PUBLISHED', 'to_published', 'from_published', 'save_checkpoint', 'Published', 'find_weights', 'pick_device',
-           'load_model', 'list_models']
+           'load_model', 'load_models', 'list_models']
 
 # %% ../nbs/05_pretrained.ipynb #e82d25e2
 import difflib
@@ -104,16 +104,19 @@ def save_checkpoint(
 ) -> Path:             # where it was written
     "Write a model to one file, under a temporary name first. Raises ValueError for another suffix."
     path = Path(path)
-    if path.suffix not in _READERS:
+    if path.suffix not in (".pt", ".safetensors"):
         raise ValueError(f"{path.name}: the suffix says the layout; use .pt (published) or .safetensors.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.touch()
+    mode = temporary.stat().st_mode  # that of any new file; safetensors would make it private
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if path.suffix == ".pt":
         name = model.name if "carp" in model.name else f"carp_{model.name}"
         torch.save({"model": name, **asdict(model.config), "model_state_dict": to_published(state)}, temporary)
     else:
         save_file(state, temporary, metadata={"model": model.name, "config": json.dumps(asdict(model.config))})
+    temporary.chmod(mode)
     os.replace(temporary, path)
     return path
 
@@ -122,14 +125,28 @@ def _open_pt(
     path: Path,
 ) -> object:  # whatever was saved
     "Read a .pt file without running code. Raises ValueError for one that asks to, and for a damaged one."
+    open(path, "rb").close()  # a file that may not be read is another matter
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError: raise
     except Exception as error:  # damaged bytes make the reader fail in many ways
         if isinstance(error, pickle.UnpicklingError) and (wanted := re.search(r"GLOBAL (\S+)", str(error))):
             raise ValueError(f"the file asks for {wanted[1]} while loading, which is code and not weights; nothing of it was run, "
                              "do not use it.") from error
         raise ValueError("the file is truncated or is no PyTorch checkpoint; get it again.") from error
+
+# %% ../nbs/05_pretrained.ipynb #52483733
+_FIELDS = {field.name: field.type for field in fields(CARPConfig)}
+
+
+def _config(
+    stored: dict,  # holds at least the fields of CARPConfig
+) -> CARPConfig:
+    "The shape that a file states. Raises ValueError for a field of another type, or a number below one."
+    for name, kind in _FIELDS.items():
+        value = stored[name]
+        if not isinstance(value, kind) or (kind is int and value < 1):
+            raise ValueError(f"the configuration says {name} = {value!r}; expected {'a positive int' if kind is int else kind.__name__}.")
+    return CARPConfig(**{name: stored[name] for name in _FIELDS})
 
 # %% ../nbs/05_pretrained.ipynb #ba6cc206
 def _read_pt(
@@ -147,20 +164,6 @@ def _read_pt(
     if not isinstance(state, dict): raise ValueError("model_state_dict is not a dictionary of tensors.")
     if all(key.startswith("module.") for key in state): state = {key.removeprefix("module."): value for key, value in state.items()}
     return name, config, from_published(state, config)
-
-# %% ../nbs/05_pretrained.ipynb #52483733
-_FIELDS = {field.name: field.type for field in fields(CARPConfig)}
-
-
-def _config(
-    stored: dict,  # holds at least the fields of CARPConfig
-) -> CARPConfig:
-    "The shape that a file states. Raises ValueError for a field of another type, or a number below one."
-    for name, kind in _FIELDS.items():
-        value = stored[name]
-        if not isinstance(value, kind) or (kind is int and value < 1):
-            raise ValueError(f"the configuration says {name} = {value!r}; expected {'a positive int' if kind is int else kind.__name__}.")
-    return CARPConfig(**{name: stored[name] for name in _FIELDS})
 
 # %% ../nbs/05_pretrained.ipynb #554c0711
 def _read_safetensors(
@@ -283,6 +286,9 @@ def pick_device(
     return picked
 
 # %% ../nbs/05_pretrained.ipynb #e348b9c9
+def _is_file(text: str) -> bool: return Path(text).suffix.lower() in _READERS or os.sep in text
+
+
 def load_model(
     name_or_path: str | Path,             # a name out of `list_models`, or a .pt or .safetensors file
     device: str | torch.device = "auto",  # auto: cuda, else cpu
@@ -290,13 +296,27 @@ def load_model(
 ) -> CARP:                                # eval mode, float32, with .name, .alphabet, .max_length, and .path of the file
     "A model ready to use. Raises FileNotFoundError, and ValueError for a file that is not what it should be; else as `find_weights`."
     device, text = pick_device(device), str(name_or_path)
-    is_file = isinstance(name_or_path, Path) or Path(text).suffix.lower() in _READERS or os.sep in text
+    is_file = isinstance(name_or_path, Path) or _is_file(text)
     path = Path(text).expanduser() if is_file else find_weights(text, progress)
     stored_name, config, state = _read(path)
     model = _empty(config)
     model.load_state_dict({key: value.to(device, torch.float32, copy=True) for key, value in state.items()}, assign=True)
     model.name, model.path = stored_name if is_file else _key(text), path
     return model.eval()
+
+# %% ../nbs/05_pretrained.ipynb #ffc6cec8
+def load_models(
+    names: str,                           # names or files, separated by commas
+    device: str | torch.device = "auto",  # auto: cuda, else cpu
+) -> list[CARP]:                          # in that order, each with its own name
+    "Several models. Raises ValueError when two of them have one name; else as `load_model`."
+    models = [load_model(name.strip(), device) for name in names.split(",")]
+    for name, model in zip(names.split(","), models):
+        if _is_file(name.strip()): model.name = model.path.stem
+    called = [model.name for model in models]
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise ValueError(f"two models are called {twice[0]!r}; give each once, or copy one file to another name.")
+    return models
 
 # %% ../nbs/05_pretrained.ipynb #fe53c9cc
 def _row(

@@ -9,6 +9,7 @@ __all__ = ['COLUMNS', 'BUDGETS', 'Results', 'get_budget', 'provenance', 'device_
 
 # %% ../nbs/18_results.ipynb #df4ae1d0
 import ast
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ import pandas as pd
 import torch
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .alphabet import AMINO_ACIDS
@@ -77,30 +79,61 @@ def get_budget(section: str, budget: str) -> dict:
     return BUDGETS[section][budget]
 
 # %% ../nbs/18_results.ipynb #4f9a6a11
-def _notebook_parameters(section: str) -> list[str]:
-    "Names in the parameters cell of a section notebook. Raises FileNotFoundError outside the repository."
+@dataclass
+class _Parameter:
+    "One line of a parameters cell."
+    kind: str       # str, int, float
+    default: object
+
+    def cast(self, name: str, value):
+        "A value as papermill or a person gives it, in the parameter's own type. Raises ValueError."
+        if self.kind == "str": return "" if value is None else str(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or (self.kind == "int" and value != int(value)) or (name == "seed" and value < 0):
+            raise ValueError(f"{name} is {value!r}; it must be a {'whole number' if self.kind == 'int' else 'number'}{', zero or more' if name == 'seed' else ''}.")
+        return int(value) if self.kind == "int" else float(value)
+
+
+def _notebook_parameters(section: str) -> dict[str, _Parameter]:
+    "The parameters cell of a section notebook. Raises FileNotFoundError outside the repository."
     root = project_root()
     if root is None: raise FileNotFoundError(f"{section}.ipynb belongs to the repository of carp_nb, and this is not run inside one.")
     cells = json.loads((root / "nbs" / f"{section}.ipynb").read_text(encoding="utf-8"))["cells"]
     source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
-    return [node.target.id for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)]
+    return {node.target.id: _Parameter(node.annotation.id, ast.literal_eval(node.value)) for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)}
 
 
 def _given_parameters(section: str, namespace: dict) -> dict:
-    "The parameters of a notebook among its globals. Raises ValueError for a name that is none of them."
+    "The parameters of a notebook among its globals, in their types. Raises ValueError for a name that is none of them."
     known = _notebook_parameters(section)
-    plain = {k for k, v in namespace.items() if not k.startswith("_") and isinstance(v, (str, int, float, bool, type(None)))}
-    if unknown := sorted(plain - set(known)):
+    plain = {k for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out")
+             and isinstance(v, (str, int, float, bool, list, dict, type(None)))}
+    first = not isinstance(namespace.get("run"), Run)   # run again in one kernel, the notebook's own variables are there too
+    if first and (unknown := sorted(plain - set(known))):
         near = get_close_matches(unknown[0], known, n=1)
-        raise ValueError(f"{section}.ipynb has no parameter {unknown[0]!r}; " + (f"did you mean {near[0]!r}? " if near else "") + f"Its parameters are {', '.join(known)}.")
-    return {name: namespace[name] for name in known}
+        raise ValueError(f"{section}.ipynb has no parameter {unknown[0]!r}; " + (f"did you mean {near[0]!r}; " if near else "") + f"its parameters are {', '.join(known)}.")
+    return {name: parameter.cast(name, namespace[name]) for name, parameter in known.items()}
+
+
+def _folder_name(section: str, parameters: dict) -> str:
+    "The model, and every other parameter that is not its default: two runs that differ have two folders."
+    known = _notebook_parameters(section)
+    changed = [f"{k}={v}" for k, v in parameters.items() if k not in ("model", "output_dir") and v != known[k].default]
+    name = _file_name("-".join([parameters["model"], *changed]))
+    return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _file_name(text: str) -> str:
+    "Text as part of a file name."
+    return re.sub(r"[^A-Za-z0-9_.+=-]+", "_", text)
 
 # %% ../nbs/18_results.ipynb #d2fde72e
 def provenance(
     device: str = "auto",  # where the run computes
 ) -> dict:
     "What a number depends on besides its parameters: versions, device, git commit."
-    git = lambda *words: subprocess.run(["git", *words], cwd=project_root() or ".", capture_output=True, text=True).stdout.strip()
+    def git(*words: str) -> str:
+        try: return subprocess.run(["git", *words], cwd=project_root() or ".", capture_output=True, text=True).stdout.strip()
+        except OSError: return ""   # no git on this machine
     commit = git("rev-parse", "--short", "HEAD") or "no git"
     return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "python": sys.version.split()[0],
             **{name: version(name) for name in ("carp-nb", "torch", "numpy", "pandas", "scipy", "scikit-learn")},
@@ -129,13 +162,13 @@ class Run:
         cls,
         section: str,     # the notebook's name
         namespace: dict,  # its globals(), right after the parameters cell
-        *labels: str,     # name the run's folder, unless output_dir is given
     ) -> "Run":
-        "Check parameters and output folder, and seed. Raises ValueError for an unknown parameter, PermissionError for a folder that cannot be written."
+        """Check parameters, put them into the notebook in their own types, make the output folder, and seed. Raises ValueError for an
+        unknown or ill-typed parameter, PermissionError for a folder that cannot be written."""
         parameters = _given_parameters(section, namespace)
+        namespace.update(parameters)
         get_budget(section, parameters["budget"])
-        name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", "-".join(filter(None, labels)).replace(",", "+"))
-        folder = Path(parameters["output_dir"] or project_root() / "outputs" / section / name)
+        folder = Path(parameters["output_dir"] or project_root() / "outputs" / section / _folder_name(section, parameters))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (probe := folder / ".writable").touch(); probe.unlink()
@@ -159,10 +192,11 @@ class Run:
     ) -> list[Path]:                                    # the files
         "Write results.parquet, run.json, tables and figures, each under a temporary name first."
         text = json.dumps({"section": self.section, "parameters": self.parameters, **self.record}, indent=1)
-        tables = {"results.parquet": self.results.rows, **{f"{name}.csv": table for name, table in (tables or {}).items()}}
+        tables = {f"{_file_name(name)}.csv": table for name, table in (tables or {}).items()}
+        if len(self.results.rows): tables = {"results.parquet": self.results.rows, **tables}
         for name, table in tables.items(): write_table(table, self.folder / name)
         writers = {"run.json": lambda path: path.write_text(text + "\n"),
-                   **{f"{name}.svg": lambda path, f=f: f.savefig(path, format="svg", bbox_inches="tight") for name, f in figures.items()}}
+                   **{f"{_file_name(name)}.svg": lambda path, f=f: f.savefig(path, format="svg", bbox_inches="tight") for name, f in figures.items()}}
         for name, write in writers.items():
             temporary = self.folder / f".{name}.tmp"
             write(temporary); os.replace(temporary, self.folder / name)
@@ -189,6 +223,21 @@ def _scan_points(axes, x: float, values: pd.Series, colour: str, hollow: bool) -
     axes.annotate(f"{values.mean():.2f}", (x + 0.36, values.mean()), va="center", fontsize=9, color=colour)
 
 
+def _ahead_panel(axes, rows: pd.DataFrame, labels: list[tuple[str, str]]) -> None:
+    "On what share of the scans the first model is ahead of the others, here and as published."
+    wide = rows.pivot_table(index="task", columns=["model", "method"], values="value", sort=False)
+    first, colour = labels[0], model_colour(labels[0][0])
+    shares = [(other[0] if other[0] == "blosum62" or other[0] != first[0] else other[1], int((wide[first] > wide[other]).sum()), len(wide), True) for other in labels[1:]]
+    stated = published("zero_shot").query("metric.str.startswith('sets ahead of')")
+    shares += [(f"{r.metric.removeprefix('sets ahead of ')}\n(CARP-640M, published)", int(r.value), r.n, False) for r in stated.itertuples()]
+    for x, (_, count, n, here) in enumerate(shares):
+        axes.scatter(x, count / n, s=60, marker="o" if here else "D", facecolor=colour if here else "none", edgecolor=colour, lw=1.5, zorder=3)
+        axes.annotate(f"{count}/{n}", (x, count / n), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, color=colour)
+    axes.axhline(0.5, color="0.8", lw=0.8, zorder=0); axes.set_ylim(-0.05, 1.12); axes.set_xlim(-0.6, len(shares) - 0.4)
+    axes.set_xticks(range(len(shares)), [s[0] for s in shares], fontsize=7, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_ylabel(f"share of scans on which\n{first[0]} is ahead of", fontsize=9)
+
+
 def zero_shot_figure(
     rows: pd.DataFrame,  # results rows
     scans: list[DMS],
@@ -199,21 +248,25 @@ def zero_shot_figure(
     labels = list(dict.fromkeys(zip(rows.model, rows.method)))
     stated = published("zero_shot").query("metric in ('mean Spearman', 'Spearman on Cas9')")
     stated = stated.assign(label=stated.model + np.where(stated.n > 1, "\npublished", "\nCas9, published"))
-    figure, axes = plt.subplots(figsize=(1.5 + 0.95 * (len(labels) + len(stated)), 4))
+    figure, (axes, ahead) = plt.subplots(1, 2, figsize=(4.3 + 0.85 * (len(labels) + len(stated)), 4.2), layout="constrained",
+                                         width_ratios=[len(labels) + len(stated), 3.2])
     for x, (model, method) in enumerate(labels):
         values = rows[(rows.model == model) & (rows.method == method)].sort_values("task").value
         _scan_points(axes, x, values, model_colour(model), hollow=budget == "smoke")
     for x, (model, value) in enumerate(zip(stated.model, stated.value), len(labels)):
         axes.scatter(x, value, s=70, marker="D", facecolor="none", edgecolor=model_colour(model), lw=1.5, zorder=3)
         axes.annotate(f"{value:.2f}", (x + 0.2, value), va="center", fontsize=9, color=model_colour(model))
-    axes.set_xticks(range(len(labels) + len(stated)),
-                    [model if model == "blosum62" else f"{model}\n{method}" for model, method in labels] + list(stated.label),
-                    fontsize=8, rotation=35, ha="right", rotation_mode="anchor")
+    names = [model if model == "blosum62" else f"{model}\n{method}" for model, method in labels]
+    axes.set_xticks(range(len(labels) + len(stated)), names + list(stated.label), fontsize=8, rotation=35, ha="right", rotation_mode="anchor")
     axes.axhline(0, color="0.8", lw=0.8, zorder=0)
     axes.set_ylabel("Spearman correlation\n(expected direction)")
-    caption = f"point: one of {len(scans)} scans ({len({s.benchmark for s in scans if s.benchmark})} of the 41); line: mean; hollow diamond: as published (means over 41 scans; Cas9 alone)"
-    axes.set_title(caption + ("; hollow points: 500 mutants of a scan" if budget == "smoke" else ""), fontsize=8, loc="left", color="0.35")
-    axes.spines[["top", "right"]].set_visible(False)
+    of_41 = len({s.benchmark for s in scans if s.benchmark})
+    marks = [Line2D([], [], ls="", marker="o", mfc="none" if budget == "smoke" else "0.4", mec="0.4",
+                    label=f"a scan (n = {len(scans)}; {of_41} of the 41)" + (", 500 of its mutants" if budget == "smoke" else "")),
+             Line2D([], [], color="0.4", lw=2.5, label="mean"), Line2D([], [], ls="", marker="D", mfc="none", mec="0.4", label="as published (n = 41)")]
+    axes.legend(handles=marks, frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    _ahead_panel(ahead, rows, labels)
+    for ax in (axes, ahead): ax.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
     return figure
 
@@ -224,7 +277,8 @@ def scan_figure(
     per_row: int = 120,   # positions in a row of the figure
 ) -> Figure:
     "Heat map of a mutation scan: red is worse than the wild type, blue better, white equal; dots mark the wild type."
-    limit = float(np.nanpercentile(np.abs(scan.to_numpy()), 98)) or 1.0
+    sizes = np.abs(scan.to_numpy())
+    limit = (np.isfinite(sizes).any() and float(np.nanpercentile(sizes, 98))) or 1.0
     blocks = [scan.iloc[i:i + per_row] for i in range(0, len(scan), per_row)]
     figure, axes = plt.subplots(len(blocks), figsize=(2.2 + 0.085 * min(per_row, len(scan)), 2.4 * len(blocks) + 0.4), squeeze=False, layout="constrained")
     for block, ax in zip(blocks, axes[:, 0]):
@@ -232,13 +286,13 @@ def scan_figure(
         image = ax.imshow(block.T, aspect="auto", cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit), interpolation="nearest",
                           extent=(numbers[0] - 0.5, numbers[0] - 0.5 + len(block), len(AMINO_ACIDS) - 0.5, -0.5))
         own = [(numbers[0] + i, AMINO_ACIDS.index(a)) for i, a in enumerate(wild_type[scan.index.get_loc(numbers[0]):][:len(block)]) if a in AMINO_ACIDS]
-        ax.scatter(*zip(*own), s=3, color="black")
+        if own: ax.scatter(*zip(*own), s=3, color="black")
         ax.set_yticks(range(len(AMINO_ACIDS)), AMINO_ACIDS, fontsize=6)
         ax.set_xlim(numbers[0] - 0.5, numbers[0] - 0.5 + min(per_row, len(scan)))   # rows share one scale, the last one too
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylabel("amino acid"); ax.spines[:].set_visible(False)
     axes[-1, 0].set_xlabel("residue number")
-    figure.colorbar(image, ax=list(axes[:, 0]), label="log-odds against the wild type (nats)", shrink=min(1.0, 0.9), extend="both")
+    figure.colorbar(image, ax=list(axes[:, 0]), label="log-odds against the wild type (nats)", shrink=0.9, extend="both")
     plt.close(figure)
     return figure
 
@@ -253,6 +307,7 @@ def ranked_figure(
     parsed = [parse_mutant(m) for m in ranked.mutant]
     if all(len(p) == 1 for p in parsed) and len(ranked) >= 19 * sum(a in AMINO_ACIDS for a in wild_type):
         scan = pd.DataFrame(0.0, index=range(offset, offset + len(wild_type)), columns=list(AMINO_ACIDS))
+        scan[[a not in AMINO_ACIDS for a in wild_type]] = np.nan   # X, U ...: not scored, so blank
         for (m,), score in zip(parsed, ranked.score): scan.loc[m.number, m.mt] = score
         return scan_figure(scan, wild_type)
     top = ranked.head(most).iloc[::-1]
@@ -313,14 +368,17 @@ def mean_table(
     rows: pd.DataFrame,  # results rows
     scans: list[DMS],
 ) -> pd.DataFrame:       # one line per model and method, then what the paper states
-    "Mean Spearman over scans, and on how many scans a model is ahead of BLOSUM62."
+    "Mean Spearman over scans with an interval bootstrapped over scans, and on how many scans a model is ahead of BLOSUM62."
     wide = rows[rows.metric == "spearman"].pivot_table(index="task", columns=["model", "method"], values="value", sort=False)
     blosum = wide["blosum62"].iloc[:, 0]
     of_41 = len({s.benchmark for s in scans if s.benchmark})
-    here = [{"model": model, "method": method, "from": "here", "scans": len(wide), "of the 41": of_41, "mean Spearman": wide[model, method].mean(),
+    rng = np.random.default_rng(0)
+    draws = rng.integers(0, len(wide), (2000, len(wide)))   # scans drawn with replacement
+    interval = lambda values: "{:.2f} to {:.2f}".format(*np.percentile(values.to_numpy()[draws].mean(1), [2.5, 97.5])) if len(values) > 1 else "–"
+    here = [{"model": model, "method": method, "from": "here", "scans": len(wide), "of the 41": of_41, "mean Spearman": wide[model, method].mean(), "95 % interval": interval(wide[model, method]),
              "ahead of BLOSUM62": "–" if model == "blosum62" else f"{int((wide[model, method] > blosum).sum())} of {len(wide)}"} for model, method in wide]
     stated = [{"model": r.model, "method": "masked" if r.model.startswith("CARP") else "–", "from": "published", "scans": r.n, "of the 41": r.n,
-               "mean Spearman": r.value, "ahead of BLOSUM62": "–"} for r in published("zero_shot").query("metric == 'mean Spearman'").itertuples()]
+               "mean Spearman": r.value, "95 % interval": "–", "ahead of BLOSUM62": "–"} for r in published("zero_shot").query("metric == 'mean Spearman'").itertuples()]
     return pd.DataFrame(here + stated)
 
 # %% ../nbs/18_results.ipynb #56226803
@@ -328,6 +386,7 @@ def depth_table(
     rows: pd.DataFrame,  # results rows
 ) -> pd.DataFrame:       # index: scan, number of mutations; columns: n, then one per model and method
     "Spearman by number of mutations, for the scans that have multiple mutants."
+    if not rows.metric.str.fullmatch(r"spearman_\d+_mutations").any(): return pd.DataFrame()
     deep = rows[rows.metric.str.fullmatch(r"spearman_\d+_mutations")]
     deep = deep.assign(mutations=deep.metric.str.extract(r"(\d+)", expand=False).astype(int), by=deep.model + " " + deep.method)
     return deep.pivot_table(index=["task", "mutations", "n"], columns="by", values="value", sort=False).sort_index().reset_index("n")

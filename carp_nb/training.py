@@ -32,6 +32,9 @@ class TrainConfig:
     log_every: int = 50               # steps per row of metrics
     checkpoint_minutes: float = 10.0  # time between checkpoints
 
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16"): raise ValueError(f"dtype is {self.dtype!r}; training takes float32 or bfloat16.")
+
     @property
     def warmup_steps(self) -> int: return min(self.warmup, self.steps // 20)
 
@@ -47,16 +50,18 @@ def _save_checkpoint(folder: Path, step: int, state: dict) -> None:
     path = folder / f"{step:09d}.pt"
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
-    for old in sorted(folder.glob("*.pt"))[:-2]: old.unlink()
+    older = sorted(p for p in folder.glob("*.pt") if p != path)
+    for old in older[:-1]: old.unlink()
 
 
 def _load_checkpoint(folder: Path) -> dict | None:
     "The newest readable checkpoint, or None where there is none."
     for path in sorted(folder.glob("*.pt"), reverse=True):
         try:
-            return torch.load(path, weights_only=True)
+            return torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:  # truncated by a full disk, damaged ...: any failure means the same here
-            warnings.warn(f"checkpoint {path} cannot be read ({type(error).__name__}); falling back to the one before it.")
+            os.replace(path, path.with_suffix(".damaged"))
+            warnings.warn(f"checkpoint {path} cannot be read ({type(error).__name__}); falling back to the one before it, or to the start if there is none.")
     return None
 
 # %% ../nbs/09_training.ipynb #3372aab4

@@ -47,15 +47,16 @@ def test_own_protein(tmp_path):
     (tmp_path / "mine.fasta").write_text(">mine\nMQYKLILNGKTLKGETTTEA\n")
     status, shown = papermill(tmp_path, "fasta", "mine.fasta", "mutants", "Y26W,K27A:L28V", "offset", "24")
     assert status == 0, shown
-    table = pd.read_csv(tmp_path / "out/mutants_mine.csv")
+    table = pd.read_csv(tmp_path / "out/mutants_mine_carp_600k_sprot50.csv")
     assert set(table.mutant) == {"Y26W", "K27A:L28V"} and table.percentile.tolist() == [100.0, 50.0]
     status, shown = papermill(tmp_path, "fasta", "mine.fasta")
     assert status == 0, shown
-    assert len(pd.read_csv(tmp_path / "out/mutants_mine.csv")) == 19 * 20 and (tmp_path / "out/mutants_mine.svg").exists()
+    assert len(pd.read_csv(tmp_path / "out/mutants_mine_carp_600k_sprot50.csv")) == 19 * 20 and (tmp_path / "out/mutants_mine_carp_600k_sprot50.svg").exists()
 
 
 @pytest.mark.parametrize("parameters, sentence", [
-    (("modle", "x"), "zero_shot.ipynb has no parameter 'modle'; did you mean 'model'?"),
+    (("modle", "x"), "zero_shot.ipynb has no parameter 'modle'; did you mean 'model'"),
+    (("seed", "abc"), "seed is 'abc'; it must be a whole number"),
     (("budget", "huge"), "budget is 'huge'; use one of smoke, laptop, paper."),
     (("output_dir", "/proc/nowhere"), "the output folder /proc/nowhere cannot be written"),
     (("model", "carp_6000k"), "carp_600k"),
