@@ -229,13 +229,13 @@ def _ahead_panel(axes, rows: pd.DataFrame, labels: list[tuple[str, str]]) -> Non
     first, colour = labels[0], model_colour(labels[0][0])
     shares = [(other[0] if other[0] == "blosum62" or other[0] != first[0] else other[1], int((wide[first] > wide[other]).sum()), len(wide), True) for other in labels[1:]]
     stated = published("zero_shot").query("metric.str.startswith('sets ahead of')")
-    shares += [(f"{r.metric.removeprefix('sets ahead of ')}\n(CARP-640M, published)", int(r.value), r.n, False) for r in stated.itertuples()]
+    shares += [(f"{r.metric.removeprefix('sets ahead of ')}\npublished", int(r.value), r.n, False) for r in stated.itertuples()]
     for x, (_, count, n, here) in enumerate(shares):
         axes.scatter(x, count / n, s=60, marker="o" if here else "D", facecolor=colour if here else "none", edgecolor=colour, lw=1.5, zorder=3)
         axes.annotate(f"{count}/{n}", (x, count / n), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, color=colour)
     axes.axhline(0.5, color="0.8", lw=0.8, zorder=0); axes.set_ylim(-0.05, 1.12); axes.set_xlim(-0.6, len(shares) - 0.4)
     axes.set_xticks(range(len(shares)), [s[0] for s in shares], fontsize=7, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_ylabel(f"share of scans on which\n{first[0]} is ahead of", fontsize=9)
+    axes.set_ylabel(f"share of scans on which\n{first[0]} (published: CARP-640M)\nis ahead of", fontsize=8)
 
 
 def zero_shot_figure(
