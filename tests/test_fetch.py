@@ -56,7 +56,8 @@ def site():
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_download_leaves_no_file_and_starts_again(site, tmp_path, sign):
     site.hold = True
-    code = f"from carp_nb.fetch import fetch\nfetch({site.url!r}, folder={str(tmp_path)!r}, timeout=600)"
+    # a job started in the background has Ctrl-C switched off, and its children inherit that
+    code = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom carp_nb.fetch import fetch\nfetch({site.url!r}, folder={str(tmp_path)!r}, timeout=600)"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     assert site.halfway.wait(300)
     process.send_signal(sign)
