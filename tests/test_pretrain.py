@@ -1,0 +1,108 @@
+"""Pretraining over several processes, killed at any moment, and with a damaged checkpoint: always the run that was planned."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from carp_nb.batching import Corpus
+from carp_nb.datasets import load_dataset
+from carp_nb.pretrain import PretrainConfig, pretrain
+from carp_nb.pretrained import load_model
+
+CONFIG = PretrainConfig("carp_4k", tokens=60_000, batch_tokens=1024, max_length=128, lr=1e-2, cooldown=0.2, seed=3, name="small")
+TIMING = ["seconds", "tokens_per_second"]
+
+
+def data() -> tuple[Corpus, list[str]]:
+    train_set = [r for r in load_dataset("sprot_train_sample") if len(r[1]) < 300][:120]
+    return Corpus.from_records(train_set), [s for _, s in load_dataset("sprot_heldout_sample") if len(s) < 200][:6]
+
+
+def outcome(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
+    weights = load_model(folder / "small.safetensors", "cpu").state_dict()
+    return weights, pd.read_parquet(folder / "metrics.parquet").drop(columns=TIMING), pd.read_parquet(folder / "held_out.parquet")
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    for a, b in zip(outcome(folder), outcome(other), strict=True):
+        if isinstance(a, dict): assert all(torch.equal(a[k], b[k]) for k in a)
+        else: pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    pretrain(CONFIG, *data(), folder, progress=False)
+    return folder
+
+
+def in_child(folder: Path) -> int:
+    "Train in a forked process, which begins with everything imported; its process id."
+    if pid := os.fork(): return pid
+    try:
+        torch.set_num_threads(1)
+        pretrain(CONFIG, *data(), folder, progress=False)
+    finally: os._exit(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_twenty_random_moments(undisturbed, tmp_path):
+    draw, kills, train_seconds = random.Random(0), 0, pd.read_parquet(undisturbed / "metrics.parquet").seconds.iloc[-1]
+    torch.set_num_threads(1)
+    for attempt in range(200):
+        pid = in_child(tmp_path / "killed")
+        time.sleep(draw.uniform(0, 0.3 + 0.2 * train_seconds) if kills < 20 else 0)
+        if kills < 20: os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        kills += os.WIFSIGNALED(status)
+        if not os.WIFSIGNALED(status):
+            if kills >= 20: break
+            (tmp_path / "killed" / "small.safetensors").unlink(missing_ok=True)   # finished early: the next attempt resumes a finished run
+    assert kills == 20
+    assert_same(tmp_path / "killed", undisturbed)
+
+
+def test_damaged_last_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
+    pretrain(CONFIG, *data(), tmp_path, progress=False)
+    for path in [tmp_path / "small.safetensors", tmp_path / "metrics.parquet"]: path.unlink()
+    newest = sorted((tmp_path / "checkpoints").glob("*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    with pytest.warns(UserWarning, match="falling back to the one before"):
+        pretrain(CONFIG, *data(), tmp_path, progress=False)
+    assert_same(tmp_path, undisturbed)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_pretrain import CONFIG, data, pretrain, replace
+pretrain(replace(CONFIG, accumulate=int(sys.argv[2])), *data(), sys.argv[1], progress=False)
+"""
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_as_one(undisturbed, tmp_path, accumulate):
+    (script := tmp_path / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(random.randint(20_000, 60_000))]
+    done = subprocess.run([*launch, str(script), str(tmp_path / "two"), str(accumulate)], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    (weights, metrics, held_out), (one, metrics_of_one, held_out_of_one) = outcome(tmp_path / "two"), outcome(undisturbed)
+    pd.testing.assert_frame_equal(metrics, metrics_of_one, rtol=1e-4)          # sums in another order
+    pd.testing.assert_frame_equal(held_out, held_out_of_one, rtol=1e-3)
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["steps"] == int(metrics.step.iloc[-1])
+
+
+def test_parts_and_recomputed_activations_change_memory_not_the_run(undisturbed, tmp_path):
+    pretrain(replace(CONFIG, accumulate=4, recompute=True), *data(), tmp_path, progress=False)
+    pd.testing.assert_frame_equal(outcome(tmp_path)[1], outcome(undisturbed)[1], rtol=1e-4)
