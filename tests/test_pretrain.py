@@ -9,11 +9,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from carp_nb.batching import Corpus
+from carp_nb.batching import Corpus, uniref50_records
 from carp_nb.datasets import load_dataset
 from carp_nb.pretrain import PretrainConfig, pretrain
 from carp_nb.pretrained import load_model
@@ -106,3 +107,15 @@ def test_two_processes_train_as_one(undisturbed, tmp_path, accumulate):
 def test_parts_and_recomputed_activations_change_memory_not_the_run(undisturbed, tmp_path):
     pretrain(replace(CONFIG, accumulate=4, recompute=True), *data(), tmp_path, progress=False)
     pd.testing.assert_frame_equal(outcome(tmp_path)[1], outcome(undisturbed)[1], rtol=1e-4)
+
+
+def test_the_authors_reader_and_ours_give_the_same_sequences(tmp_path):
+    from sequence_models.datasets import UniRefDataset
+    text, starts, sequences = b"", [], ["MKTAYIAKQR", "ACDEFGHIKLMNPQ", "WWY"]
+    for sequence in sequences:
+        text += b">entry\n"; starts.append(len(text)); text += sequence.encode() + b"\n"
+    (tmp_path / "consensus.fasta").write_bytes(text)
+    (tmp_path / "splits.json").write_text(json.dumps({"train": [0, 2], "valid": [1], "test": []}))
+    np.savez(tmp_path / "lengths_and_offsets.npz", ells=[len(s) for s in sequences], seq_offsets=starts)
+    theirs = UniRefDataset(f"{tmp_path}/", "train")
+    assert [s for _, s in uniref50_records(tmp_path, "train")] == [theirs[i][0] for i in range(len(theirs))]
