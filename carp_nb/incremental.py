@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .carp import CARP, ByteNetBlock, CARPConfig, _log_probs
+from .carp import CARP, ByteNetBlock, CARPConfig, _log_probs, check_positions, windows
 from .kernels import taps
 
 # %% ../nbs/11_incremental.ipynb #a8f4d23a
@@ -191,7 +191,7 @@ def _chunks(
 @dataclass
 class Plan:
     "The cost of a set of questions, in multiplications (MACs), both ways."
-    dense: int        # a forward pass for every set
+    dense: int        # a forward pass for every set, over what its answer depends on
     incremental: int  # the wild type once, then what changes
     kept: int         # numbers kept of the wild type at one time
     keep: list[list[bool]]  # per stretch, the layers whose wild-type activations are needed
@@ -219,7 +219,8 @@ def plan(
 ) -> Plan:
     "Count what masked log-probabilities cost with and without recomputing everything."
     at, n = masked if at is None else at, config.n_layers
-    result = Plan(len(masked) * _macs(config, [length] * (n + 1), length), 0, 0, [])
+    spans = windows(length, at, config.receptive_field)
+    result = Plan(sum(_macs(config, [stop - start] * (n + 1), stop - start) for start, stop in spans), 0, 0, [])
     for stretch in _stretches(config, length, at):
         width, keep = stretch.stop - stretch.start, [False] * (n + 1)
         for _, hidden, wanted, _ in _chunks(stretch, masked, at, batch_tokens, torch.device("cpu")):
@@ -232,12 +233,6 @@ def plan(
     return result
 
 # %% ../nbs/11_incremental.ipynb #a054b249
-def _check(length: int, *position_sets: list[tuple[int, ...]]) -> None:
-    "Raises ValueError naming the first position that the sequence does not have."
-    outside = next((p for sets in position_sets for s in sets for p in s if not 0 <= p < length), None)
-    if outside is not None: raise ValueError(f"position {outside} is outside the wild type; its {length} residues are counted from 0 to {length - 1}.")
-
-
 def _incremental(
     model: CARP, tokens: LongTensor, masked: list[tuple[int, ...]], at: list[tuple[int, ...]], batch_tokens: int, counted: Plan,
 ) -> list[Tensor]:  # N tensors [len(at_i), 30], logits in the model's dtype
@@ -263,7 +258,7 @@ def masked_log_probs(
     "What `CARP.log_probs` answers, by the cheaper of two exact ways. Raises ValueError for a position outside the sequence."
     at = masked if at is None else at
     tokens = PROTEIN.encode(wild_type, "wild type").to(model.embed.weight.device)
-    _check(len(tokens), masked, at)
+    check_positions(len(tokens), masked, at)
     counted = plan(model.config, len(tokens), masked, at, batch_tokens)
     if not (path == "incremental" or path is None and counted.pays()): return _log_probs(model, wild_type, masked, at, batch_tokens)
     answers = _incremental(model, tokens, masked, at, batch_tokens, counted)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor
 from tqdm.auto import tqdm
 
-from .alphabet import AMINO_ACIDS, PROTEIN
+from .alphabet import AMINO_ACIDS, PROTEIN, Alphabet
 
 # %% ../nbs/07_mlm.ipynb #b16dd6f2
 def _select(
@@ -82,10 +82,13 @@ def corrupt_each(
 @dataclass(frozen=True)
 class Evaluation:
     "What a model scores on held-out sequences."
-    answers: pd.DataFrame  # one row per selected token: sequence, length, residue, nats, correct
+    answers: pd.DataFrame  # one row per selected token: sequence, length, residue, nats, nats_20, correct
 
     @property
     def loss(self) -> float: return float(self.answers.nats.mean())          # nats per selected token
+
+    @property
+    def loss_20(self) -> float: return float(self.answers.nats_20.mean())    # between the 20 amino acids, whatever the vocabulary
 
     @property
     def perplexity(self) -> float: return float(np.exp(self.loss))
@@ -112,37 +115,74 @@ def _record(
 ) -> pd.DataFrame:
     "Grade the answers to the selected tokens of some questions."
     targets = torch.cat([questions[i][0][questions[i][2]] for i in rows])
+    of_20 = F.pad(log_probs[:, :20].log_softmax(-1), (0, log_probs.shape[1] - 20), value=torch.nan)  # a rare letter is none of them
     counts = [int(questions[i][2].sum()) for i in rows]
     return pd.DataFrame({
         "sequence": np.repeat(rows, counts), "length": np.repeat([len(questions[i][0]) for i in rows], counts),
         "residue": [PROTEIN.tokens[t] for t in targets],
         "nats": -log_probs.gather(1, targets[:, None])[:, 0].double().numpy(),
+        "nats_20": -of_20.gather(1, targets[:, None])[:, 0].double().numpy(),
         "correct": (log_probs.argmax(1) == targets).numpy()})
+
+# %% ../nbs/07_mlm.ipynb #106358fa
+def _asked(
+    alphabet: Alphabet,
+    corrupted: list[LongTensor],         # PROTEIN ids, each [L_i]
+) -> tuple[LongTensor, BoolTensor]:      # the model's ids [B, T], mask [B, T] (True = residue)
+    "Questions in a model's own alphabet."
+    if alphabet is PROTEIN:
+        tokens = torch.nn.utils.rnn.pad_sequence(corrupted, batch_first=True, padding_value=PROTEIN.pad_idx)
+        return tokens, tokens != PROTEIN.pad_idx
+    return alphabet.batch([PROTEIN.decode(ids) for ids in corrupted], allow_mask=True)
+
+
+def _answered(
+    alphabet: Alphabet,
+    logits: Tensor,  # [n, tokens of the alphabet]
+) -> Tensor:         # [n, 30] natural log; -inf for what the alphabet does not have
+    "Answers in the columns of PROTEIN, normalised over the model's own vocabulary."
+    log_probs = logits.float().log_softmax(-1)
+    if alphabet is PROTEIN: return log_probs
+    ours = torch.full((len(logits), len(PROTEIN)), -torch.inf)
+    ours[:, :len(PROTEIN.residues)] = log_probs[:, [alphabet.tokens.index(residue) for residue in PROTEIN.residues]]
+    return ours
+
+
+def _checked(model, questions: list) -> Alphabet:
+    "The model's alphabet. Raises ValueError for a scorer without logits, for nothing to score, and for more residues than the model reads."
+    name, limit = getattr(model, "name", "the model"), getattr(model, "max_length", None)
+    if hasattr(model, "log_probs") and not hasattr(model, "alphabet"):
+        raise ValueError(f"{name} scores mutants and gives no logits of its tokens, so it has no loss; evaluate a CARP or an ESM.")
+    if not any(q[2].any() for q in questions): raise ValueError("evaluate got no canonical residue to score; give at least one sequence.")
+    if limit and (long := [i for i, q in enumerate(questions) if len(q[0]) > limit]):
+        raise ValueError(f"sequence {long[0] + 1} has {len(questions[long[0]][0])} residues and {name} reads at most {limit}, as for {len(long)} of "
+                         f"{len(questions)} sequences; pass max_length={limit} for random windows, or leave them out.")
+    return getattr(model, "alphabet", PROTEIN)
 
 # %% ../nbs/07_mlm.ipynb #b55952f7
 @torch.inference_mode()
 def evaluate(
-    model,                          # maps (tokens [B, L], mask [B, L]) to logits [B, L, 30]
+    model,                          # maps (tokens [B, L], mask [B, L]) to logits [B, L, tokens of model.alphabet]
     sequences: Iterable[str],       # held-out residues
     seed: int = 0,                  # of the corruption
     batch_tokens: int = 16384,      # padded tokens per forward pass
     max_length: int | None = None,  # crop to a random window; None: never
     reference: bool = False,        # corrupt as the released code does
     progress: bool = False,
-) -> Evaluation:                    # .loss (nats per selected token), .accuracy, .by_length, .by_residue
-    "Masked language modelling loss on held-out sequences (section 2.1). Raises ValueError when there is nothing to score."
+) -> Evaluation:                    # .loss (nats per selected token), .loss_20, .accuracy, .by_length, .by_residue
+    "Masked language modelling loss on held-out sequences (section 2.1). Raises ValueError when there is nothing to score or a sequence is too long."
     questions = corrupt_each(sequences, seed, max_length, reference)
-    if not any(q[2].any() for q in questions): raise ValueError("evaluate got no canonical residue to score; give at least one sequence.")
+    alphabet = _checked(model, questions)
     device = next(model.parameters()).device
     order = sorted(range(len(questions)), key=lambda i: len(questions[i][0]))
     records, bar = [], tqdm(total=len(order), disable=not progress, desc="held-out sequences")
     while order:
         longest = len(questions[order[-1]][0])
         rows = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
-        batch = torch.nn.utils.rnn.pad_sequence([questions[i][1] for i in rows], batch_first=True, padding_value=PROTEIN.pad_idx).to(device)
-        logits = model(batch, batch != PROTEIN.pad_idx)
-        picked = torch.cat([row[:len(questions[i][2])][questions[i][2]] for row, i in zip(logits.cpu(), rows)])
-        records.append(_record(questions, rows, picked.float().log_softmax(-1)))
+        tokens, mask = _asked(alphabet, [questions[i][1] for i in rows])
+        logits = model(tokens.to(device), mask.to(device)).cpu()
+        picked = torch.cat([row[inside][questions[i][2]] for row, inside, i in zip(logits, mask, rows)])
+        records.append(_record(questions, rows, _answered(alphabet, picked)))
         bar.update(len(rows))
     bar.close()
     return Evaluation(pd.concat(records, ignore_index=True).sort_values("sequence", kind="stable", ignore_index=True))

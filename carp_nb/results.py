@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'BUDGETS', 'Results', 'get_budget', 'provenance', 'device_name', 'Run', 'model_colour', 'published',
            'zero_shot_figure', 'scan_figure', 'ranked_figure', 'learning_curve', 'styled', 'scan_table', 'mean_table',
-           'depth_table']
+           'depth_table', 'loss_by_size_figure', 'loss_by_length', 'loss_by_length_figure', 'long_bins',
+           'calibration_figure']
 
 # %% ../nbs/18_results.ipynb #df4ae1d0
 import ast
@@ -67,9 +68,14 @@ class Results:
 # %% ../nbs/18_results.ipynb #273dbe9b
 BUDGETS = {
     "pretrain": {"smoke": {"tokens": 2e5}, "laptop": {"tokens": 2e6}, "paper": {"tokens": 620_000 * 128 * 11_000}},  # residues to train on
+    "pretraining_loss": {"smoke": {"sequences": 40, "n_boot": 100}, "laptop": {"sequences": None, "n_boot": 1000}, "paper": {"sequences": None, "n_boot": 10_000}},
     "zero_shot": {"smoke": {"mutants": 500, "n_boot": 100},       # mutants per scan, drawn at random; None: all
                   "laptop": {"mutants": None, "n_boot": 500},     # n_boot: bootstrap samples of an interval
                   "paper": {"mutants": None, "n_boot": 2000}},
+    "mutate": {"smoke": {"seconds": 30}, "laptop": {"seconds": 600}, "paper": {"seconds": None}},  # that the last cells wait for the map; None: until it is full
+    "finetune": {"smoke": {"rows": 200, "epochs": 3, "n_boot": 100},          # at most that many rows of each split, drawn at random; None: all
+                 "laptop": {"rows": 4000, "epochs": 40, "n_boot": 500},       # epochs: at most, early stopping ends sooner
+                 "paper": {"rows": None, "epochs": 500, "n_boot": 2000}},
 }
 
 
@@ -390,3 +396,95 @@ def depth_table(
     deep = rows[rows.metric.str.fullmatch(r"spearman_\d+_mutations")]
     deep = deep.assign(mutations=deep.metric.str.extract(r"(\d+)", expand=False).astype(int), by=deep.model + " " + deep.method)
     return deep.pivot_table(index=["task", "mutations", "n"], columns="by", values="value", sort=False).sort_index().reset_index("n")
+
+# %% ../nbs/18_results.ipynb #f566f48f
+def loss_by_size_figure(
+    runs: pd.DataFrame,      # name, family, seed, parameters, tokens and loss (nats per masked residue) of every run
+    baselines: pd.Series,    # loss of "trigram" and "residue frequencies" on the same residues
+    published: pd.DataFrame, # model, parameters, value: stated in the paper, on other data
+) -> Figure:
+    "Held-out loss against parameters for CARP and ESM, one point per seed, the mean joined by a line (Figure 1d)."
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for (family, tokens), group in runs.groupby(["family", "tokens"], sort=False):
+        mean, label = group.groupby("parameters").loss.mean(), f"{family.upper()}, {tokens / 1e6:,.0f} million residues seen"
+        axes.plot(mean.index, mean, color=model_colour(family), lw=1.5, marker="s" if len(mean) == 1 else None, ls="-" if len(mean) > 1 else "", label=label)
+        if len(mean) > 1: axes.scatter(group.parameters, group.loss, s=26, color=model_colour(family), zorder=3)
+    for row in published.itertuples():
+        axes.scatter(row.parameters, row.value, s=70, marker="D", facecolor="none", edgecolor=model_colour(row.model), lw=1.5)
+        axes.annotate(f"{row.model} {row.value:.2f}\npublished, {row.note}", (row.parameters, row.value), xytext=(-9, 0), textcoords="offset points",
+                      ha="right", va="bottom" if "CARP" in row.model else "top", fontsize=8, color=model_colour(row.model))
+    for name, style in [("residue frequencies", ":"), ("trigram", "--")]: axes.axhline(baselines[name], color="0.5", ls=style, lw=1, label=name)
+    axes.set_xscale("log"); axes.set_xlabel("parameters"); axes.set_ylabel("held-out loss (nats per masked residue)")
+    axes.margins(y=0.1); nats = axes.get_ylim(); twin = axes.secondary_yaxis("right", functions=(np.exp, lambda p: np.log(np.maximum(p, 1e-9)))); twin.set_ylabel("perplexity")
+    axes.set_ylim(nats); axes.spines[["top", "right"]].set_visible(False); axes.legend(frameon=False, fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def loss_by_length(
+    answers: pd.DataFrame,  # of an `mlm.Evaluation`
+    window: int = 30,       # sequences, in the order of their length
+) -> pd.DataFrame:          # length, loss (nats per masked residue), smoothed
+    "Loss against length, a running mean over neighbouring sequences (Figure 1e); shorter windows at the ends are left out."
+    per = answers.groupby("sequence").agg(length=("length", "first"), nats=("nats", "sum"), n=("nats", "size")).sort_values("length", kind="stable")
+    rolled = per.rolling(window, center=True)[["nats", "n"]].sum()
+    return pd.DataFrame({"length": per.length.rolling(window, center=True).median(), "loss": rolled.nats / rolled.n}).dropna().reset_index(drop=True)
+
+
+def loss_by_length_figure(
+    curves: dict[str, pd.DataFrame],  # model -> length, loss
+    points: dict[str, pd.DataFrame],  # model -> length, loss, lo, hi of bins too sparse for a running mean
+    crop: int,                        # longest training crop, in residues
+    window: int = 30,                 # sequences of the running mean, for the caption
+) -> Figure:
+    "Held-out loss against sequence length (Figure 1e)."
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for i, (name, curve) in enumerate(curves.items()):
+        axes.plot(curve.length, curve.loss, color=model_colour(name), ls=["-", "--", ":"][i % 3], lw=1.4, label=f"{name}, running mean over {window} sequences")
+        p = points[name]
+        axes.errorbar(p.length, p.loss, [p.loss - p.lo, p.hi - p.loss], fmt="o", ms=4, color=model_colour(name), capsize=2, lw=1)
+    axes.axvline(crop, color="0.7", lw=1); axes.annotate(f"training crop\n{crop:,}", (crop, axes.get_ylim()[1]), xytext=(4, -2), textcoords="offset points", va="top", fontsize=8, color="0.4")
+    axes.set_xscale("log"); axes.set_xticks([32, 64, 128, 256, 512, 1024, 2048, 4096], ["32", "64", "128", "256", "512", "1,024", "2,048", "4,096"]); axes.minorticks_off()
+    axes.set_xlabel("sequence length (residues)"); axes.set_ylabel("held-out loss (nats per masked residue)")
+    axes.spines[["top", "right"]].set_visible(False); axes.legend(frameon=False, fontsize=8)
+    plt.close(figure)
+    return figure
+
+# %% ../nbs/18_results.ipynb #0426ad10
+def long_bins(
+    answers: pd.DataFrame,  # of an `mlm.Evaluation`
+    edges: tuple[int, ...] = (1022, 2048, 4096, 10 ** 9),  # residues
+    n_boot: int = 500,
+    seed: int = 0,
+) -> pd.DataFrame:          # length (median), loss, lo, hi (95 % bootstrap over sequences), sequences
+    "Loss of sequences too long and too few for a running mean, in bins with their count and interval."
+    rng, rows = np.random.default_rng(seed), []
+    for low, high in zip(edges, edges[1:]):
+        inside = answers[(answers.length > low) & (answers.length <= high)]
+        if inside.empty: continue
+        per = inside.groupby("sequence").nats.agg(["sum", "size"]).to_numpy()
+        draws = per[rng.integers(0, len(per), (n_boot, len(per)))].sum(1)
+        lo, hi = np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975])
+        rows.append({"length": inside.groupby("sequence").length.first().median(), "loss": inside.nats.mean(), "lo": lo, "hi": hi, "sequences": len(per)})
+    return pd.DataFrame(rows, columns=["length", "loss", "lo", "hi", "sequences"])
+
+# %% ../nbs/18_results.ipynb #c6a889d6
+def calibration_figure(
+    measured: np.ndarray,   # [N] numbers, or 0 and 1
+    predicted: np.ndarray,  # [N] numbers, or the probability of 1
+    model: str,             # name, for the colour
+    unit: str = "target",   # what was measured
+) -> Figure:
+    "Measured against predicted, test rows and the means of their tenths with standard errors."
+    measured, predicted = np.asarray(measured, float), np.asarray(predicted, float)
+    figure, axes = plt.subplots(figsize=(4.4, 4.0), layout="constrained")
+    axes.scatter(predicted, measured, s=6, color=model_colour(model), alpha=0.25, lw=0, rasterized=len(measured) > 5000)
+    tenths = [t for t in np.array_split(np.argsort(predicted, kind="stable"), min(10, len(predicted))) if len(t)]
+    error = [measured[t].std(ddof=1) / np.sqrt(len(t)) if len(t) > 1 else 0.0 for t in tenths]
+    axes.errorbar([predicted[t].mean() for t in tenths], [measured[t].mean() for t in tenths], error, fmt="o", ms=5, color="black", capsize=2, lw=1, zorder=3, label="mean of a tenth")
+    ends = [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
+    axes.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
+    axes.set_xlabel(f"{unit}, predicted by {model}"); axes.set_ylabel(f"{unit}, measured (n = {len(measured):,})")
+    axes.spines[["top", "right"]].set_visible(False); axes.legend(frameon=False, fontsize=8)
+    plt.close(figure)
+    return figure

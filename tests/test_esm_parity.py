@@ -8,7 +8,10 @@ from esm.model.esm1 import ProteinBertModel
 from sequence_models.esm import ESM1b
 
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
-from carp_nb.esm import ESM, FAIR_ESM, TABLE_S2, ESMConfig, from_fair_esm, load_fair_esm, to_fair_esm
+from carp_nb.esm import ESM, FAIR_ESM, TABLE_S2, ESMConfig, from_fair_esm, to_fair_esm
+from carp_nb.mlm import corrupt_each, evaluate
+from carp_nb.pretrained import load_model
+from carp_nb.scoring import mutation_scan, score_mutants
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSG", "GAVLI", "MK#AYIA##R", "#", "XBUZOMKT"]
 PEER_ALPHABET = fair_esm.Alphabet.from_architecture("roberta_large")
@@ -35,6 +38,14 @@ def released(norm_before: bool, token_dropout: bool = True, layers: int = 3) -> 
     return model, {"args": args, "model": state}
 
 
+def ours(checkpoint: dict) -> ESM:
+    "Our model with the weights of a published file."
+    config, state = from_fair_esm(checkpoint)
+    model = ESM(config)
+    model.load_state_dict(state)
+    return model.eval()
+
+
 def peer_tokens(sequences: list[str]) -> torch.Tensor:
     return PEER_ALPHABET.get_batch_converter()([("", s.replace("#", "<mask>")) for s in sequences])[2]
 
@@ -51,16 +62,16 @@ def test_alphabet_is_fair_esms():
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_equals_fair_esm(norm_before, token_dropout, dtype):
     peer, checkpoint = released(norm_before, token_dropout)
-    ours, peer = from_fair_esm(checkpoint).to(dtype), peer.to(dtype)
+    model, peer = ours(checkpoint).to(dtype), peer.to(dtype)
     tokens, residues = FAIR_ESM.batch(SEQUENCES, allow_mask=True)
     inside = tokens != FAIR_ESM.pad_idx
     with torch.no_grad():
         expected = peer(tokens, repr_layers=[0, 1, 3])
         for mask in (None, residues):
-            torch.testing.assert_close(ours(tokens, mask)[inside], expected["logits"][inside], rtol=0, atol=TOLERANCE[dtype])
+            torch.testing.assert_close(model(tokens, mask)[inside], expected["logits"][inside], rtol=0, atol=TOLERANCE[dtype])
         for layer, values in expected["representations"].items():
-            torch.testing.assert_close(ours.represent(tokens, layer=layer)[inside], values[inside], rtol=0, atol=TOLERANCE[dtype])
-        for row, sequence in zip(ours(tokens), SEQUENCES):  # a sequence alone
+            torch.testing.assert_close(model.represent(tokens, layer=layer)[inside], values[inside], rtol=0, atol=TOLERANCE[dtype])
+        for row, sequence in zip(model(tokens), SEQUENCES):  # a sequence alone
             alone = peer(peer_tokens([sequence]))["logits"][0]
             torch.testing.assert_close(row[:len(sequence) + 2], alone, rtol=0, atol=TOLERANCE[dtype])
 
@@ -86,7 +97,7 @@ def test_sizes_of_table_s2_are_the_papers_transformer():
 
 def test_both_forms_of_attention_agree():
     _, checkpoint = released(norm_before=True)
-    fused = from_fair_esm(checkpoint)
+    fused = ours(checkpoint)
     plain = ESM(fused.config, attention="plain").eval()
     plain.load_state_dict(fused.state_dict())
     tokens, _ = FAIR_ESM.batch(SEQUENCES, allow_mask=True)
@@ -97,24 +108,25 @@ def test_both_forms_of_attention_agree():
 def test_files_are_read_in_both_directions(tmp_path):
     peer, checkpoint = released(norm_before=False)
     torch.save(checkpoint, tmp_path / "esm1v_test.pt")
-    ours = load_fair_esm(tmp_path / "esm1v_test.pt")
-    assert ours.name == "esm1v_test" and ours.max_length == 58
+    model = load_model(tmp_path / "esm1v_test.pt", "cpu")
+    assert model.name == "esm1v_test" and model.max_length == 58
     torch.save(checkpoint, tmp_path / "old.pt", _use_new_zipfile_serialization=False)  # what PyTorch wrote before 1.6
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), load_fair_esm(tmp_path / "old.pt").parameters()))
+    for same in (ours(checkpoint), load_model(tmp_path / "old.pt", "cpu")):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), same.parameters(), strict=True))
 
     written = to_fair_esm(perturb(ESM(ESMConfig(32, 2, 4, 48, 60, "fair_esm", token_dropout=True))))
     with pytest.warns(UserWarning, match="Regression weights not found"):  # of the contact head, which we leave out
         theirs, _ = fair_esm.pretrained.load_model_and_alphabet_core("esm1b_test", written)
     tokens, _ = FAIR_ESM.batch(SEQUENCES[:1])
     with torch.no_grad():
-        torch.testing.assert_close(from_fair_esm(written)(tokens), theirs.eval()(tokens)["logits"], rtol=0, atol=2e-5)
+        torch.testing.assert_close(ours(written)(tokens), theirs.eval()(tokens)["logits"], rtol=0, atol=2e-5)
 
 
-def test_half_precision_file_is_read_as_fp32():
+def test_half_precision_file_is_read_as_fp32(tmp_path):
     _, checkpoint = released(norm_before=True)
     checkpoint["model"] = {key: value.half() for key, value in checkpoint["model"].items()}
-    model = from_fair_esm(checkpoint)
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    torch.save(checkpoint, tmp_path / "half.pt")
+    assert {p.dtype for p in load_model(tmp_path / "half.pt", "cpu").parameters()} == {torch.float32}
 
 
 def test_untied_output_is_refused():
@@ -126,8 +138,40 @@ def test_untied_output_is_refused():
 def test_scores_are_fair_esms_masked_marginals():
     "Log-odds of a double mutant, both positions masked at once, by fair-esm's own tokens."
     peer, checkpoint = released(norm_before=True)
-    answers, = from_fair_esm(checkpoint).log_probs("MKTAYIAKQR", [(3, 8)])
+    answers, = ours(checkpoint).log_probs("MKTAYIAKQR", [(3, 8)])
     with torch.no_grad(): expected = peer(peer_tokens(["MKT#YIAK#R"]))["logits"][0].log_softmax(-1)
     for row, (position, wild, mutant) in zip(answers, [(3, "A", "W"), (8, "Q", "C")]):
         odds = expected[position + 1, PEER_ALPHABET.get_idx(mutant)] - expected[position + 1, PEER_ALPHABET.get_idx(wild)]
         torch.testing.assert_close(row[AMINO_ACIDS.index(mutant)] - row[AMINO_ACIDS.index(wild)], odds, rtol=0, atol=2e-5)
+
+
+def test_scans_and_methods_are_fair_esms():
+    "Scores of equation 1 and of one mask at a time, worked out from fair-esm's logits."
+    peer, checkpoint = released(norm_before=False)
+    model, wild_type = ours(checkpoint), "MKTAYIAKQR"
+
+    def odds(text: str, position: int, mutant: str) -> float:
+        with torch.no_grad(): logits = peer(peer_tokens([text]))["logits"][0, position + 1]
+        return (logits[PEER_ALPHABET.get_idx(mutant)] - logits[PEER_ALPHABET.get_idx(wild_type[position])]).item()
+
+    expected = {"masked": odds("MKT#YIAK#R", 3, "W") + odds("MKT#YIAK#R", 8, "C"),
+                "masked-each": odds("MKT#YIAKQR", 3, "W") + odds("MKTAYIAK#R", 8, "C"),
+                "wild-type": odds(wild_type, 3, "W") + odds(wild_type, 8, "C")}
+    for method, value in expected.items():
+        assert score_mutants(model, wild_type, ["A4W:Q9C"], method=method)[0] == pytest.approx(value, abs=2e-5), method
+    scan = mutation_scan(model, wild_type, [4, 10])
+    assert scan.loc[4, "W"] == pytest.approx(odds("MKT#YIAKQR", 3, "W"), abs=2e-5) and scan.loc[4, "A"] == 0
+    assert scan.loc[10, "D"] == pytest.approx(odds("MKTAYIAKQ#", 9, "D"), abs=2e-5)
+    with pytest.raises(ValueError, match="takes at most 58 residues and the wild type has 59"): mutation_scan(model, "M" * 59)
+
+
+def test_held_out_loss_is_fair_esms():
+    "The questions of `evaluate`, put to fair-esm one sequence at a time."
+    peer, checkpoint = released(norm_before=True)
+    generator = torch.Generator().manual_seed(1)
+    sequences = ["".join(AMINO_ACIDS[i] for i in torch.randint(20, (n,), generator=generator)) for n in (50, 7, 1, 33)] + ["XMKTBUZOW"]  # fair-esm refuses J
+    nats = []
+    for tokens, corrupted, selected in corrupt_each(sequences):
+        with torch.no_grad(): answers = peer(peer_tokens([PROTEIN.decode(corrupted)]))["logits"][0].log_softmax(-1)[1:-1][selected]
+        nats += [-row[PEER_ALPHABET.get_idx(letter)].item() for row, letter in zip(answers, PROTEIN.decode(tokens[selected]))]
+    assert evaluate(ours(checkpoint), sequences).answers.nats.tolist() == pytest.approx(nats, abs=2e-5)

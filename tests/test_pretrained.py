@@ -9,13 +9,17 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from carp_nb import pretrained
 from carp_nb.carp import CARP, CARPConfig
+from carp_nb.esm import ESM, ESMConfig
 from carp_nb.fetch import sha256_of
-from carp_nb.pretrained import Published, list_models, load_model, save_checkpoint
+from carp_nb.pretrained import ENSEMBLES, PUBLISHED, Published, list_models, load_model, load_models, save_checkpoint, weights_sha256
+from carp_nb.protbert import PROTBERT_FILES
+from carp_nb.scoring import score_mutants
 
 SMALL = CARPConfig(8, 3, d_embed=4)
 SHIPPED = sorted(pretrained._SHIPPED.glob("*.safetensors"))
@@ -52,7 +56,7 @@ class Record:
 def record(tmp_path, monkeypatch):
     "carp_600k stands for the local file, the cache is empty, no folder is named, and no model ships."
     record = Record(tmp_path / "record")
-    monkeypatch.setattr(pretrained, "ZENODO", f"http://127.0.0.1:{record.server.server_port}/{{}}")
+    monkeypatch.setitem(pretrained.ORIGINS, "Zenodo 6564798", f"http://127.0.0.1:{record.server.server_port}/{{}}")
     monkeypatch.setitem(pretrained.PUBLISHED, "carp_600k", Published("carp_600k.pt", sha256_of(record.file)))
     monkeypatch.setattr(pretrained, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(pretrained, "_SHIPPED", tmp_path / "shipped")
@@ -114,6 +118,105 @@ def test_another_file_under_a_published_name_is_refused(record, tmp_path, monkey
     assert not record.asked and load_model(impostor, device="cpu").name == "carp_small"
 
 
+# the Transformers of Figure 2
+
+LITTLE = ESMConfig(16, 2, 4, 24, 300, "fair_esm", token_dropout=True, norm_before=False)
+
+
+def save_esm1v(folder: Path) -> None:
+    "Five small models with random weights, in the published layout under the published file names."
+    for i, name in enumerate(ENSEMBLES["esm1v"]):
+        torch.manual_seed(i)
+        save_checkpoint(ESM(LITTLE), folder / PUBLISHED[name].file)
+
+
+def save_protbert(folder: Path) -> None:
+    "A small ProtBERT with random weights, in the published layout."
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, max_position_embeddings=300)
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"LAGVESIKRDTPNQFYMHCWXUBZO"]) + "\n")
+    torch.save(transformers.BertForMaskedLM(config).state_dict(), folder / "pytorch_model.bin")
+    config.save_pretrained(folder)
+
+
+@pytest.fixture
+def little(monkeypatch):
+    "The names of ESM-1v stand for models of a small shape."
+    for name in ENSEMBLES["esm1v"]: monkeypatch.setitem(pretrained._SHAPES, name, LITTLE)
+
+
+def test_what_cannot_be_verified_says_so_and_must_have_the_right_shape(record, tmp_path, monkeypatch, little):
+    save_esm1v(tmp_path / "record")
+    save_checkpoint(ESM(LITTLE), tmp_path / "record" / PUBLISHED["esm1b"].file)
+    monkeypatch.setitem(pretrained.ORIGINS, "fair-esm", f"http://127.0.0.1:{record.server.server_port}/{{}}")
+    with pytest.warns(UserWarning, match=r"esm1v_t33_650M_UR90S_3.pt is not verified: no checksum of it is known.* has sha256 \w{64}"):
+        third = load_model("ESM-1v-3", "cpu", progress=False)
+    assert third.name == "esm1v_3" and third.path.parent == tmp_path / "cache" / "weights"
+    table = list_models().set_index("name")
+    assert table.loc["esm1v_3", ["family", "verified", "cached"]].tolist() == ["ESM", False, True]
+    assert table.loc["carp_640m", ["family", "verified", "cached"]].tolist() == ["CARP", True, False] and not table.cached["esm1v"]
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="is not the model that esm1b stands for: it holds ESMConfig"):
+        load_model("esm1b", progress=False)
+
+
+def test_esm1v_is_the_mean_of_its_five(tmp_path, monkeypatch, little):
+    save_esm1v(tmp_path)
+    monkeypatch.setenv("CARP_NB_WEIGHTS", str(tmp_path))
+    five, *members = load_models(",".join(["esm1v", *ENSEMBLES["esm1v"]]), "cpu")
+    question = "MKTAYIAKQR", ["A4W:Q9C", "M1L"]
+    scores = [score_mutants(m, *question) for m in members]
+    mean = sum(scores) / 5
+    torch.testing.assert_close(torch.tensor(score_mutants(five, *question)), torch.tensor(mean), rtol=0, atol=1e-6)
+    assert len({tuple(s) for s in scores}) == 5 and five.max_length == 298 and list_models().set_index("name").cached["esm1v"]
+    half = score_mutants(five, *question, dtype="bfloat16")
+    torch.testing.assert_close(torch.tensor(half), torch.tensor(mean), rtol=0, atol=0.1)
+    before = weights_sha256(five)
+    save_checkpoint(ESM(LITTLE), tmp_path / PUBLISHED["esm1v_5"].file)
+    assert weights_sha256(load_model("esm1v", "cpu")) != before
+
+
+def test_protbert_by_name_and_by_folder(tmp_path, monkeypatch):
+    save_protbert(tmp_path / "prot_bert_bfd")
+    monkeypatch.setenv("CARP_NB_WEIGHTS", str(tmp_path))
+    named, by_path = load_model("Rostlab/prot_bert_bfd", "cpu"), load_model(tmp_path / "prot_bert_bfd", "cpu")
+    assert named.name == "prot_bert_bfd" and named.max_length == 298 and weights_sha256(named) == sha256_of(by_path.path)
+    question = "MKTUYIAKQR", ["Y5W:Q9C", "M1L"]
+    scores = score_mutants(named, *question)
+    assert (scores == score_mutants(by_path, *question)).all() and (scores != 0).all()
+    torch.testing.assert_close(torch.tensor(score_mutants(named, *question, dtype="bfloat16")), torch.tensor(scores), rtol=0, atol=0.1)
+    assert list_models().set_index("name").cached["prot_bert_bfd"]
+
+
+def test_protbert_without_its_package_or_a_connection(record, monkeypatch):
+    pytest.importorskip("transformers")
+    record.close()
+    monkeypatch.setattr(pretrained, "PROTBERT_URL", f"http://127.0.0.1:{record.server.server_port}/{{}}")
+    with pytest.raises(ConnectionError, match=f"{PROTBERT_FILES[0]} cannot be downloaded .* set CARP_NB_WEIGHTS to a folder that holds prot_bert_bfd/"):
+        load_model("prot_bert_bfd", progress=False)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"^ProtBERT needs the package transformers; pip install carp-nb\[transformers\].$"): load_model("prot_bert_bfd")
+
+
+def test_zero_shot_takes_every_family(tmp_path, monkeypatch):
+    "The section notebook, on small random models: one of the published ESM layout, one of ours, a ProtBERT, beside the one that ships."
+    papermill = pytest.importorskip("papermill")
+    save_protbert(tmp_path / "prot_bert_bfd")
+    monkeypatch.setenv("CARP_NB_WEIGHTS", str(tmp_path))
+    published = save_checkpoint(ESM(LITTLE), tmp_path / "esm1v_small.pt")
+    ours = save_checkpoint(ESM(ESMConfig(8, 2, 2, 8), "esm_8"), tmp_path / "esm_ours.safetensors")
+    names = f"{ours},{published},prot_bert_bfd,carp_600k_sprot50"
+    nbs = Path(__file__).resolve().parent.parent / "nbs"
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    papermill.execute_notebook(nbs / "zero_shot.ipynb", tmp_path / "run.ipynb", cwd=nbs, progress_bar=False,
+                               parameters={"model": names, "datasets": "abeta42", "budget": "smoke", "output_dir": str(tmp_path / "out")})
+    rows = pd.read_parquet(tmp_path / "out" / "results.parquet").query("metric == 'spearman'").set_index(["model", "method"])
+    models = ["esm_ours", "esm1v_small", "prot_bert_bfd", "carp_600k_sprot50"]
+    assert set(rows.index) == {(m, way) for m in models for way in ("masked", "wild-type")} | {("blosum62", "wild-type")}
+    assert rows.value.between(-1, 1).all() and rows.weights_sha["esm_ours", "masked"] == sha256_of(ours)
+
+
 # shipped models
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
@@ -133,7 +236,7 @@ def test_shipped_model_is_found_and_protected(record, tmp_path, monkeypatch):
     assert list_models().iloc[0][["name", "layers", "origin", "cached"]].tolist() == ["carp_tiny_test", 3, "shipped", True]
     monkeypatch.setenv("CARP_NB_WEIGHTS", str(own))
     own.mkdir(); shutil.copy(path, own)
-    assert load_model("carp_tiny_test", device="cpu").path == own / path.name and len(list_models()) == 5
+    assert load_model("carp_tiny_test", device="cpu").path == own / path.name and list_models().name.tolist().count("carp_tiny_test") == 1
     save_checkpoint(small(), own / path.name)
     with pytest.raises(ValueError, match="is not the model that carp_tiny_test stands for"): load_model("carp_tiny_test")
 
@@ -240,7 +343,7 @@ def test_foreign_safetensors_is_one_sentence(tmp_path):
 
     for i, header in enumerate([None, {"format": "pt"}, {"model": "x", "config": "[]"}]):
         save_file({"w": torch.zeros(1)}, tmp_path / f"{i}.safetensors", metadata=header)
-        with pytest.raises(ValueError, match="its header does not say which CARP it holds"): load_model(tmp_path / f"{i}.safetensors")
+        with pytest.raises(ValueError, match="its header does not say which CARP or ESM it holds"): load_model(tmp_path / f"{i}.safetensors")
 
 
 def test_loading_is_quick_to_start(tmp_path):

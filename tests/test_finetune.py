@@ -1,0 +1,181 @@
+"""Fine-tuning as its users rely on it: repeatable, resumable, honest about the test set, and clear about bad input."""
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from carp_nb import finetune as module
+from carp_nb.carp import CARP, TABLE_S1
+from carp_nb.esm import ESM, TABLE_S2
+from carp_nb.finetune import METHODS, EpochBatches, FinetuneConfig, FineTuned, finetune, run_task, untrained
+from carp_nb.heads import PooledHead
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def labelled(n: int = 90, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    sequences = sorted({"".join(rng.choice(list("ACDK"), rng.integers(6, 16))) for _ in range(n)})
+    table = pd.DataFrame({"sequence": sequences, "target": [s.count("K") / len(s) for s in sequences]})
+    return table.assign(split=rng.choice(["train", "valid", "test"], len(table), p=[0.6, 0.2, 0.2]))
+
+
+@pytest.fixture(scope="module")
+def carp():
+    torch.manual_seed(0)
+    return CARP(TABLE_S1["carp_4k"], "carp_4k").eval()
+
+
+@pytest.fixture(scope="module")
+def esm():
+    torch.manual_seed(0)
+    return ESM(TABLE_S2["esm_4_9k"], "esm_4_9k").eval()
+
+
+def fit(encoder, folder, **settings):
+    config = FinetuneConfig(**{"method": "pt-ft", "lr": 5e-3, "epochs": 4, "warmup": 2, **settings})
+    return lambda train, valid: finetune(encoder, train, valid, config, folder, "cpu", progress=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_run_twice_gives_the_same_numbers(carp, tmp_path, method):
+    task, runs = labelled(), []
+    for i in range(2):
+        torch.manual_seed(100 + i); torch.rand(i)   # what was drawn before makes no difference
+        runs.append(run_task(fit(carp, tmp_path / str(i), method=method), task, n_boot=20))
+    (_, first, one), (_, second, two) = runs
+    assert first.predicted.tolist() == second.predicted.tolist() and one.equals(two)
+    histories = [pd.read_parquet(tmp_path / str(i) / "history.parquet") for i in range(2)]
+    pd.testing.assert_frame_equal(*histories)
+
+
+def test_another_seed_is_another_head_and_all_encoders_of_a_size_start_from_one(carp):
+    other = untrained(carp, 7)
+    assert not torch.equal(other.decoder.weight, carp.decoder.weight) and torch.equal(untrained(carp, 7).decoder.weight, other.decoder.weight)
+    heads = [module._prepare(e, FinetuneConfig(m, seed=s), module.Targets("regression"), torch.device("cpu")).head.out.weight for e, m, s in
+             [(carp, "pt-ft", 0), (other, "na-fr", 0), (carp, "pt-fr", 1)]]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+
+@pytest.mark.parametrize("method, at", [("pt-ft", 7), ("pt-fr", 13), ("pt-ft", 1)])
+def test_resume_ends_where_an_undisturbed_run_ends(carp, tmp_path, monkeypatch, method, at):
+    task = labelled()
+    whole = run_task(fit(carp, tmp_path / "whole", method=method), task, n_boot=20)
+    original, calls = module.Targets.loss, 0
+    def killed(self, out, target, reduction="mean"):
+        nonlocal calls
+        calls += out.requires_grad
+        if calls == at: raise KeyboardInterrupt
+        return original(self, out, target, reduction)
+    with monkeypatch.context() as m:
+        m.setattr(module.Targets, "loss", killed)
+        with pytest.raises(KeyboardInterrupt): run_task(fit(carp, tmp_path / "cut", method=method), task, n_boot=20)
+    assert not (tmp_path / "cut/model.safetensors").exists() and list((tmp_path / "cut/checkpoints").glob("*.pt"))
+    resumed = run_task(fit(carp, tmp_path / "cut", method=method), task, n_boot=20)
+    assert resumed[1].predicted.tolist() == whole[1].predicted.tolist() and resumed[2].equals(whole[2])
+    pd.testing.assert_frame_equal(*[pd.read_parquet(tmp_path / n / "history.parquet") for n in ("whole", "cut")])
+
+
+def test_test_rows_are_read_once_and_validation_rows_never_train(carp, tmp_path, monkeypatch):
+    task, trained, predicted = labelled(), [], []
+    getitem, predict = EpochBatches.__getitem__, FineTuned.predict
+    def batch(self, step):
+        out = getitem(self, step)
+        trained.extend(self.rows.alphabet.decode(row) for row in out[0])
+        return out
+    def read(self, sequences, progress=False):
+        predicted.append(list(sequences))
+        return predict(self, sequences, progress)
+    monkeypatch.setattr(EpochBatches, "__getitem__", batch)
+    monkeypatch.setattr(FineTuned, "predict", read)
+    run_task(fit(carp, tmp_path), task, n_boot=10)
+    of = {s: set(task.sequence[task.split == s]) for s in ("train", "valid", "test")}
+    assert set(trained) == of["train"] and not set(trained) & (of["valid"] | of["test"])
+    assert predicted == [task.sequence[task.split == "test"].tolist()]
+
+
+def test_test_targets_change_nothing_but_the_metrics(carp, tmp_path):
+    task = labelled()
+    other = task.assign(target=np.where(task.split == "test", -100 * task.target, task.target))
+    (_, a, _), (_, b, _) = (run_task(fit(carp, tmp_path / str(i)), t, n_boot=10) for i, t in enumerate((task, other)))
+    assert a.predicted.tolist() == b.predicted.tolist() and a.target.tolist() != b.target.tolist()
+
+
+def test_early_stopping_restores_the_best_weights(carp, tmp_path):
+    task = labelled()
+    model, _, _ = run_task(fit(carp, tmp_path, lr=0.05, epochs=60, patience=3), task, n_boot=10)
+    history = pd.read_parquet(tmp_path / "history.parquet")
+    best = int(history.loc[history.best, "epoch"].iloc[0])
+    assert len(history) == best + 3 < 60
+    valid = task[task.split == "valid"]
+    loss = np.mean((model.predict(valid.sequence.tolist()) - valid.target) ** 2) / model.targets.std ** 2
+    assert loss == pytest.approx(history.valid_loss.min(), rel=1e-4)
+
+
+@pytest.mark.parametrize("cache", ["float32", "float16", "none"])
+def test_frozen_from_the_cache_equals_frozen_without(esm, tmp_path, cache):
+    task = labelled()
+    _, rows, _ = run_task(fit(esm, tmp_path / cache, method="pt-fr", cache=cache), task, n_boot=10)
+    _, plain, _ = run_task(fit(esm, tmp_path / "plain", method="pt-fr", cache="none"), task, n_boot=10)
+    np.testing.assert_allclose(rows.predicted.astype(float), plain.predicted.astype(float), atol=2e-2 if cache == "float16" else 1e-5)
+
+
+def test_activation_checkpointing_and_parts_give_the_same_training(carp, tmp_path):
+    task = labelled()
+    plain, *others = [run_task(fit(carp, tmp_path / str(i), **s), task, n_boot=10)[1].predicted.astype(float)
+                      for i, s in enumerate([{}, {"recompute": True}, {"accumulate": 3}])]
+    for other in others: np.testing.assert_allclose(other, plain, atol=1e-4)
+
+
+def test_bfloat16_is_close(carp, tmp_path):
+    task = labelled()
+    for method in ("pt-ft", "pt-fr"):
+        a, b = (run_task(fit(carp, tmp_path / f"{method}{d}", method=method, dtype=d, epochs=2), task, n_boot=10)[1].predicted.astype(float) for d in ("float32", "bfloat16"))
+        assert np.abs(a - b).max() < 0.1 * task.target.std() + 0.02 and not np.array_equal(a, b)
+
+
+def test_prediction_does_not_depend_on_what_else_is_predicted(esm):
+    model = FineTuned(esm, PooledHead(4), module.Targets("regression"), FinetuneConfig("pt-ft"))
+    sequences = ["MKT", "A" * 300, "MKTAYIAKQR"]
+    np.testing.assert_allclose(model.predict(sequences), [model.predict([s])[0] for s in sequences], atol=1e-5)
+
+
+def papermill(tmp_path: Path, **parameters: str) -> tuple[int, str]:
+    words = [sys.executable, "-m", "papermill", str(ROOT / "nbs/finetune.ipynb"), str(tmp_path / "executed.ipynb"), "--no-progress-bar"]
+    for name, value in {"output_dir": str(tmp_path / "out"), "budget": "smoke", **parameters}.items(): words += ["-p", name, value]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, env={**os.environ, "TQDM_DISABLE": "1"})
+    return done.returncode, " ".join(done.stdout.split())
+
+
+def test_notebook_fits_a_csv_and_predicts_a_second(tmp_path):
+    labelled().to_csv(tmp_path / "mine.csv", index=False)
+    pd.DataFrame({"name": ["a", "b"], "sequence": ["ACDKK", "AACCDD"]}).to_csv(tmp_path / "new.csv", index=False)
+    status, shown = papermill(tmp_path, csv="mine.csv", predict_csv="new.csv")
+    assert status == 0, shown
+    rows, new = pd.read_parquet(tmp_path / "out/results.parquet"), pd.read_csv(tmp_path / "out/predictions.csv")
+    assert set(rows.metric) == {"spearman", "mse"} and rows.lo.le(rows.value).all() and rows.hi.ge(rows.value).all()
+    assert new.sequence.tolist() == ["ACDKK", "AACCDD"]
+    np.testing.assert_allclose(new.predicted, FineTuned.load(tmp_path / "out/model.safetensors", "cpu").predict(new.sequence.tolist()), rtol=1e-2, atol=1e-2)
+    assert (tmp_path / "out/figure.svg").exists()
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda t: t.drop(columns="target"), "choose target_column"),
+    (lambda t: t.assign(sequence=t.sequence.where(t.index != 3, "MKJ1O")), "row 4: '1' at position 4 is not a residue letter"),
+    (lambda t: t.assign(target=1.0), "nothing to learn from"),
+    (lambda t: t[t.split != "valid"], "has no valid rows"),
+    (lambda t: t.assign(target=t.target.where(t.index != 3, np.inf)), "is not a number"),
+    (lambda t: t.assign(target=np.nan), "no row that can be used"),
+])
+def test_bad_csv(tmp_path, change, sentence):
+    change(labelled()).to_csv(path := tmp_path / "mine.csv", index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=sentence): module.check_task(module.read_assay(path), "regression")

@@ -1,0 +1,195 @@
+"""Very long proteins: exact at the seams, in bounded memory; and embeddings that survive a kill."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
+from carp_nb.carp import CARP, TABLE_S1
+from carp_nb.datasets import load_dataset
+from carp_nb.embed import embed, read_embeddings
+from carp_nb.scoring import mutation_scan, score_mutants
+
+TITIN = 34350  # residues of Q8WZ42, the longest protein of the pretraining set
+
+
+@torch.no_grad()
+def random_model(name: str, dtype: torch.dtype, width: int = 8) -> CARP:
+    "A size of Table S1 at reduced width, no parameter at its initial value, its outer taps strong so that seams are felt."
+    torch.manual_seed(0)
+    model = CARP(replace(TABLE_S1[name], d_model=width), name).to(dtype).eval()
+    for key, value in model.named_parameters():
+        if "norm" in key or key.endswith("bias"): value += 0.3 * torch.randn_like(value)
+        elif "conv" in key: value[..., [0, -1]] *= 10
+        elif "up." in key: value *= 4
+    return model
+
+
+def padded(lengths: list[int]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence([torch.randint(20, (n,)) for n in lengths], True, PROTEIN.pad_idx)
+
+
+@pytest.mark.parametrize("dtype, width, atol", [(torch.float64, 8, 1e-9), (torch.float32, 16, 1e-5)])
+@pytest.mark.parametrize("name", TABLE_S1)
+def test_tiles_equal_the_whole(name, dtype, width, atol):
+    model, tile = random_model(name, dtype, width), 300  # longer than the reach of a block, shorter than that of the model
+    for lengths in ([1], [2 * tile + 1], [3 * tile], [3 * tile + 1], [7 * tile - 1, 2 * tile, 5, tile + 256]):
+        tokens = padded(lengths)
+        with torch.no_grad():
+            model.tile = 10 ** 9
+            logits, hidden = model(tokens), model.represent(tokens, norm=False)
+            model.tile = tile
+            assert model.needs_tiles(tokens) == (max(lengths) > 2 * tile)
+            scale = hidden.abs().max().clamp(min=1)
+            torch.testing.assert_close(model(tokens), logits, rtol=0, atol=atol)
+            torch.testing.assert_close(model.represent(tokens, norm=False) / scale, hidden / scale, rtol=0, atol=atol)
+
+
+def test_gradients_do_not_know_of_tiles():
+    model = random_model("carp_4k", torch.float64)
+    tokens, found = padded([90, 17]), []
+    for tile in (10, 10 ** 9):
+        model.tile = tile
+        model.zero_grad()
+        model(tokens).square().mean().backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*found): assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["carp_4k", "carp_76m", "carp_640m"])
+def test_scores_of_a_long_protein_are_those_of_whole_passes(name):
+    model, rng = random_model(name, torch.float64), random.Random(0)
+    wild_type = "".join(rng.choices(AMINO_ACIDS, k=9000))
+    sites = [(0,), (3570,), (4500, 4501), (8999,), (20, 8000)]
+    mutants = [":".join(f"{wild_type[i]}{i + 1}{'W' if wild_type[i] != 'W' else 'A'}" for i in site) for site in sites]
+    model.batch_tokens = model.tile = 1000
+    found = {method: score_mutants(model, wild_type, mutants, method=method) for method in ("masked", "wild-type")}
+    model.tile = 10 ** 9
+    for site, mutant, *scores in zip(sites, mutants, *found.values()):
+        for hidden, score in zip((site, ()), scores):
+            tokens = PROTEIN.encode(wild_type)
+            tokens[list(hidden)] = PROTEIN.mask_idx
+            with torch.no_grad(): log_probs = model(tokens[None])[0].log_softmax(-1)
+            expected = sum(log_probs[i, PROTEIN.encode(m[-1])[0]] - log_probs[i, PROTEIN.encode(m[0])[0]] for i, m in zip(site, mutant.split(":")))
+            assert score == pytest.approx(expected.item(), abs=1e-5)  # scores come in float32
+    assert mutation_scan(model, wild_type, positions=[1, 9000]).shape == (2, 20)
+
+
+# memory
+
+CHILD = """
+import json, sys, time, torch
+from carp_nb.alphabet import AMINO_ACIDS
+from carp_nb.carp import CARP, TABLE_S1
+from carp_nb.embed import embed
+from carp_nb.scoring import score_mutants
+
+def peak():  # MB of this process since it began
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+
+name, sequence, work, path = json.load(sys.stdin)
+torch.manual_seed(0)
+model = CARP(TABLE_S1[name], name).eval()
+with torch.inference_mode(): model(torch.zeros(1, 16, dtype=torch.long))
+before, start = peak(), time.time()
+if work == "embed": embed(model, {"long": sequence}, path, "sequence", progress=False)
+if work == "residues": embed(model, {"long": sequence}, path, "residue", progress=False)
+mutants = [f"{sequence[i]}{i + 1}{'A' if sequence[i] != 'A' else 'W'}" for i in (0, len(sequence) // 2, len(sequence) - 1)]
+mutants.append(f"{mutants[0]}:{mutants[1]}")
+if work in ("masked", "wild-type"): assert score_mutants(model, sequence, mutants, method=work).all()
+print(json.dumps([peak() - before, time.time() - start]))
+"""
+
+needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+
+
+def extra_memory(name: str, sequence: str, work: str, path) -> float:
+    "MB above the weights at the peak, in a process of its own."
+    done = subprocess.run([sys.executable, "-c", CHILD], input=json.dumps([name, sequence, work, str(path)]), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    megabytes, seconds = json.loads(done.stdout)
+    print(f"{name}, {len(sequence)} residues, {work}: {megabytes:.0f} MB above the weights, {seconds:.0f} s")
+    return megabytes
+
+
+@needs_linux
+@pytest.mark.parametrize("work", ["embed", "masked", "wild-type"])
+def test_memory_does_not_grow_with_length(work, tmp_path):
+    long = "".join(random.Random(0).choices(AMINO_ACIDS, k=150_000))
+    grown = extra_memory("carp_600k", long, work, tmp_path / "b.safetensors") - extra_memory("carp_600k", long[:TITIN], work, tmp_path / "a.safetensors")
+    one_activation = (len(long) - TITIN) * 128 * 4 / 2 ** 20  # of which a plain pass holds several
+    assert grown < one_activation
+
+
+@pytest.fixture(scope="module")
+def titin() -> str:
+    sequence = max((s for _, s in load_dataset("pretrain_train")), key=len)
+    assert len(sequence) == TITIN
+    return sequence
+
+
+@needs_linux
+@pytest.mark.skipif("CARP_NB_DATA" not in os.environ, reason="titin is in the pretraining set, which CARP_NB_DATA does not name")
+@pytest.mark.parametrize("work", ["embed", "residues", "masked", "wild-type"])
+def test_titin_under_two_gigabytes(titin, work, tmp_path):
+    assert extra_memory("carp_38m", titin, work, tmp_path / "titin.safetensors") < 2000
+
+
+# a kill
+
+WORKER = """
+import json, sys, time, torch
+from carp_nb.carp import CARP, CARPConfig
+from carp_nb.embed import embed
+torch.manual_seed(0)
+model, slow = CARP(CARPConfig(16, 3)).eval(), float(sys.argv[2])
+represent, calls = model.represent, []
+def slowly(tokens, *args, **kwargs):
+    time.sleep(slow); calls.append(len(tokens))
+    return represent(tokens, *args, **kwargs)
+model.represent = slowly
+embed(model, json.load(open(sys.argv[1])), sys.argv[3], sys.argv[4], batch_tokens=256, progress=False)
+print(sum(calls))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+@pytest.mark.parametrize("per", ["sequence", "residue"])
+def test_killed_embedding_goes_on(per, tmp_path):
+    rng = random.Random(0)
+    records = {f"id {i}": "".join(rng.choices(AMINO_ACIDS, k=rng.randint(1, 120))) for i in range(60)}
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    def command(name: str, slow: float): return [sys.executable, "-c", WORKER, str(tmp_path / "records.json"), str(slow), str(tmp_path / name), per]
+    part = tmp_path / ".e.safetensors.part"
+    worker = subprocess.Popen(command("e.safetensors", 0.1))
+    deadline = time.monotonic() + 120
+    def finished() -> int:
+        if not part.exists(): return 0
+        with safe_open(part, "np") as file: return int(file.get_tensor("done").sum())
+    while finished() < 10 and time.monotonic() < deadline and worker.poll() is None: time.sleep(0.02)
+    worker.send_signal(signal.SIGKILL)
+    assert worker.wait() == -signal.SIGKILL
+    kept = finished()
+    assert 10 <= kept < 60 and not (tmp_path / "e.safetensors").exists()
+    again = subprocess.run(command("e.safetensors", 0), capture_output=True, text=True, check=True)
+    assert int(again.stdout) == 60 - kept + 1  # one to learn the width
+    subprocess.run(command("whole.safetensors", 0), check=True, capture_output=True)
+    resumed, whole = read_embeddings(tmp_path / "e.safetensors"), read_embeddings(tmp_path / "whole.safetensors")
+    assert resumed.ids == list(records) and resumed.lengths.tolist() == [len(s) for s in records.values()]
+    np.testing.assert_array_equal(resumed.array(), whole.array())
+    assert (np.abs(whole.array()).max(1) > 0).all() and not part.exists()
+
+
+def test_full_disk_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    with pytest.raises(OSError, match="GB free; make room"): embed(random_model("carp_4k", torch.float32), ["MKT"], tmp_path / "e.safetensors", progress=False)
+    assert not list(tmp_path.iterdir())
