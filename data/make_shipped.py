@@ -3,13 +3,16 @@
     python data/make_shipped.py scans        # needs the PyPI package mavenn (read as files, never imported)
     python data/make_shipped.py sequences    # needs CARP_NB_DATA with pretrain/
     python data/make_shipped.py wild_types   # needs CARP_NB_DATA with proteingym/DMS_substitutions.csv
+    python data/make_shipped.py chains       # needs CARP_NB_DATA with structures/
 
 The same inputs always give the same content. `--out FOLDER` writes elsewhere, which is how the test compares.
 """
 import argparse
 import gzip
 import importlib.util
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ SCANS = [("amyloid", "abeta42", 1, None),
          ("gb1", "gb1_olson_sample", 2, 10_000)]
 # Debian-sourced entries only: these can be shipped with their licence
 DEBIAN = ("src=SwissProt_2014_01", "src=UniProtKB_MMseqs2_example")
+CHAINS = {"train": 40, "valid": 8, "test": 12}
 # the held-out sample comes from test alone: valid steers training
 SAMPLES = [("sprot_train_sample", "train", 2000), ("sprot_heldout_sample", "test", 400)]
 
@@ -35,11 +39,11 @@ def official(path: str) -> Path:
     return Path(root) / path
 
 
-def write_gz(path: Path, text: str):
+def write_gz(path: Path, text: str | bytes):
     "Gzip without time stamp or file name, under a temporary name first."
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    part.write_bytes(gzip.compress(text.encode() if isinstance(text, str) else text, 9, mtime=0))
     part.replace(path)
     print(path.name, f"{path.stat().st_size:,} bytes")
 
@@ -97,10 +101,29 @@ def sequences(out: Path):
         write_gz(out / "sequences" / f"{ours}.fasta.gz", "".join(f">{records[i].rstrip()}\n" for i in np.sort(rows)))
 
 
+def chains(out: Path):
+    "A fixed-seed sample of the PDB chains, with the split they have; chains without a long-range contact are left out."
+    table = pd.read_csv(official("structures/chains.tsv.gz"), sep="\t", dtype=str, keep_default_na=False)
+    table = table[table.contacts_sep24_8A != "0"]
+    rng = np.random.default_rng(SEED)
+    rows = [table[table.split == s].iloc[np.sort(rng.choice((table.split == s).sum(), n, replace=False))] for s, n in CHAINS.items()]
+    kept, packed = pd.concat(rows), io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for split, part in kept.groupby("split", sort=False):
+            with tarfile.open(official(f"structures/{split}.tar.gz")) as source:
+                for chain in part.chain:
+                    data = source.extractfile(f"{split}/{chain}.pdb").read()
+                    member = tarfile.TarInfo(f"{split}/{chain}.pdb")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    write_gz(out / "chains" / "pdb_chains_sample.tsv.gz", kept.to_csv(sep="\t", index=False, lineterminator="\n"))
+    write_gz(out / "chains" / "pdb_chains_sample.tar.gz", packed.getvalue())
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    makers = {"scans": scans, "sequences": sequences, "wild_types": wild_types}
-    parser.add_argument("what", nargs="*", choices=[*makers, []], help="default: all three")
+    makers = {"scans": scans, "sequences": sequences, "wild_types": wild_types, "chains": chains}
+    parser.add_argument("what", nargs="*", choices=[*makers, []], help="default: all")
     parser.add_argument("--out", type=Path, default=HERE)
     chosen = parser.parse_args()
     for what in chosen.what or makers: makers[what](chosen.out)
