@@ -68,7 +68,7 @@ def residues_first(
     mask: BoolTensor,  # [B, L] True = residue
 ) -> tuple[Tensor, BoolTensor]:  # [B, M, d] zero after the last residue, [B, M]; M = most residues in a row
     "Move the residues of every row to its front, in their order."
-    order = (~mask).to(torch.uint8).argsort(1, stable=True)[:, :int(mask.sum(1).max())]
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :int(mask.sum(1).max())]
     inside = mask.gather(1, order)
     return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1])) * inside.unsqueeze(-1), inside
 
