@@ -1,0 +1,114 @@
+"""The command line: what it prints, what it refuses in one sentence, and downloads from a server that misbehaves."""
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_fetch import CONTENT, SHA256, Site, site  # noqa: F401
+from typer.testing import CliRunner
+
+from carp_nb import datasets
+from carp_nb.cli import app
+from carp_nb.datasets import load_dataset
+from carp_nb.embed import read_embeddings
+from carp_nb.pretrained import list_models, load_model
+from carp_nb.scoring import mutation_scan, score_mutants
+
+WILD_TYPE = "MKTAYIAKQR"
+
+
+@pytest.fixture(autouse=True)
+def _one_cache(tmp_path, monkeypatch):
+    for name in ("XDG_CACHE_HOME", "HOME"): monkeypatch.setenv(name, str(tmp_path))
+    for name in ("CARP_NB_DATA", "CARP_NB_WEIGHTS"): monkeypatch.delenv(name, raising=False)
+
+
+def typed(*words): return CliRunner().invoke(app, [str(w) for w in words])
+
+
+def refused(*words, contains: str) -> None:
+    done = typed(*words)
+    assert done.exit_code == 1 and contains in done.stderr, (done.stdout, done.stderr)
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.output
+
+
+def test_models_lists_every_model():
+    assert all(name in typed("models").stdout for name in list_models().name)
+
+
+def test_score_gives_what_the_library_gives(tmp_path):
+    model = load_model("carp_600k_sprot50")
+    (tmp_path / "one.fasta").write_text(f">one\n{WILD_TYPE}\n")
+    assert typed("score", tmp_path / "one.fasta", "--mutants", "K2A,T3C:Y5D", "-o", tmp_path / "s.csv").exit_code == 0
+    table = pd.read_csv(tmp_path / "s.csv").set_index("mutant")
+    np.testing.assert_allclose(table.score[["K2A", "T3C:Y5D"]], score_mutants(model, WILD_TYPE, ["K2A", "T3C:Y5D"]))
+    (tmp_path / "all.csv").write_text(typed("score", WILD_TYPE).stdout)
+    everything = pd.read_csv(tmp_path / "all.csv").set_index("mutant").score
+    assert len(everything) == 19 * len(WILD_TYPE) and np.isclose(everything["K2A"], mutation_scan(model, WILD_TYPE).loc[2, "A"])
+
+
+def test_embed_writes_what_the_library_reads(tmp_path):
+    (tmp_path / "two.fasta").write_text(f">one\n{WILD_TYPE}\n>two\nMKV\n")
+    assert typed("embed", tmp_path / "two.fasta", tmp_path / "e.safetensors", "--per", "residue").exit_code == 0
+    assert [len(v) for _, v in read_embeddings(tmp_path / "e.safetensors")] == [10, 3]
+
+
+def test_errors_are_one_sentence(tmp_path):
+    refused("score", "MKT", "--mutants", "A1C", contains="the wild type has M at position 1, not A")
+    refused("score", tmp_path / "no.fasta", contains="is not a file; give a FASTA file or a sequence")
+    refused("score", "MKT", "--model", "carp_600", contains="no model is named")
+    refused("score", "MKT", "--model", "carp_4k", contains="whose weights were never published")
+    refused("embed", tmp_path / "no.fasta", tmp_path / "e.safetensors", contains="no.fasta")
+    refused("fetch", "abeta", contains="did you mean 'abeta42'")
+    refused("corpus", tmp_path, tmp_path / "made", contains="consensus.fasta is missing")
+    refused("pretrain", tmp_path / "run", "--size", "carp_5k", contains="carp_4k")
+    refused("plan", "papr", contains="there is no plan 'papr'")
+
+
+def dataset_at(monkeypatch, url: str, sha256: str = SHA256) -> None:
+    "One dataset whose only place is a local server."
+    monkeypatch.setattr(datasets, "_SOURCES", [datasets.Source("far", "far/weights.bin", 1, "", "", "its page", url, kind="sequences")])
+    monkeypatch.setattr(datasets, "_FILES", {"far/weights.bin": (len(CONTENT), sha256)})
+
+
+def test_fetch_shows_size_goes_on_after_a_break_and_checks(site, tmp_path, monkeypatch):  # noqa: F811
+    dataset_at(monkeypatch, site.url)
+    monkeypatch.setattr("carp_nb.cli.load_dataset", datasets.dataset_path)   # the bytes are no FASTA
+    assert "missing" in typed("verify").stdout
+    site.cut = True
+    done = typed("fetch", "far")
+    assert done.exit_code == 1 and "2.0 MB" in done.stdout and "are kept, and another try goes on from there" in done.stderr
+    site.cut = False
+    done = typed("fetch", "far")
+    assert done.exit_code == 0 and site.begins[-1] > 0, done.output
+    here = next(tmp_path.rglob("weights.bin"))
+    assert hashlib.sha256(here.read_bytes()).hexdigest() == SHA256
+    assert "0 of 1 to fetch" in typed("fetch", "far").stdout
+    here.write_bytes(b"something else")
+    refused("verify", contains="1 of ")
+    dataset_at(monkeypatch, f"{site.url}/missing")
+    here.unlink()
+    assert "the server answered 404" in typed("fetch", "far").stderr
+
+
+def test_fetch_of_a_wrong_file_throws_it_away(site, tmp_path, monkeypatch):  # noqa: F811
+    dataset_at(monkeypatch, site.url, "0" * 64)
+    done = typed("fetch", "far")
+    assert done.exit_code == 1 and "it was thrown away" in done.stderr
+    assert not list(tmp_path.rglob("*weights.bin*"))
+
+
+@pytest.mark.parametrize("launch", [["-m"], ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"]], ids=["one process", "two processes"])
+def test_pretrain_from_a_corpus(tmp_path, launch):
+    (tmp_path / "train.fasta").write_text("".join(f">{i}\n{s}\n" for i, s in load_dataset("sprot_train_sample")[:60]))
+    (tmp_path / "valid.fasta").write_text("".join(f">{i}\n{s[:100]}\n" for i, s in load_dataset("sprot_heldout_sample")[:4]))
+    assert "60 sequences" in typed("corpus", tmp_path / "train.fasta", tmp_path / "corpus").stdout
+    words = ["carp_nb.cli", "pretrain", tmp_path / "run", "--size", "carp_4k", "--train", tmp_path / "corpus", "--valid", tmp_path / "valid.fasta",
+             "--tokens", "20000", "--batch-tokens", "4096", "--max-length", "256", "--device", "cpu", "--dtype", "float32"]
+    done = subprocess.run([sys.executable, *launch, *map(str, words)], text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "held-out loss" in done.stdout and Path(tmp_path / "run/carp_4k.safetensors").exists()
