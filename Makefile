@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 RUN := outputs/zero_shot/carp_600k_sprot50
 
-.PHONY: help demo test lab sync readme clean
+.PHONY: help demo test bench lab docs sync readme clean
 help:  ## this list
 	@awk -F ' *## *' '/^[a-z]+:.*##/ {sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2}' Makefile
 
@@ -40,8 +40,23 @@ test: $(STAMP)  ## environment, then every notebook and every test
 	$(BIN)/nbdev_test
 	$(BIN)/python -m pytest
 
+# extras, installed at the first run
+.venv/bench .venv/docs: $(STAMP)
+ifneq ($(UV),)
+	uv pip install --python $(BIN)/python $(foreach place,$(PIP_FIND_LINKS),--find-links "$(place)") --constraint constraints.txt --editable '.[$(@F)]'
+else
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$(@F)]'
+endif
+	@touch $@
+
+bench: .venv/bench  ## speed beside other software: all lines, or LINES="linearity train-carp_600k"; ARGS="--clock wall"
+	$(BIN)/python -m benchmarks $(LINES) $(ARGS)
+
 lab: $(STAMP)  ## JupyterLab, opened in nbs/
 	$(BIN)/jupyter lab --notebook-dir nbs
+
+docs: .venv/docs  ## the notebooks, how-to pages and reference as a site in _docs/
+	$(BIN)/python scripts/docs.py
 
 sync: $(STAMP)  ## carry edited notebooks into the package, strip what does not belong into git
 	$(BIN)/nbdev_export

@@ -122,6 +122,7 @@ def extra_memory(name: str, sequence: str, work: str, path) -> float:
 
 
 @needs_linux
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["embed", "masked", "wild-type"])
 def test_memory_does_not_grow_with_length(work, tmp_path):
     long = "".join(random.Random(0).choices(AMINO_ACIDS, k=150_000))
@@ -138,6 +139,7 @@ def titin() -> str:
 
 
 @needs_linux
+@pytest.mark.slow
 @pytest.mark.skipif("CARP_NB_DATA" not in os.environ, reason="titin is in the pretraining set, which CARP_NB_DATA does not name")
 @pytest.mark.parametrize("work", ["embed", "residues", "masked", "wild-type"])
 def test_titin_under_two_gigabytes(titin, work, tmp_path):

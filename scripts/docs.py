@@ -1,0 +1,169 @@
+"""The documentation as a site: the notebooks, the how-to pages of docs/, and a reference read out of the package.
+
+    python scripts/docs.py             # into _docs/; open _docs/index.html
+    python scripts/docs.py FOLDER
+"""
+import argparse
+import ast
+import io
+import json
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tokenize
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+HOW_TO = "score embed finetune pretrain cluster cite".split()
+PAPER = "pretraining_loss scaling structure zero_shot flip in_domain checkpoints report".split()
+OWN = "mutate finetune pretrain".split()
+NOTE = "*This page shows the notebook without its output. `papermill nbs/{0}.ipynb outputs/{0}/mine/notebook.ipynb` makes it, and the next build of these pages shows it.*"
+
+
+# the reference: signatures and their comments, out of the modules' text
+
+def markdown(text: str) -> str:
+    "Text as markdown shows it letter by letter, except what stands in backticks."
+    return "".join(part if i % 2 else re.sub(r"([\\*_<>|\[\]$#])", r"\\\1", part) for i, part in enumerate(re.split(r"(`[^`\n]+`)", " ".join(text.split()))))
+
+
+def code(text: str) -> str: return f"`{text}`".replace("|", "\\|") if text else ""
+
+
+class Module:
+    "The public names of one module, as a page of markdown."
+
+    def __init__(self, path: Path):
+        text = path.read_text()
+        self.name, self.tree = path.stem, ast.parse(text)
+        self.comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(text).readline)
+                         if t.type == tokenize.COMMENT and not t.string.startswith(("# %%", "#|"))}
+        self.notebook = re.search(r"File to edit: \.\./nbs/(\S+)\.ipynb", text)[1]
+        self.named = {t.id: n for n in self.tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+        self.named |= {n.name: n for n in self.tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        self.public = ast.literal_eval(self.named["__all__"].value) if "__all__" in self.named else []
+
+    def row(self, name: str, annotation, default, line: int) -> list[str]:
+        "A parameter: name, type, default, what it is. `Annotated` of the command line gives its help."
+        what = self.comments.get(line, "")
+        known = self.named.get(annotation.id) if isinstance(annotation, ast.Name) else None
+        if isinstance(known, ast.Assign): annotation = known.value
+        if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+            annotation, option = annotation.slice.elts[:2]
+            what = next((k.value.value for k in getattr(option, "keywords", ()) if k.arg == "help"), what)
+        return [code(name), code(ast.unparse(annotation)) if annotation else "", code(ast.unparse(default)) if default else "", markdown(what)]
+
+    def function(self, node: ast.FunctionDef, level: int, owner: str = "") -> list[str]:
+        a = node.args
+        plain = a.posonlyargs + a.args
+        pairs = list(zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults)) + list(zip(a.kwonlyargs, a.kw_defaults))
+        pairs = [(arg, default) for arg, default in pairs if arg.arg not in ("self", "cls")]
+        rows = [self.row(arg.arg, arg.annotation, default, (default or arg).end_lineno) for arg, default in pairs]
+        rows += [self.row(star + arg.arg, arg.annotation, None, arg.end_lineno) for star, arg in (("*", a.vararg), ("**", a.kwarg)) if arg]
+        if node.returns and ast.unparse(node.returns) != "None":
+            line = node.returns.end_lineno
+            rows.append(["returns", code(ast.unparse(node.returns)), "", markdown(self.comments.get(line, "") if line not in {arg.end_lineno for arg, _ in pairs} else "")])
+        return [f"{'#' * level} {markdown(owner + node.name)}", self.doc(node), self.table(rows)]
+
+    def cls(self, node: ast.ClassDef) -> list[str]:
+        fields = [self.row(n.target.id, n.annotation, n.value, n.end_lineno) for n in node.body
+                  if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
+        parts = [f"## {markdown(node.name)}", self.doc(node), self.table(fields)]
+        for n in node.body:
+            if isinstance(n, ast.FunctionDef) and n.name == "__init__": parts.append(self.function(n, 3)[2])
+            elif isinstance(n, ast.FunctionDef) and not n.name.startswith("_"): parts += self.function(n, 3, f"{node.name}.")
+        return parts
+
+    def doc(self, node) -> str:
+        return "\n\n".join(markdown(part) for part in (ast.get_docstring(node) or "").split("\n\n"))
+
+    def table(self, rows: list[list[str]]) -> str:
+        if not rows: return ""
+        return "\n".join(["| name | type | default | what it is |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+    def page(self) -> str:
+        parts = [f"# carp\\_nb.{markdown(self.name)}", self.doc(self.tree), f"Told step by step, with its tests, in [{markdown(self.notebook)}](../nbs/{self.notebook}.ipynb)."]
+        for name in self.public:
+            node = self.named.get(name)
+            if isinstance(node, ast.FunctionDef): parts += self.function(node, 2)
+            elif isinstance(node, ast.ClassDef): parts += self.cls(node)
+            elif node:
+                value = ast.unparse(node.value)
+                parts += [f"## {markdown(name)}", markdown(self.comments.get(node.end_lineno, "")), f"```python\n{name} = {value if len(value) < 300 else value[:300] + ' ...'}\n```"]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# the notebooks
+
+def executed(section: str) -> list[Path]:
+    "Kept runs of a section notebook that hold its output, newest first."
+    found = [p for p in (ROOT / "outputs" / section).glob("*/notebook.ipynb") if (p.parent / "run.json").is_file()]
+    return sorted(found, key=lambda p: json.loads((p.parent / "run.json").read_text())["when"], reverse=True)
+
+
+def stage(folder: Path) -> None:
+    "Lay out pages under the paths that they have in the project, so that their links hold."
+    moved = {f"outputs/{s}/{p.parent.name}/notebook.ipynb": f"nbs/{s}.ipynb" for s in PAPER + OWN for p in executed(s)[:1]}
+
+    def place(text: str, page: str, at: str = "") -> str:
+        "Links of a page, which moves to `at`: to a run that a page shows, to that page; to another file of the project, to a copy."
+        def link(match):
+            target, _, anchor = match[2].partition("#")
+            if not target or re.match(r"[a-z]+:", target): return match[0]
+            file = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+            file = moved.get(file, file)
+            source = ROOT / file
+            if source.is_dir(): return match[0]
+            if source.is_file() and not (folder / file).exists() and file != page:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, folder / file)
+            return match[1] + posixpath.relpath(file, posixpath.dirname(at or page) or ".") + (f"#{anchor}" if anchor else "")
+        return re.sub(r"(\]\()([^)\s]+)", link, text)
+
+    pages = {f"docs/{name}.md": (ROOT / f"docs/{name}.md").read_text() for name in HOW_TO}
+    pages["index.md"] = place((ROOT / "docs/index.md").read_text(), "docs/index.md", "index.md")
+    modules = sorted((Module(p) for p in (ROOT / "carp_nb").glob("*.py") if not p.stem.startswith("_")), key=lambda m: m.notebook)
+    pages |= {f"api/{m.name}.md": m.page() for m in modules}
+    notebooks = sorted((ROOT / "nbs").glob("*.ipynb"))
+    library = [p.stem for p in notebooks if p.stem[:2].isdigit()]
+    sections = [s for s in PAPER if (ROOT / f"nbs/{s}.ipynb").exists()]
+    own = [p.stem for p in notebooks if p.stem not in [*library, *sections, "index"]]
+    for file in notebooks:
+        run = next(iter(executed(file.stem)), None)
+        nb = nbformat.read(run or file, as_version=4)
+        nb.metadata.pop("widgets", None)
+        nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*(default_exp|hide)\b", c.source) and "injected-parameters" not in c.metadata.get("tags", []) or run]
+        shows = any(c.get("outputs") for c in nb.cells)
+        if file.stem not in library and not shows: nb.cells.insert(1, nbformat.v4.new_markdown_cell(NOTE.format(file.stem), id="note"))
+        for cell in nb.cells:
+            if cell.cell_type == "markdown": cell.source = place(cell.source, f"nbs/{file.name}")
+        pages[f"nbs/{file.name}"] = nbformat.writes(nb)
+
+    tree = {"First": ["nbs/index"], "How to": [f"docs/{n}" for n in HOW_TO], "The paper": [f"nbs/{n}" for n in sections], "Your own": [f"nbs/{n}" for n in own],
+            "Reference": [f"api/{m.name}" for m in modules], "The library, read as notebooks": [f"nbs/{n}" for n in library]}
+    for title, names in tree.items():
+        pages["index.md"] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```\n"
+    for page, text in pages.items():
+        (folder / page).parent.mkdir(parents=True, exist_ok=True)
+        (folder / page).write_text(text if page.endswith(".ipynb") else place(text, page))
+    shutil.copy(ROOT / "docs/conf.py", folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("output", nargs="?", type=Path, default=ROOT / "_docs")
+    output = parser.parse_args().output.resolve()
+    with tempfile.TemporaryDirectory() as source:
+        stage(Path(source))
+        done = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", "-d", f"{source}/.doctrees", source, str(output)])
+    if done.returncode: sys.exit(done.returncode)
+    print(f"wrote {output / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()
