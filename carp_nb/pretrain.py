@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CARD', 'PretrainConfig', 'log_spaced', 'CorruptedBatches', 'mlm_step', 'pretrain', 'pretrain_here', 'choose_lr',
-           'pretrain_series', 'read_sequences', 'as_corpus', 'find_runs', 'compare_families', 'held_out_table',
-           'model_card']
+           'pretrain_series', 'read_sequences', 'as_corpus', 'find_runs', 'find_checkpoints', 'compare_families',
+           'held_out_table', 'model_card']
 
 # %% ../nbs/10_pretrain.ipynb #88c3dec4
 import json
@@ -229,9 +229,34 @@ def find_runs(
         tokens = int(pd.read_parquet(path.parent / "metrics.parquet").tokens.iloc[-1])
         with torch.device("meta"): parameters = n_parameters(PretrainConfig(config["size"]).untrained())
         rows.append({"name": name, "size": config["size"], "family": config["size"].split("_")[0], "seed": config["seed"], "tokens": tokens,
-                     "lr": config["lr"], "parameters": parameters, "corpus_sha256": config["corpus_sha256"], "weights": weights})
+                     "lr": config["lr"], "parameters": parameters, "corpus_sha256": config.get("corpus_sha256", ""), "weights": weights})
     columns = ["name", "size", "family", "seed", "tokens", "lr", "parameters", "corpus_sha256", "weights"]
     return pd.DataFrame(rows, columns=columns).sort_values(["parameters", "seed"], ignore_index=True)
+
+# %% ../nbs/10_pretrain.ipynb #ccb5f47b
+def find_checkpoints(
+    folder: str | Path,  # with run folders below it
+    names: str = "",     # of runs, comma-separated; empty: all
+) -> pd.DataFrame:       # one row per checkpoint: run, size, parameters, seed, step, loss (held out, nats), weights (path); .attrs["missing"]: how many of each run are not here
+    "The checkpoints of runs of `pretrain`, smallest size first. Raises FileNotFoundError where there is none of a run that is asked for."
+    rows, missing, shipped = [], {}, set(list_models().query("origin == 'shipped'").name)
+    for path in sorted(Path(folder).rglob("held_out.parquet")):
+        if path.parent.parent.name == "rates" or not (path.parent / "config.json").exists(): continue
+        config = json.loads((path.parent / "config.json").read_text())["config"]
+        run, held_out = config["name"] or path.parent.name, pd.read_parquet(path)
+        with torch.device("meta"): parameters = n_parameters(PretrainConfig(config["size"]).untrained())
+        for step, loss in zip(held_out.step.astype(int), held_out.loss):
+            weights = path.parent / "snapshots" / f"step_{step:07d}.safetensors"
+            if not weights.exists() and step == held_out.step.max() and run in shipped: weights = find_weights(run)   # the last of a run whose model ships
+            if not weights.exists(): missing[run] = missing.get(run, 0) + 1; continue
+            rows.append({"run": run, "size": config["size"], "parameters": parameters, "seed": config["seed"], "step": step, "loss": loss, "weights": weights})
+    found = pd.DataFrame(rows, columns=["run", "size", "parameters", "seed", "step", "loss", "weights"]).sort_values(["parameters", "run", "step"], ignore_index=True)
+    wanted, known = [n.strip() for n in names.split(",") if n.strip()], list(dict.fromkeys(found.run))
+    if absent := [n for n in wanted if n not in known] or (["a run"] if not known else []):
+        raise FileNotFoundError(f"{folder} holds no checkpoints of {absent[0]}; it has {', '.join(known) or 'none at all'}. Train one with papermill nbs/pretrain.ipynb.")
+    found = found[found.run.isin(wanted or known)].reset_index(drop=True)
+    found.attrs["missing"] = {run: n for run, n in missing.items() if run in set(found.run)}
+    return found
 
 # %% ../nbs/10_pretrain.ipynb #72fc6e43
 def _pairs(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:

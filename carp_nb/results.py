@@ -6,7 +6,11 @@
 __all__ = ['COLUMNS', 'BUDGETS', 'Results', 'get_budget', 'provenance', 'device_name', 'Run', 'model_colour', 'published',
            'zero_shot_figure', 'scan_figure', 'ranked_figure', 'learning_curve', 'styled', 'scan_table', 'mean_table',
            'depth_table', 'loss_by_size_figure', 'loss_by_length', 'loss_by_length_figure', 'long_bins',
-           'calibration_figure']
+           'calibration_figure', 'cost_exponents', 'cost_figure', 'cost_claims', 'stated_table', 'best_rows',
+           'summarised', 'against_paper', 'paper_table', 'other_table', 'against_paper_figure', 'training_size_figure',
+           'rows_so_far', 'kept_rows', 'checkpoint_points', 'loss_rank_correlations', 'falls_furthest',
+           'downstream_figure', 'zero_shot_along_figure', 'rank_correlation_figure', 'contact_figure',
+           'confusion_figure', 'trace_figure']
 
 # %% ../nbs/18_results.ipynb #df4ae1d0
 import ast
@@ -16,6 +20,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -30,10 +35,12 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from scipy.stats import spearmanr
 
 from .alphabet import AMINO_ACIDS
 from .datasets import DMS, parse_mutant, project_root
 from .pretrained import pick_device
+from .timing import exponent
 from .training import write_table
 
 # %% ../nbs/18_results.ipynb #af94e8e9
@@ -72,11 +79,30 @@ BUDGETS = {
     "zero_shot": {"smoke": {"mutants": 500, "n_boot": 100},       # mutants per scan, drawn at random; None: all
                   "laptop": {"mutants": None, "n_boot": 500},     # n_boot: bootstrap samples of an interval
                   "paper": {"mutants": None, "n_boot": 2000}},
+    "scaling": {"smoke": {"shapes": "carp_600k,esm_561k:plain,esm_561k", "lengths": (64, 128, 256, 512, 1024, 2048), "repeats": 2, "memory": 0.25},  # GiB for weights and activations; 0: all
+                "laptop": {"shapes": "carp_38m,esm_44m:plain,esm_44m", "lengths": (64, 128, 256, 512, 1024, 2048, 4096, 8192), "repeats": 3, "memory": 4.0},
+                "paper": {"shapes": "carp_640m,carp_76m,carp_38m,esm_1b:plain,esm_1b", "lengths": tuple(2 ** i for i in range(6, 17)), "repeats": 20, "memory": 0.0}},
     "mutate": {"smoke": {"seconds": 30}, "laptop": {"seconds": 600}, "paper": {"seconds": None}},  # that the last cells wait for the map; None: until it is full
     "finetune": {"smoke": {"rows": 200, "epochs": 3, "n_boot": 100},          # at most that many rows of each split, drawn at random; None: all
                  "laptop": {"rows": 4000, "epochs": 40, "n_boot": 500},       # epochs: at most, early stopping ends sooner
                  "paper": {"rows": None, "epochs": 500, "n_boot": 2000}},
+    # rows: of train and of valid, test: of test, for all but ridge; epochs: at most, of all weights, of a frozen encoder's head, of the CNN
+    "flip": {"smoke": {"rows": 32, "ridge_rows": 300, "test": 64, "epochs": 1, "epochs_frozen": 2, "epochs_cnn": 1, "seeds": 1, "n_boot": 50},
+             "laptop": {"rows": 400, "ridge_rows": None, "test": 1000, "epochs": 10, "epochs_frozen": 100, "epochs_cnn": 5, "seeds": 1, "n_boot": 500},
+             "paper": {"rows": None, "ridge_rows": None, "test": None, "epochs": 500, "epochs_frozen": 500, "epochs_cnn": 100, "seeds": 3, "n_boot": 2000}},
+    "checkpoints": {"smoke": {"checkpoints": 4, "mutants": 200, "n_boot": 50, "tasks": "gb1_olson_sample:low-vs-high", "rows": 100, "test": 200, "epochs_frozen": 3},   # evenly along a run
+                    "laptop": {"checkpoints": None, "mutants": 1000, "n_boot": 100, "tasks": "gb1_olson_sample:low-vs-high,tdp43:mutations", "rows": 400, "test": 1000, "epochs_frozen": 30},
+                    "paper": {"checkpoints": None, "mutants": None, "n_boot": 2000, "rows": None, "test": None, "epochs_frozen": 500,
+                              "tasks": ",".join(f"flip_gb1:{s}_vs_rest" for s in ("one", "two", "three")) + ",flip_gb1:low_vs_high," + ",".join(f"flip_aav:{s}_vs_many" for s in ("one", "two", "seven"))
+                                       + ",flip_aav:mut_des,flip_aav:low_vs_high,flip_meltome:mixed,tape_remote_homology:official"}},
+    "report": {"smoke": {}, "laptop": {}, "paper": {}},  # it computes nothing
 }
+BUDGETS["in_domain"] = BUDGETS["flip"]
+# rows: of train and of valid, test: chains of the test, epochs at most: of all weights, of a frozen encoder's head, of the contact head, whose crop, channels and layers follow
+BUDGETS["structure"] = {
+    "smoke": {"rows": 6, "test": 4, "epochs": 1, "epochs_frozen": 2, "epochs_pairs": 1, "patience": 5, "seeds": 1, "n_boot": 50, "crop": 32, "channels": 4, "layers": 4},
+    "laptop": {"rows": 300, "test": 600, "epochs": 5, "epochs_frozen": 40, "epochs_pairs": 20, "patience": 6, "seeds": 1, "n_boot": 500, "crop": 64, "channels": 16, "layers": 8},
+    "paper": {"rows": None, "test": None, "epochs": 500, "epochs_frozen": 500, "epochs_pairs": 500, "patience": 10, "seeds": 3, "n_boot": 2000, "crop": 256, "channels": 64, "layers": 24}}
 
 
 def get_budget(section: str, budget: str) -> dict:
@@ -349,10 +375,14 @@ def learning_curve(
 def styled(
     table: pd.DataFrame,
     digits: int = 2,
+    bold: pd.DataFrame | None = None,  # True where a cell is the best, as the table
+    light: Sequence = (),              # columns in a lighter tone
 ):
     "A pandas table for reading: thousands separated, the same number of decimals throughout."
     numbers = table.select_dtypes("number").columns
-    return table.style.format({c: "{:,.0f}" if pd.api.types.is_integer_dtype(table[c]) else f"{{:.{digits}f}}" for c in numbers}, na_rep="–")
+    style = table.style.format({c: "{:,.0f}" if pd.api.types.is_integer_dtype(table[c]) else f"{{:.{digits}f}}" for c in numbers}, na_rep="–")
+    if len(light): style = style.set_properties(subset=list(light), color="#8a8a8a")
+    return style if bold is None else style.apply(lambda t: bold.replace({True: "font-weight: bold", False: ""}), axis=None)
 
 # %% ../nbs/18_results.ipynb #79e90063
 def scan_table(
@@ -486,5 +516,450 @@ def calibration_figure(
     axes.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
     axes.set_xlabel(f"{unit}, predicted by {model}"); axes.set_ylabel(f"{unit}, measured (n = {len(measured):,})")
     axes.spines[["top", "right"]].set_visible(False); axes.legend(frameon=False, fontsize=8)
+    plt.close(figure)
+    return figure
+
+# %% ../nbs/18_results.ipynb #60a150f9
+def cost_exponents(
+    cost: pd.DataFrame,   # of `timing.cost_against_length`
+    clock: str = "cpu",   # wall, cpu
+    longest: int = 4,     # lengths of the fit
+) -> pd.DataFrame:        # shape, quantity (time, memory), exponent, lo, hi, from_length, to_length, n
+    "The powers of the length with which run time and activation memory grow."
+    rows, fits = [], cost.dropna(subset="wall")
+    for shape, group in fits.groupby("shape", sort=False):
+        above = group[group.peak > group.weights]
+        for quantity, part, values in [("time", group, group[clock]), ("memory", above, above.peak - above.weights)]:
+            if part.length.nunique() > 1: rows.append({"shape": shape, "quantity": quantity, **exponent(part.length, values, longest)})
+    return pd.DataFrame(rows, columns=["shape", "quantity", "exponent", "lo", "hi", "from_length", "to_length", "n"])
+
+# %% ../nbs/18_results.ipynb #e32be776
+def _cost_panel(axes, cost: pd.DataFrame, value: str, scale: float) -> None:
+    "One line per shape: the median over repeats and their range; a cross where memory ended."
+    styles = {}
+    for shape, group in cost.groupby("shape", sort=False):
+        known = group.dropna(subset=value).groupby("length")[value].agg(["median", "min", "max"]) * scale
+        family = model_colour(shape)
+        styles[family] = i = styles.get(family, -1) + 1
+        axes.plot(known.index, known["median"], color=family, ls=["-", "--", ":", "-."][i % 4], marker="o", ms=3, lw=1.4, label=shape.replace(":plain", ", plain attention"))
+        axes.fill_between(known.index, known["min"], known["max"], color=family, alpha=0.2, lw=0)
+        ends = group[group[value].isna()].length
+        if len(ends) and len(known):
+            axes.scatter(ends.min(), known["median"].iloc[-1], marker="x", s=60, color=family, zorder=4)
+            axes.annotate("out of\nmemory", (ends.min(), known["median"].iloc[-1]), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=7, color=family)
+
+
+def cost_figure(
+    cost: pd.DataFrame,  # of `timing.cost_against_length`
+    device: str,         # in words
+    dtype: str,
+    clock: str = "cpu",  # wall, cpu
+) -> Figure:
+    "Run time and peak memory of a forward pass against length (Figure 1f)."
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
+    seconds = "processor seconds" if clock == "cpu" else "seconds"
+    n = int(cost.dropna(subset="wall").groupby(["shape", "length"]).size().min())
+    for axes, value, scale, label in [(left, clock, 1, f"{seconds} per forward pass (median of {n})"), (right, "peak", 2 ** -30, "peak memory (GiB), weights included")]:
+        _cost_panel(axes, cost, value, scale)
+        ticks = sorted(cost.length.unique())
+        axes.set_xscale("log"); axes.set_yscale("log"); axes.set_xticks(ticks, [f"{t:,}" for t in ticks], rotation=45, fontsize=8); axes.minorticks_off()
+        axes.set_xlabel(f"sequence length (residues); {device}, {dtype}"); axes.set_ylabel(label); axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, fontsize=8)
+    plt.close(figure)
+    return figure
+
+# %% ../nbs/18_results.ipynb #64f172c8
+def _similar(cost: pd.DataFrame, shape: str, against: str, value: str, length: int) -> tuple[str, str]:  # yes, no or not measured here; what was seen
+    medians = cost.dropna(subset="wall").groupby(["length", "shape"])[value].median().unstack()
+    if not {shape, against} <= set(medians) or length not in medians.index: return "not measured here", ""
+    ratios = (medians[against] / medians[shape]).loc[:length].dropna()
+    return ("yes" if ratios.between(1 / 1.5, 1.5).all() else "no"), f"{against} / {shape}: {ratios.min():.2f} to {ratios.max():.2f} at {ratios.index[0]} to {ratios.index[-1]} residues"
+
+
+def _reaches(cost: pd.DataFrame, shape: str, length: int, ends: bool) -> tuple[str, str]:
+    "Does a shape still run at a length; or, where it should end above it, does it?"
+    own = cost[cost["shape"] == shape]
+    runs, fails = own.dropna(subset="wall").length.max(), own[own.wall.isna()].length.min()
+    seen = f"runs at {runs:,.0f}" + ("" if np.isnan(fails) else f", not at {fails:,.0f}")
+    if np.isnan(runs) and np.isnan(fails): return "not measured here", ""
+    if ends:
+        if np.isnan(fails) and not runs >= 2 * length: return "not measured here", seen
+        return ("yes" if runs >= length and fails <= 2 * length else "no"), seen
+    if not np.isnan(fails) and fails <= length: return "no", seen
+    return ("yes" if runs >= length else "not measured here"), seen
+
+
+def _answer_claim(claim, cost: pd.DataFrame, exponents: pd.DataFrame, shape: str, against: str, clock: str) -> tuple[str, str]:
+    quantity = claim.quantity
+    if quantity in ("time", "memory"): return _similar(cost, shape, against, clock if quantity == "time" else "peak", int(claim.length))
+    if quantity in ("ends", "runs"): return _reaches(cost, shape, int(claim.length), quantity == "ends")
+    fit = exponents[(exponents["shape"] == shape) & (exponents.quantity == quantity.split()[0])]
+    if fit.empty: return "not measured here", ""
+    fit = fit.iloc[0]
+    return ("yes" if fit.lo - 0.1 <= claim.length <= fit.hi + 0.1 else "no"), f"{fit.exponent:.2f} ({fit.lo:.2f} to {fit.hi:.2f}), {fit.from_length:,.0f} to {fit.to_length:,.0f} residues"
+
+# %% ../nbs/18_results.ipynb #01152faf
+def cost_claims(
+    cost: pd.DataFrame,       # of `timing.cost_against_length`
+    exponents: pd.DataFrame,  # of `cost_exponents`
+    stated: pd.DataFrame,     # `published("scaling")`
+    memory: float,            # GiB that the models were given; 0: not limited
+    clock: str = "cpu",       # wall, cpu
+) -> pd.DataFrame:            # claim, where, answer, seen, the same question, its answer, what was seen
+    "The paper's claims about cost, each answered for its own shapes, and asked again of the first CARP and the first plain Transformer measured."
+    shapes, rows = list(cost["shape"].unique()), []
+    carp, plain = next((s for s in shapes if s.startswith("carp")), ""), next((s for s in shapes if s.endswith(":plain")), "")
+    for claim in stated.itertuples():
+        own = _answer_claim(claim, cost, exponents, claim.shape, claim.against, clock)
+        if claim.quantity in ("ends", "runs") and memory != 48: own = "not measured here", own[1]
+        other = carp if claim.shape.startswith("carp") else plain
+        here = _answer_claim(claim, cost, exponents, other, plain, clock)
+        small = f"{other} and {plain}" if claim.quantity in ("time", "memory") else other
+        if claim.quantity in ("ends", "runs"): small += f" in {memory:g} GiB" if memory else ", memory not limited"
+        rows.append({"claim": claim.claim, "where": claim.where, "answer": own[0], "seen": own[1], "same question of": small, "its answer": here[0], "there": here[1]})
+    return pd.DataFrame(rows)
+
+# %% ../nbs/18_results.ipynb #8620d484
+_BUDGET_ORDER = {"smoke": 0, "laptop": 1, "paper": 2}
+
+
+def stated_table(
+    name: str,              # as `published` takes it
+) -> pd.DataFrame:          # printed: the method as printed, where that is a misprint
+    "A table of the paper by method and model; a method that its note corrects stands under the right name, baselines under `baseline`."
+    stated = published(name)
+    right = stated.note.str.extract(r"must be (\S+)", expand=False)
+    return stated.assign(printed=stated.method.where(right.notna()), method=right.fillna(stated.method).fillna("baseline"))
+
+
+def best_rows(
+    rows: pd.DataFrame,  # results rows of any number of runs
+) -> pd.DataFrame:
+    "Of rows that were computed several times, those of the largest budget, the last of them for every seed."
+    cell = ["task", "split", "model", "method", "metric"]
+    rank = rows.budget.map(_BUDGET_ORDER).fillna(-1)
+    rows = rows[rank == rank.groupby([rows[c] for c in cell], dropna=False).transform("max")]
+    return rows.drop_duplicates([*cell, "seed"], keep="last")
+
+
+def summarised(
+    rows: pd.DataFrame,  # results rows
+    metrics: Sequence[str] = ("spearman", "auroc"),  # those that tables show, one per task
+) -> pd.DataFrame:       # one line per task, split, model and method: here, sd, seeds, lo, hi, n, train_rows, train_all, test_all, partial
+    "Means over seeds of the best rows, and whether they stand for all of the data and three seeds."
+    rows = best_rows(rows)
+    lines = []
+    for (task, split, model, method), group in rows.groupby(["task", "split", "model", "method"], sort=False, dropna=False):
+        values, size = group[group.metric.isin(metrics)], group.drop_duplicates("metric").set_index("metric")
+        if values.empty: continue
+        read, there = ([size[column].get(f"{s}_rows", np.nan) for s in ("train", "test")] for column in ("value", "n"))
+        lines.append({"set": task, "split": split, "model": model, "method": method, "here": values.value.mean(), "sd": values.value.std(), "seeds": values.seed.nunique(),
+                      "lo": values.lo.astype(float).mean(), "hi": values.hi.astype(float).mean(), "n": int(values.n.iloc[0]), "train_rows": read[0], "train_all": there[0], "test_all": there[1],
+                      "partial": bool((np.array(read, float) < np.array(there, float)).any() or (model != "ridge" and values.seed.nunique() < 3))})
+    return pd.DataFrame(lines, columns=["set", "split", "model", "method", "here", "sd", "seeds", "lo", "hi", "n", "train_rows", "train_all", "test_all", "partial"])
+
+# %% ../nbs/18_results.ipynb #5e0cba2e
+def against_paper(
+    rows: pd.DataFrame,              # results rows of any number of runs
+    stated: pd.DataFrame,            # as `stated_table` gives it
+    columns: dict[tuple[str, str], str],  # (task, split) of a row -> `task` of the stated table
+    metrics: Sequence[str] = ("spearman", "auroc"),
+) -> pd.DataFrame:                   # paper_model, method, printed, model (here; "" for none), task, paper, paper_sd, then as `summarised`, difference, d_lo, d_hi
+    "Every cell of a table of the paper with what was computed here, one line per cell and model."
+    here = summarised(rows, metrics)
+    here = here[np.array([key in columns for key in zip(here["set"], here.split)], bool)]
+    family = {m[:3].lower(): m for m in stated.model}
+    here = here.assign(task=[columns[s, p] for s, p in zip(here["set"], here.split)], paper_model=[family.get(m[:3].lower(), "–") for m in here.model])
+    baseline = here.paper_model.isin(stated.model[stated.method == "baseline"])
+    here["model"] = here.model.where(~baseline | (here.method == "train"), here.model + ", " + here.method)
+    here["method"] = here.method.where(~baseline, "baseline")
+    lines = stated[["method", "model", "printed"]].rename(columns={"model": "paper_model"}).drop_duplicates()
+    own = here[["method", "paper_model", "model"]].drop_duplicates()
+    lines = lines.merge(own, "outer", ["method", "paper_model"], sort=False)
+    order = {key: i for i, key in enumerate(dict.fromkeys(zip(stated.method, stated.model)))}
+    lines = lines.iloc[np.argsort([order.get(key, len(order)) for key in zip(lines.method, lines.paper_model)], kind="stable")]
+    cells = lines.merge(pd.DataFrame({"task": list(columns.values())}), "cross")
+    paper = stated.rename(columns={"model": "paper_model", "value": "paper", "sd": "paper_sd"})[["method", "paper_model", "task", "paper", "paper_sd"]]
+    cells = cells.merge(paper, "left", ["method", "paper_model", "task"]).merge(here, "left", ["method", "paper_model", "model", "task"])
+    return cells.assign(model=cells.model.fillna(""), difference=cells.here - cells.paper, d_lo=cells.lo - cells.paper, d_hi=cells.hi - cells.paper)
+
+# %% ../nbs/18_results.ipynb #633f56ba
+def _cell_texts(cell) -> tuple[str, str, str]:
+    "here, paper and difference of one cell as html."
+    spread = lambda sd: "" if pd.isna(sd) else f"\u00a0±\u00a0{sd:.2g}"
+    signed = lambda x: f"{round(float(x), 2) + 0.0:+.2f}"   # no minus before a zero
+    paper = "–" if pd.isna(cell.paper) else f"{cell.paper:.2f}{spread(cell.paper_sd)}"
+    if pd.isna(cell.here): return "", paper, ""
+    train = "" if pd.isna(cell.train_rows) else f"{cell.train_rows:,.0f}" + ("" if cell.train_rows == cell.train_all else f" of {cell.train_all:,.0f}") + " fitted, "
+    tested = f"{cell.n:,.0f}" + ("" if pd.isna(cell.test_all) or cell.n == cell.test_all else f" of {cell.test_all:,.0f}") + " tested"
+    seeds = f", {cell.seeds:.0f} seeds" if cell.seeds > 1 else ""
+    here = f"{'○ ' if cell.partial else ''}{cell.here:.3f}{spread(cell.sd)}<br><small>{train}{tested}{seeds}</small>"
+    return here, paper, "" if pd.isna(cell.difference) else f"{signed(cell.difference)}<br><small>{signed(cell.d_lo)} to {signed(cell.d_hi)}</small>"
+
+
+def paper_table(
+    compared: pd.DataFrame,                    # as `against_paper` gives it
+    command: Callable[[list[tuple[str, str]], str, str], str],  # (cells as (set, split), method, paper's model) -> what fills them
+    columns: dict[tuple[str, str], str],       # as of `against_paper`
+):
+    "The whole table of the paper with what was computed here, styled."
+    place, texts, best = {task: key for key, task in columns.items()}, {}, {}
+    top = {(task, side): compared[compared.task == task][side].astype(float).max() for task in place for side in ("here", "paper")}
+    for (method, family, model), line in compared.groupby(["method", "paper_model", "model"], sort=False):
+        printed = line.printed.dropna()
+        key = (f"{method} (printed {printed.iloc[0]})" if len(printed) else method, family, model or "–")
+        missing = [place[c.task] for c in line.itertuples() if pd.isna(c.here)]
+        shown = dict(zip(((c.task, side) for c in line.itertuples() for side in ("here", "paper", "difference")), (t for c in line.itertuples() for t in _cell_texts(c))))
+        texts[key] = shown | {("empty cells are filled by", ""): f"<code>{command(missing, method, family)}</code>" if missing and family != "–" else ""}
+        best[key] = {(c.task, side): getattr(c, side) == top[c.task, side] for c in line.itertuples() for side in ("here", "paper")}
+    table = pd.DataFrame.from_dict(texts, orient="index")
+    table.columns, table.index = pd.MultiIndex.from_tuples(table.columns), pd.MultiIndex.from_tuples(table.index, names=["method", "paper", "here"])
+    bold = pd.DataFrame.from_dict(best, orient="index").reindex(columns=table.columns, fill_value=False).set_axis(table.index)
+    return styled(table, bold=bold, light=[c for c in table.columns if c[1] == "paper"])
+
+
+def other_table(
+    rows: pd.DataFrame,  # results rows
+    columns: dict,       # every (task, split) that the paper has a number for
+    metrics: Sequence[str] = ("spearman", "auroc"),
+):
+    "What was computed on sets that the paper has no number for, styled."
+    lines = summarised(rows, metrics)
+    lines = lines[np.array([key not in columns for key in zip(lines["set"], lines.split)], bool)].reset_index(drop=True)
+    if lines.empty: return None
+    interval = [f"{lo:.2f} to {hi:.2f}" for lo, hi in zip(lines.lo, lines.hi)]
+    table = lines[["set", "split", "model", "method"]].assign(value=lines.here, sd=lines.sd, **{"95 % interval": interval, "seeds": lines.seeds, "fitted on": lines.train_rows.fillna(0).astype(int),
+        "tested on": lines.n, "": np.where(lines.partial, "○", "")})
+    top = lines.groupby(["set", "split"]).here.transform("max") == lines.here
+    return styled(table, 3, bold=pd.DataFrame(False, table.index, table.columns).assign(value=top))
+
+# %% ../nbs/18_results.ipynb #7cfa239a
+_MARKS = {"pt-ft": "o", "pt-fr": "s", "na-ft": "^", "na-fr": "v", "baseline": "D"}
+
+
+def _clean(figure: Figure, axes) -> Figure:
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]: axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    plt.close(figure)
+    return figure
+
+
+def against_paper_figure(
+    compared: dict[str, pd.DataFrame],  # title of a table -> as `against_paper` gives it
+) -> Figure:
+    "Ours against the paper's; hollow: partial. Bars: our 95 % interval, the paper's standard deviation."
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    both = pd.concat([t.assign(table=name) for name, t in compared.items()]).dropna(subset=["here", "paper"])
+    for (name, model, method), points in both.groupby(["table", "model", "method"], sort=False):
+        colour, x, y = model_colour(model), points.paper.astype(float), points.here.astype(float)
+        axes.errorbar(x, y, [y - points.lo.astype(float), points.hi.astype(float) - y], points.paper_sd.astype(float).fillna(0), fmt="none", ecolor=colour, alpha=0.4, lw=1)
+        axes.scatter(x, y, s=36, marker="X" if "valid" in model else _MARKS.get(method, "o"), facecolor=np.where(points.partial.astype(bool), "white", colour), edgecolor=colour, zorder=3,
+                     label=f"{name}: {model}" + ("" if method == "baseline" else f" {method}"))
+        for r in points.itertuples(): axes.annotate(r.task, (r.paper, r.here), xytext=(5, -8), textcoords="offset points", fontsize=6, color=colour)
+    axes.axline((0, 0), slope=1, color="0.7", lw=0.8, zorder=0)
+    axes.set_xlim(-0.1, 1); axes.set_ylim(-0.3, 1)
+    axes.set_xlabel("as published (models and data: see the table)"); axes.set_ylabel("here (hollow: part of the data\nor fewer than three seeds)")
+    return _clean(figure, axes)
+
+
+def training_size_figure(
+    rows: pd.DataFrame,  # results rows
+    metrics: Sequence[str] = ("spearman", "auroc"),
+) -> Figure:
+    "Test score against the number of training rows, one mark per set and split; hollow: partial."
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    lines = summarised(rows, metrics).dropna(subset="train_rows")
+    for (model, method), points in lines.groupby(["model", "method"], sort=False):
+        colour = model_colour(model)
+        axes.errorbar(points.train_rows, points.here, [points.here - points.lo, points.hi - points.here], fmt="none", ecolor=colour, alpha=0.4, lw=1)
+        axes.scatter(points.train_rows, points.here, s=36, marker=_MARKS.get(method, "X" if method == "train + valid" else "P" if model == "cnn" else "D"), facecolor=np.where(points.partial, "white", colour), edgecolor=colour, zorder=3, label=f"{model} {method}")
+    axes.set_xscale("log"); axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+    axes.set_xlabel("rows fitted on"); axes.set_ylabel("Spearman or AUROC on the test rows\n(hollow: part of the data or fewer than three seeds)", fontsize=8)
+    return _clean(figure, axes)
+
+# %% ../nbs/18_results.ipynb #8ca7adeb
+def rows_so_far(
+    run: Run,
+) -> pd.DataFrame:  # results rows
+    "The rows of every run of a section under outputs/, and those of this one."
+    before = Results.read(project_root() / "outputs" / run.section).rows
+    return pd.concat([t for t in (before, run.results.rows) if len(t)] or [before], ignore_index=True)
+
+# %% ../nbs/18_results.ipynb #aa8cd46c
+def kept_rows(
+    run: Run,
+    key: str,                            # everything that the rows depend on besides the code
+    make: Callable[[], pd.DataFrame],
+) -> pd.DataFrame:
+    "What `make` gives, computed once per key and commit; a run that was interrupted reads it from its folder."
+    digest = hashlib.sha256(f"{run.record['commit']} {key}".encode()).hexdigest()
+    path = run.folder / "parts" / f"{digest[:16]}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists(): write_table(make(), path)
+    return pd.read_parquet(path)
+
+# %% ../nbs/18_results.ipynb #218bd58d
+def checkpoint_points(
+    rows: pd.DataFrame,                              # results rows of any number of runs
+    metrics: Sequence[str] = ("spearman", "accuracy"),  # one per task; accuracy where a task has classes
+) -> pd.DataFrame:  # run, step, loss (NaN for weights never pretrained), kind (zero-shot, downstream), task, method, value, lo, hi, n, partial
+    "Score and held-out loss of every checkpoint, one line per task. A line is partial where it stands for part of the data."
+    rows = best_rows(rows[rows.section == "checkpoints"])
+    loss = rows[rows.metric == "loss"].drop_duplicates("model", keep="last").set_index("model").value
+    read = rows[rows.metric.isin(["train_rows", "test_rows"])]
+    part = read.assign(part=read.value.astype(float) < read.n.astype(float)).groupby(["task", "split", "model", "method"], dropna=False).part.any()
+    points = rows[rows.metric.isin(metrics)].copy()
+    keys = pd.MultiIndex.from_frame(points[["task", "split", "model", "method"]])
+    name = points.model.astype(str).str.split("@", n=1, expand=True).reindex(columns=[0, 1])
+    points = points.assign(run=name[0], step=pd.to_numeric(name[1]), loss=points.model.map(loss).astype(float), partial=part.reindex(keys, fill_value=False).to_numpy(bool),
+                           kind=np.where(points.split.isna(), "zero-shot", "downstream"), task=points.task + points.split.map(lambda s: "" if pd.isna(s) else f", {s}"))
+    return points[["run", "step", "loss", "kind", "task", "method", "value", "lo", "hi", "n", "partial"]].astype({"value": float}).sort_values(["run", "task", "step"], ignore_index=True)
+
+
+def loss_rank_correlations(
+    points: pd.DataFrame,  # as `checkpoint_points` gives them
+) -> pd.DataFrame:         # run, kind, task, method, correlation, checkpoints
+    """Spearman correlation of minus the loss with the score over the checkpoints of a run (Figure S1). The sign is the paper's: its text calls
+    1 "monotonic increase in zero-shot performance with more pretraining", which against the loss itself would be -1."""
+    known = points.dropna(subset=["loss", "value"])
+    return pd.DataFrame([{"run": run, "kind": kind, "task": task, "method": method, "correlation": spearmanr(-g.loss, g.value).statistic if g.value.nunique() > 1 else np.nan, "checkpoints": len(g)}
+                         for (run, kind, task, method), g in known.groupby(["run", "kind", "task", "method"], sort=False) if len(g) > 2],
+                        columns=["run", "kind", "task", "method", "correlation", "checkpoints"])
+
+
+def falls_furthest(
+    points: pd.DataFrame,  # zero-shot lines of one run and method
+) -> pd.Series:            # task -> how far below its best the last checkpoint is, the furthest first
+    "The rule by which Figure 4b shows one scan: it peaks, and then loses most of all."
+    ordered = points.dropna(subset="loss").sort_values("step").groupby("task").value
+    return (ordered.max() - ordered.last()).sort_values(ascending=False)
+
+# %% ../nbs/18_results.ipynb #1d535fc5
+def _loss_axis(axes) -> None:
+    axes.invert_xaxis(); axes.set_xlabel("held-out pretraining loss (nats)\ntraining runs to the right", fontsize=8); axes.spines[["top", "right"]].set_visible(False)
+
+
+def _along(axes, g: pd.DataFrame, i: int, label: str | None, thin: bool = False) -> None:
+    "One curve of a run; hollow where it stands for part of the data."
+    g, colour = g.sort_values("step"), model_colour(g.run.iloc[0])
+    style = dict(color=colour, ls=["-", "--", ":", "-."][i % 4])
+    if thin: axes.plot(g.loss, g.value, lw=0.7, alpha=0.3, **style); return
+    axes.plot(g.loss, g.value, lw=1.6, marker="o", ms=4.5, mfc="white" if g.partial.any() else colour, mec=colour, label=label, zorder=3, **style)
+
+
+def downstream_figure(
+    points: pd.DataFrame,  # as `checkpoint_points` gives them
+) -> Figure:
+    "Downstream score against pretraining loss, one panel per task (Figures 3 and S2)."
+    points = points[points.kind == "downstream"]
+    tasks, runs = list(dict.fromkeys(points.task)), list(dict.fromkeys(points.run))
+    columns = max(1, min(3, len(tasks)))
+    figure, panels = plt.subplots(max(1, -(-len(tasks) // columns)), columns, figsize=(3.6 * columns, 3.2 * max(1, -(-len(tasks) // columns))), squeeze=False, layout="constrained")
+    for axes in panels.flat[len(tasks):]: axes.axis("off")
+    for task, axes in zip(tasks, panels.flat):
+        for i, name in enumerate(runs):
+            own = points[(points.task == task) & (points.run == name)]
+            for method, g in own.dropna(subset="loss").groupby("method"):
+                axes.vlines(g.loss, g.lo.astype(float), g.hi.astype(float), color=model_colour(name), alpha=0.4, lw=1)
+                _along(axes, g, i, f"{name} {method}")
+            for r in own[own.loss.isna()].itertuples(): axes.axhline(r.value, color="0.5", ls="--", lw=1, label=f"{name} {r.method}, never pretrained")
+        axes.set_title(task, fontsize=8); axes.set_ylabel(f"score on the test rows (n = {int(points[points.task == task].n.max()):,})", fontsize=8)
+        _loss_axis(axes); axes.legend(frameon=False, fontsize=6)
+    plt.close(figure)
+    return figure
+
+
+def zero_shot_along_figure(
+    points: pd.DataFrame,  # as `checkpoint_points` gives them
+) -> Figure:
+    "Mean zero-shot correlation against pretraining loss with every scan behind it, and the scan that `falls_furthest` in the last run (Figure 4)."
+    points = points[points.kind == "zero-shot"].dropna(subset="loss")
+    figure, (mean, one) = plt.subplots(1, 2, figsize=(8.6, 3.8), layout="constrained")
+    runs, scans = list(dict.fromkeys(points.run)), points.task.nunique()
+    for i, name in enumerate(runs):
+        own = points[points.run == name]
+        for _, g in own.groupby("task"): _along(mean, g, i, None, thin=True)
+        over = own.groupby(["run", "step", "loss"], as_index=False).agg(value=("value", "mean"), partial=("partial", "any"))
+        _along(mean, over, i, f"{name}, mean over {scans} scans")
+    if runs:
+        shown = falls_furthest(points[points.run == runs[-1]]).index[0]
+        for i, name in enumerate(runs):
+            g = points[(points.run == name) & (points.task == shown)]
+            one.vlines(g.loss, g.lo.astype(float), g.hi.astype(float), color=model_colour(name), alpha=0.4, lw=1)
+            _along(one, g, i, name)
+        one.set_title(f"{shown}: falls furthest from its best", fontsize=8)
+    for axes in (mean, one): axes.axhline(0, color="0.8", lw=0.8, zorder=0); axes.set_ylabel("Spearman correlation\n(expected direction)", fontsize=8); _loss_axis(axes)
+    if runs: mean.legend(frameon=False, fontsize=7)
+    plt.close(figure)
+    return figure
+
+
+def rank_correlation_figure(
+    correlations: pd.DataFrame,  # as `loss_rank_correlations` gives them
+) -> Figure:
+    "How the rank correlation of pretraining with zero-shot performance is distributed over scans, beside the published means and range (Figure S1)."
+    zero_shot, stated = correlations[correlations.kind == "zero-shot"].dropna(subset="correlation"), published("checkpoints")
+    means, ends = stated[stated.metric == "mean rank correlation"], stated[stated.metric.str.contains("est rank")]
+    figure, axes = plt.subplots(figsize=(6.0, 3.8), layout="constrained")
+    runs = list(dict.fromkeys(zero_shot.run))
+    for x, name in enumerate(runs): _scan_points(axes, x, zero_shot[zero_shot.run == name].correlation.sort_values(), model_colour(name), hollow=False)
+    for x, r in enumerate(means.itertuples(), len(runs)):
+        axes.scatter(x, r.value, s=70, marker="D", facecolor="none", edgecolor=model_colour(r.model), lw=1.5); axes.annotate(f"{r.value:.2f}", (x + 0.15, r.value), va="center", fontsize=9)
+    for end in ends.itertuples(): axes.axhline(end.value, color="0.6", ls=":", lw=1)
+    labels = [f"{n}\n{(zero_shot.run == n).sum()} scans, {zero_shot[zero_shot.run == n].checkpoints.max()} checkpoints" for n in runs] + [f"{r.model}\npublished, {r.n} scans" for r in means.itertuples()]
+    axes.set_xticks(range(len(labels)), labels, fontsize=7, rotation=25, ha="right", rotation_mode="anchor"); axes.set_ylim(-1.08, 1.08); axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+    axes.set_ylabel("rank correlation of minus the loss\nwith zero-shot Spearman (dotted: published range)", fontsize=8); axes.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)
+    return figure
+
+# %% ../nbs/18_results.ipynb #0bb58503
+def contact_figure(
+    maps: dict[str, tuple[np.ndarray, np.ndarray]],  # chain -> probabilities [L, L]; contacts [L, L], NaN where unresolved
+) -> Figure:
+    "Predicted contacts above the diagonal, true ones below; grey: unresolved."
+    figure, axes = plt.subplots(1, len(maps), figsize=(3.4 * len(maps) + 0.6, 3.5), squeeze=False, layout="constrained")
+    colours = plt.get_cmap("Blues").with_extremes(bad="0.85")
+    for ax, (name, (chance, contacts)) in zip(axes[0], maps.items()):
+        both = np.where(np.triu(np.ones_like(contacts, bool), 1), chance, contacts)
+        image = ax.imshow(both, cmap=colours, vmin=0, vmax=1, interpolation="nearest", extent=(0.5, len(both) + 0.5, len(both) + 0.5, 0.5))
+        ax.plot([0.5, len(both) + 0.5], [0.5, len(both) + 0.5], color="0.5", lw=0.6)
+        ax.set_title(name, fontsize=8); ax.set_xlabel("residue (above: predicted)", fontsize=8); ax.set_ylabel("residue (below: true)", fontsize=8); ax.tick_params(labelsize=7)
+    figure.colorbar(image, ax=list(axes[0]), label="probability of a contact", shrink=0.8)
+    plt.close(figure)
+    return figure
+
+
+_STATES = {"H": ("helix", "#c0392b"), "E": ("strand", "#1f6fb4"), "C": ("coil", "#b5b5b5")}
+
+
+def confusion_figure(
+    counts: dict[str, np.ndarray],  # model -> residues [true, predicted], in the order of `states`
+    states: Sequence[str],          # letters
+) -> Figure:
+    "For each model what share of a true state is predicted as which, and how many residues that is."
+    figure, axes = plt.subplots(1, len(counts), figsize=(2.6 * len(counts) + 0.8, 3.0), squeeze=False, layout="constrained")
+    names = [_STATES.get(s, (s,))[0] for s in states]
+    for ax, (model, table) in zip(axes[0], counts.items()):
+        share = table / np.maximum(1, table.sum(1, keepdims=True))
+        ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for i, j in np.ndindex(*table.shape): ax.text(j, i, f"{share[i, j]:.2f}\n{table[i, j]:,}", ha="center", va="center", fontsize=7, color="white" if share[i, j] > 0.6 else "black")
+        ax.set_xticks(range(len(names)), names, fontsize=8); ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.set_title(f"{model}, {table.sum():,} residues", fontsize=8); ax.set_xlabel("predicted", fontsize=8); ax.set_ylabel("true (DSSP)", fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def trace_figure(
+    ca: np.ndarray,          # [L, 3] Å, NaN where unresolved
+    states: dict[str, str],  # title -> a letter per residue
+) -> Figure:
+    "The Cα trace of a chain, coloured by state."
+    figure = plt.figure(figsize=(4.2 * len(states), 4.0), layout="constrained")
+    for k, (title, letters) in enumerate(states.items(), 1):
+        ax = figure.add_subplot(1, len(states), k, projection="3d")
+        for a, b, letter in zip(ca, ca[1:], letters):
+            if np.isfinite([a, b]).all() and np.linalg.norm(b - a) < 4.5: ax.plot(*zip(a, b), color=_STATES.get(letter, ("", "black"))[1], lw=3, solid_capstyle="round")
+        ax.set_title(title, fontsize=8); ax.set_axis_off(); ax.set_box_aspect(np.nanmax(ca, 0) - np.nanmin(ca, 0))
+    figure.legend(handles=[Line2D([], [], color=c, lw=3, label=name) for name, c in _STATES.values()], frameon=False, fontsize=8, loc="lower center", ncols=3)
     plt.close(figure)
     return figure
