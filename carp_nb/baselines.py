@@ -22,7 +22,7 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from torch import BoolTensor, Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .finetune import EarlyStopping, EpochBatches, Targets, TokenRows, _outputs, evaluate_predictions
+from .finetune import EarlyStopping, EpochBatches, Targets, TokenRows, head_outputs, evaluate_predictions
 from .pretrained import pick_device
 from .tasks import bad_rows, read_aligned
 from .training import TrainConfig, train
@@ -152,7 +152,7 @@ class CNNBaseline:
 
 
 def _predict(model: SmallCNN, rows: TokenRows, targets: Targets, batch_tokens: int) -> np.ndarray:
-    return targets.decode(_outputs(model, rows, targets.n_out, batch_tokens))
+    return targets.decode(head_outputs(model, rows, targets.n_out, batch_tokens))
 
 
 def _score(targets: Targets, measured: Sequence, predicted: np.ndarray) -> float:

@@ -813,7 +813,8 @@ def checkpoint_points(
     name = points.model.astype(str).str.split("@", n=1, expand=True).reindex(columns=[0, 1])
     points = points.assign(run=name[0], step=pd.to_numeric(name[1]), loss=points.model.map(loss).astype(float), partial=part.reindex(keys, fill_value=False).to_numpy(bool),
                            kind=np.where(points.split.isna(), "zero-shot", "downstream"), task=points.task + points.split.map(lambda s: "" if pd.isna(s) else f", {s}"))
-    return points[["run", "step", "loss", "kind", "task", "method", "value", "lo", "hi", "n", "partial"]].astype({"value": float}).sort_values(["run", "task", "step"], ignore_index=True)
+    return points[["run", "step", "loss", "kind", "task", "method", "value", "lo", "hi", "n", "partial"]].astype({"value": float}).sort_values(
+        ["run", "task", "step"], key=lambda column: column.map({r: i for i, r in enumerate(dict.fromkeys(column))}) if column.name == "run" else column, ignore_index=True)
 
 
 def loss_rank_correlations(
@@ -959,7 +960,7 @@ def trace_figure(
         ax = figure.add_subplot(1, len(states), k, projection="3d")
         for a, b, letter in zip(ca, ca[1:], letters):
             if np.isfinite([a, b]).all() and np.linalg.norm(b - a) < 4.5: ax.plot(*zip(a, b), color=_STATES.get(letter, ("", "black"))[1], lw=3, solid_capstyle="round")
-        ax.set_title(title, fontsize=8); ax.set_axis_off(); ax.set_box_aspect(np.nanmax(ca, 0) - np.nanmin(ca, 0))
+        ax.set_title(title, fontsize=8); ax.set_axis_off(); ax.set_box_aspect(np.nanmax(ca, 0) - np.nanmin(ca, 0), zoom=1.4)
     figure.legend(handles=[Line2D([], [], color=c, lw=3, label=name) for name, c in _STATES.values()], frameon=False, fontsize=8, loc="lower center", ncols=3)
     plt.close(figure)
     return figure

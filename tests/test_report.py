@@ -1,0 +1,92 @@
+"""checkpoints.ipynb and report.ipynb: the page is made of rows, and of nothing else."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from carp_nb.results import COLUMNS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def papermill(notebook: str, tmp_path: Path, **parameters) -> tuple[subprocess.CompletedProcess, Path]:
+    "What papermill did, and the folder that it wrote to."
+    words = [w for name, value in {"output_dir": tmp_path / notebook, "budget": "smoke", **parameters}.items() for w in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", ROOT / f"nbs/{notebook}.ipynb", tmp_path / f"{notebook}.ipynb", "--no-progress-bar", *words]
+    return subprocess.run([str(c) for c in command], cwd=tmp_path, text=True, capture_output=True, stdin=subprocess.DEVNULL), tmp_path / notebook
+
+
+def outputs_of(path: Path) -> list[str]:
+    "What the code cells of an executed notebook show."
+    cells = json.loads(path.read_text())["cells"]
+    return ["".join(o.get("text", "")) + "".join("".join(v) for k, v in o.get("data", {}).items() if k != "image/png") + "image" * ("image/png" in o.get("data", {}))
+            for c in cells if c["cell_type"] == "code" for o in c["outputs"] if o.get("name") != "stderr"]
+
+
+def test_without_outputs_every_cell_is_empty(tmp_path):
+    (tmp_path / "nothing").mkdir()
+    done, out = papermill("report", tmp_path, outputs=tmp_path / "nothing")
+    assert done.returncode == 0, done.stderr
+    shown = outputs_of(tmp_path / "report.ipynb")
+    assert "0 rows of 0 sections." in shown[0] and not any("image" in s or "CARP-640M" in s for s in shown)
+    assert sorted(p.name for p in out.iterdir()) == ["run.json"]
+
+
+def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
+    common = dict(seed=0, n=100, budget="laptop", device="cpu", dtype="float32", weights_sha="1", data_sha="x")
+    rows = [dict(section="flip", task="flip_gb1", split="low_vs_high", model="ridge", method="train", metric="spearman", value=0.3437, commit="aaaaaaa", **common)]
+    rows += [dict(section="zero_shot", task=t, model=m, method="wild-type", metric="spearman", value=v, commit="bbbbbbb", **common)
+             for t, v in [("abeta42", 0.21), ("tdp43", 0.11)] for m in ("carp_4k", "blosum62")]
+    losses, scores = [3.0, 2.8, 2.7], [0.1234, 0.2, 0.3]
+    for step, (loss, score) in enumerate(zip(losses, scores), 1):
+        rows += [dict(section="checkpoints", task="masked language modelling", split="held out", model=f"carp_4k@{step}", metric="loss", value=loss, commit="bbbbbbb", **common),
+                 dict(section="checkpoints", task="tdp43", model=f"carp_4k@{step}", method="masked", metric="spearman", value=score, commit="bbbbbbb", **common)]
+    (folder := tmp_path / "rows" / "any").mkdir(parents=True)
+    rows = [r | {"lo": r["value"] - 0.05, "hi": r["value"] + 0.05} for r in rows]
+    pd.DataFrame(rows).reindex(columns=COLUMNS).to_parquet(folder / "results.parquet")
+    done, out = papermill("report", tmp_path, outputs=tmp_path / "rows")
+    assert done.returncode == 0, done.stderr
+    text = "\n".join(outputs_of(tmp_path / "report.ipynb"))
+    assert "2 states of the code: aaaaaaa, bbbbbbb" in text
+    assert "0.344" in text and "papermill nbs/structure.ipynb" in text      # its cell of Table 3; Table 1 has none
+    table = pd.read_csv(out / "table_3.csv")
+    assert table.here.notna().sum() == 1 and table.paper.notna().sum() == 40
+    assert {p.name for p in out.glob("*.svg")} == {"figure_2.svg", "figure_4_masked.svg", "figure_s1_masked.svg", "against_paper.svg"}
+    errata = pd.read_csv(out / "errata.csv")
+    assert {"Table S1, CARP-24M", "Table S2, 86.5M", "Table 2, second na-fr line of CARP-640M"} <= set(errata["where"])
+
+
+@pytest.fixture(scope="module")
+def along(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("along")
+    return *papermill("checkpoints", folder, datasets="abeta42", method="wild-type"), folder
+
+
+def test_checkpoints_of_the_kept_run(along):
+    done, out, _ = along
+    assert done.returncode == 0, done.stderr
+    points = pd.read_csv(out / "points.csv")
+    scored = points[points.kind == "zero-shot"]
+    assert len(scored) == 4 and scored.loss.is_monotonic_decreasing and scored.partial.all()     # 4 checkpoints, 200 mutants: hollow
+    baseline = points[points.loss.isna()]
+    assert (baseline.method == "na-fr").all() and len(baseline) == 1
+    rows = pd.read_parquet(out / "results.parquet")
+    assert rows[rows.metric == "loss"].weights_sha.nunique() == 4
+    assert {"figure_3.svg", "figure_4.svg", "figure_s1.svg"} <= {p.name for p in out.iterdir()}
+
+
+def test_a_second_start_computes_nothing_again(along):
+    done, out, folder = along
+    before = {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}
+    again, _ = papermill("checkpoints", folder, datasets="abeta42", method="wild-type")
+    assert again.returncode == 0 and {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()} == before
+
+
+def test_a_folder_without_checkpoints_is_one_sentence(tmp_path):
+    shutil.copytree(ROOT / "outputs/pretrain/carp_600k_sprot50", tmp_path / "runs" / "mine")
+    done, _ = papermill("checkpoints", tmp_path, runs_dir=tmp_path / "runs", model="carp_640m")
+    assert done.returncode and "holds no checkpoints of carp_640m; it has carp_600k_sprot50" in done.stderr
