@@ -222,6 +222,7 @@ def find_runs(
     rows, shipped = [], set(list_models().query("origin == 'shipped'").name)
     for path in sorted(Path(folder).rglob("config.json")):
         config = json.loads(path.read_text())["config"]
+        if "size" not in config: continue   # of another kind of training
         name = config["name"] or config["size"]
         weights = path.parent / f"{name}.safetensors"
         if not weights.exists() and name in shipped: weights = find_weights(name)   # a run whose model ships

@@ -476,7 +476,7 @@ def loss_by_length_figure(
     axes.axvline(crop, color="0.7", lw=1); axes.annotate(f"training crop\n{crop:,}", (crop, axes.get_ylim()[1]), xytext=(4, -2), textcoords="offset points", va="top", fontsize=8, color="0.4")
     axes.set_xscale("log"); axes.set_xticks([32, 64, 128, 256, 512, 1024, 2048, 4096], ["32", "64", "128", "256", "512", "1,024", "2,048", "4,096"]); axes.minorticks_off()
     axes.set_xlabel("sequence length (residues)"); axes.set_ylabel("held-out loss (nats per masked residue)")
-    axes.spines[["top", "right"]].set_visible(False); axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False); figure.legend(loc="outside lower center", frameon=False, fontsize=8)
     plt.close(figure)
     return figure
 

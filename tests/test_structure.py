@@ -1,13 +1,23 @@
-"""Chains out of deposited files, and the contact head in half precision."""
+"""Chains out of deposited files, heads for residues and pairs fitted to them, and structure.ipynb by papermill."""
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from biotite.structure.io.pdb import PDBFile
+from biotite.structure.io.pdbx import CIFFile, set_structure
 
+from carp_nb.finetune import FinetuneConfig, FineTuned, OneHot, check_task, finetune
 from carp_nb.heads import ContactHead
-from carp_nb.structure import contact_map, read_chain
+from carp_nb.pretrained import load_model
+from carp_nb.structure import Chain, contact_map, contact_precision, evaluate_structure, load_structure_task, mean_precision, read_chain
+
+ROOT = Path(__file__).resolve().parent.parent
 
 DEPOSITED = Path(os.environ.get("CARP_NB_DATA", "")) / "structures" / "deposited"
 here = pytest.mark.skipif(not (DEPOSITED / "1ubi.pdb").is_file(), reason="CARP_NB_DATA has no structures/deposited")
@@ -34,3 +44,113 @@ def test_contact_head_in_bfloat16():
         exact = head(x, mask)
         with torch.autocast("cpu", torch.bfloat16): half = head(x, mask)
     assert torch.corrcoef(torch.stack([exact.flatten(), half.flatten()]))[0, 1] > 0.99
+
+
+@here
+def test_mmcif_gives_the_chain_that_pdb_gives(tmp_path):
+    file = CIFFile()
+    set_structure(file, PDBFile.read(DEPOSITED / "1ubi.pdb").get_structure(model=1))
+    file.write(tmp_path / "1ubi.cif")
+    pdb, cif = read_chain(DEPOSITED / "1ubi.pdb"), read_chain(tmp_path / "1ubi.cif")
+    assert pdb.sequence == cif.sequence
+    np.testing.assert_allclose(pdb.cb, cif.cb, atol=1e-3)
+
+
+def chains(n: int, longest: int) -> pd.DataFrame:
+    table = load_structure_task("contacts", "pdb_chains_sample").query("split == 'train'")
+    table = table[table.sequence.str.len() <= longest].head(n)
+    assert len(table) == n
+    return table.reset_index(drop=True)
+
+
+def long_range(maps: list, rows: pd.DataFrame) -> float:   # precision of the best L/5 pairs, over that of the true map
+    truth = [contact_map(Chain("", "", t, t)) for t in rows.target]
+    own, best = (mean_precision([contact_precision(m, t) for m, t in zip(maps_, truth)]).set_index(["range", "top"]).value["long", "L/5"] for maps_ in (maps, [np.nan_to_num(t) for t in truth]))
+    return own / best
+
+
+@pytest.mark.slow
+def test_contact_head_overfits_ten_chains(tmp_path):
+    rows, encoder = chains(10, 110), load_model("carp_600k_sprot50", "cpu")
+    config = FinetuneConfig("pt-fr", "contacts", 3e-3, batch=5, epochs=120, patience=120, channels=16, layers=8, crop=128)
+    model = finetune(encoder, rows, rows, config, tmp_path, "cpu", progress=False)
+    half = FineTuned(model.encoder, model.head, model.targets, replace(model.config, dtype="bfloat16"))
+    exact, rough = (long_range(m.predict(rows.sequence.tolist()), rows) for m in (model, half))
+    print(f"long range, best L/5 of ten chains, as a share of what the true map reaches: float32 {exact:.3f}, bfloat16 {rough:.3f}")
+    assert exact > 0.95 and abs(exact - rough) < 0.03
+
+
+WHOLE = """
+import resource, sys, numpy as np, torch
+from carp_nb.finetune import FinetuneConfig, FineTuned, Targets
+from carp_nb.heads import ContactHead
+from carp_nb.pretrained import load_model
+encoder = load_model("carp_600k_sprot50", "cpu")
+model = FineTuned(encoder, ContactHead(encoder.config.d_model), Targets("contacts"), FinetuneConfig("pt-fr", "contacts"))
+found, = model.predict(["".join(np.random.default_rng(0).choice(list("ACDEFGHIKLMNPQRSTVWY"), 1000))])
+assert found.shape == (1000, 1000) and np.isfinite(found).all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)
+"""
+
+
+@pytest.mark.slow
+def test_a_chain_of_1000_residues_takes_less_than_8_gb():
+    gigabytes = float(subprocess.run([sys.executable, "-c", WHOLE], capture_output=True, text=True, check=True).stdout.split()[-1])
+    print(f"peak {gigabytes:.2f} GiB")
+    assert gigabytes < 8e9 / 2 ** 30
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"target": "HHEEC"}, "1 of 3 rows do not have one label per residue, the first is row 1 with 4 residues and 5 labels"),
+    ({"target": "HHE"}, "4 residues and 3 labels"),
+])
+def test_labels_of_another_length(change, sentence):
+    task = pd.DataFrame({"sequence": ["ACDE", "ACDF", "ACDG"], "target": ["HHEC"] * 3, "split": ["train", "valid", "test"]})
+    check_task(task, "per_residue")
+    with pytest.raises(ValueError, match=sentence): check_task(task.assign(target=[change["target"], "HHEC", "HHEC"]), "per_residue")
+
+
+def test_contacts_leave_the_encoder_frozen():
+    with pytest.raises(ValueError, match="use pt-fr or na-fr, not pt-ft"): FinetuneConfig("pt-ft", "contacts")
+
+
+@pytest.mark.parametrize("kind", ["per_residue", "contacts"])
+def test_order_and_batches_change_no_prediction_and_labels_that_do_not_count_no_weight(tmp_path, kind):
+    rng, words = np.random.default_rng(0), ["ACDEFGHIKLMN", "MKTAYIAKQ", "GGSGG", "WYVTSRQPNM"]
+    label = (lambda s: "".join("HE"[a in "AKLM"] for a in s)) if kind == "per_residue" else (lambda s: rng.normal(0, 5, (len(s), 3)).astype("float32"))
+    rows = pd.DataFrame({"sequence": words, "target": [label(s) for s in words]})
+    fits = []
+    for i, batch_tokens in enumerate((16, 4096)):
+        config = FinetuneConfig("pt-fr", kind, 1e-3, epochs=2, batch=2, batch_tokens=batch_tokens, channels=4, layers=2, crop=8)
+        fits.append(finetune(OneHot(), rows, rows, config, tmp_path / str(i), "cpu", progress=False).predict(words[::1 - 2 * i][:]))
+    for a, b in zip(fits[0], fits[1][::-1]): np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_masked_residues_do_not_count():
+    chance = [np.eye(3)[[0, 1, 2, 0]]]
+    full, part = (evaluate_structure([t], chance, "per_residue", 10, classes=("C", "E", "H")).value[0] for t in ("CEHH", "CEH-"))
+    assert (full, part) == (0.75, 1.0)
+
+
+def papermill(tmp_path: Path, **parameters: str) -> tuple[int, str]:
+    words = [sys.executable, "-m", "papermill", str(ROOT / "nbs/structure.ipynb"), str(tmp_path / "executed.ipynb"), "--no-progress-bar"]
+    for name, value in {"output_dir": str(tmp_path / "out"), "budget": "smoke", **parameters}.items(): words += ["-p", name, value]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, env={**os.environ, "TQDM_DISABLE": "1", "CARP_NB_DATA": ""})
+    return done.returncode, " ".join(done.stdout.split())
+
+
+def test_smoke_on_what_ships(tmp_path):
+    status, shown = papermill(tmp_path)
+    assert status == 0, shown
+    rows = pd.read_parquet(tmp_path / "out/results.parquet")
+    for metric in ("q3", "precision long L"):
+        scores = rows[rows.metric == metric]
+        assert set(zip(scores.model, scores.method)) == {("carp_600k_sprot50", "pt-fr"), ("carp_600k_sprot50", "na-fr"), ("one-hot", "frozen")} and scores.value.between(0, 1).all()
+    assert set(rows.task) == {"secondary_structure: pdb_chains_sample", "contacts: pdb_chains_sample"} and rows.data_sha.str.len().eq(64).all()
+    assert {p.name for p in (tmp_path / "out").glob("*.svg")} == {"contacts.svg", "confusion.svg", "trace.svg"}
+    assert not pd.read_csv(tmp_path / "out/table_1.csv")["set"].isin(set(rows.task)).any()   # a stand-in is never beside the paper
+
+
+def test_a_wrong_task_is_one_sentence(tmp_path):
+    status, shown = papermill(tmp_path, task="folds")
+    assert status != 0 and "task has 'folds'; use secondary_structure, remote_homology, contacts." in shown, shown

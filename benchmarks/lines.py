@@ -1,0 +1,312 @@
+"""What is compared: one function per line of the table, in the order of the table.
+
+A line returns the ways to do one job as callables, and what one call of each is worth in units of that job (residues, positions, forward passes).
+`ours` and `peer` are the stated setting; `fp32` is ours in float32 where `ours` is bf16; every way named `peer, ...` is a setting in which the
+peer may be better than in the stated one. Weights are random and equal in number; the time of a forward pass does not depend on them.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
+from carp_nb.carp import CARP, TABLE_S1
+from carp_nb.kernels import as_dtype
+
+
+@dataclass
+class Ways:
+    "One job, done in several ways."
+    ways: dict[str, Callable[[], object]]
+    worth: dict[str, float]     # units of the job in one call
+    note: str = ""              # what of the job is timed, if not all of it
+    threads: dict[str, int] = field(default_factory=dict)  # 1 unless given
+
+
+@dataclass
+class Line:
+    "One line of the table."
+    name: str
+    work: str                   # what is done
+    peer: str                   # by whom else
+    build: Callable[[], Ways]
+    floor: float | None = None
+    aim: float | None = None
+    repeats: int = 3
+    unit: str = "times faster"  # of the ratio peer / ours; for a line that compares with a number, what that number is
+    lower_is_better: bool = False
+    gpu: bool = False           # needs one, and is measured by the wall clock
+
+
+LINES: dict[str, Line] = {}
+
+
+def line(name: str, work: str, peer: str, floor: float | None = None, aim: float | None = None, **kwargs):
+    def add(build):
+        LINES[name] = Line(name, work, peer, build, floor, aim, **kwargs)
+        return build
+    return add
+
+
+# models
+
+def ours(size: str, n_layers: int | None = None) -> CARP:
+    config = TABLE_S1[size]
+    return CARP(config if n_layers is None else replace(config, n_layers=n_layers), size).eval()
+
+
+def reference(model: CARP) -> nn.Module:
+    "The released implementation on the memory of our weights: logits = f(tokens, mask)."
+    from sequence_models.convolutional import ByteNetLM
+
+    from carp_nb.pretrained import to_published
+    c = model.config
+    with torch.device("meta"):
+        bare = ByteNetLM(len(PROTEIN), c.d_embed, c.d_model, c.n_layers, c.kernel_size, c.r, padding_idx=PROTEIN.mask_idx, final_ln=True, slim=c.slim, activation=c.activation)
+    bare.load_state_dict(to_published(model.state_dict()), strict=True, assign=True)
+    return bare.eval()
+
+
+def call_reference(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    return model(tokens, input_mask=(tokens != PROTEIN.pad_idx).unsqueeze(-1))
+
+
+def huggingface(d: int, n_layers: int, heads: int, d_mlp: int, longest: int) -> nn.Module:
+    from transformers import EsmConfig, EsmForMaskedLM
+    config = EsmConfig(vocab_size=33, mask_token_id=32, pad_token_id=1, hidden_size=d, num_hidden_layers=n_layers, num_attention_heads=heads, intermediate_size=d_mlp,
+                       max_position_embeddings=longest + 2, position_embedding_type="rotary", token_dropout=False, attn_implementation="sdpa")
+    return EsmForMaskedLM(config).eval()
+
+
+def sequences(lengths: list[int]) -> list[str]:
+    rng = np.random.default_rng(0)
+    return ["".join(rng.choice(list(AMINO_ACIDS), length)) for length in lengths]
+
+
+def real_sequences(n: int = 16) -> list[str]:
+    "Held-out sequences that ship with the repository, in the order of their file."
+    from carp_nb.pretrain import read_sequences
+    return [s for _, s in read_sequences("sprot_heldout_sample") if len(s) <= 1022][:n]
+
+
+def tokens_of(batch: int, length: int) -> torch.Tensor: return PROTEIN.batch(sequences([length] * batch))[0]
+
+
+def quiet(call: Callable, *arguments) -> Callable[[], object]:
+    "A call without gradients."
+    def compute():
+        with torch.inference_mode(): return call(*arguments)
+    return compute
+
+
+# forward passes
+
+CYCLE = 8   # blocks in one cycle of dilations; more of them repeat it
+
+
+def forward_against_reference(size: str, length: int, dtype: str) -> Ways:
+    model = ours(size, CYCLE)
+    peer, one, eight = reference(model), tokens_of(1, length), tokens_of(8, length)
+    work = {"ours": quiet(as_dtype(model, dtype), one), "peer": quiet(call_reference, peer, one)}
+    if dtype != "float32": work["fp32"] = quiet(model, one)
+    work |= {"peer, batch 8": quiet(call_reference, peer, eight), "peer, 2 threads": work["peer"], "peer, batch 8, 2 threads": quiet(call_reference, peer, eight),
+             "ours, 2 threads": work["ours"]}
+    n = TABLE_S1[size].n_layers
+    return Ways(work, {name: length * (8 if "batch 8" in name else 1) for name in work}, f"{CYCLE} of {n} blocks, one cycle of dilations", {name: 2 for name in work if "2 threads" in name})
+
+
+for size, length, target in [("carp_76m", 256, (1.3, 1.9)), ("carp_76m", 1024, (1.3, 1.9))]:
+    line(f"forward-{size}-{length}", f"forward pass, {size}, {length} residues, fp32", "sequence-models, fp32", *target)(
+        lambda size=size, length=length: forward_against_reference(size, length, "float32"))
+for size in ("carp_76m", "carp_640m"):
+    line(f"forward-{size}-1024-bf16", f"forward pass, {size}, 1024 residues, bf16", "sequence-models, fp32", 6, 9)(
+        lambda size=size: forward_against_reference(size, 1024, "bfloat16"))
+
+
+def against_650m(peer_dtype: torch.dtype, dtype: str, peer_kind: str) -> Ways:
+    length, layers = 1024, 3
+    if peer_kind == "fair-esm":
+        import argparse
+
+        import esm
+        arguments = argparse.Namespace(arch="roberta_large", layers=layers, embed_dim=1280, ffn_embed_dim=5120, attention_heads=20, max_positions=length + 2,
+                                       emb_layer_norm_before=True, token_dropout=True, final_bias=True, logit_bias=True)
+        peer = esm.ProteinBertModel(arguments, esm.Alphabet.from_architecture("roberta_large")).eval()
+        ask = lambda t: peer(t)["logits"]
+    else:
+        peer = huggingface(1280, layers, 20, 5120, length).to(peer_dtype)
+        ask = lambda t: peer(input_ids=t).logits
+    model = ours("carp_640m", CYCLE)
+    theirs = lambda batch: torch.randint(4, 24, (batch, length), generator=torch.Generator().manual_seed(0))
+    work = {"ours": quiet(as_dtype(model, dtype), tokens_of(1, length)), "peer": quiet(ask, theirs(1))}
+    if dtype != "float32": work["fp32"] = quiet(model, tokens_of(1, length))
+    work |= {"peer, batch 8": quiet(ask, theirs(8)), "peer, 2 threads": work["peer"], "ours, 2 threads": work["ours"]}
+    full = {"ours": 56 / CYCLE, "fp32": 56 / CYCLE, "peer": 33 / layers}   # calls that make a whole model
+    worth = {name: length * (8 if "batch 8" in name else 1) / full[name.split(",")[0]] for name in work}
+    return Ways(work, worth, f"{CYCLE} of 56 blocks and {layers} of 33 layers, each scaled to its whole", {name: 2 for name in work if "2 threads" in name})
+
+
+line("carp_640m-hf-fp32", "forward pass, carp_640m, 1024 residues, bf16", "Hugging Face ESM of 650M, fp32", 6, 8)(lambda: against_650m(torch.float32, "bfloat16", "hf"))
+line("carp_640m-hf-bf16", "forward pass, carp_640m, 1024 residues, bf16", "Hugging Face ESM of 650M, bf16", 1.8, 2.3)(lambda: against_650m(torch.bfloat16, "bfloat16", "hf"))
+line("carp_640m-fair-esm", "forward pass, carp_640m, 1024 residues, fp32", "fair-esm, ESM-1b, fp32")(lambda: against_650m(torch.float32, "float32", "fair-esm"))
+
+
+@line("mixed-lengths", "16 Swiss-Prot sequences of mixed length, carp_38m, bf16", "Hugging Face ESM of 38M, fp32, batch 8 padded", 9, 15, repeats=2)
+def mixed_lengths() -> Ways:
+    from carp_nb.batching import bucketed_batches
+    found = real_sequences()
+    model, peer = ours("carp_38m", CYCLE), huggingface(768, 2, 12, 3392, 1024)
+    lengths = np.array([len(s) for s in found])
+    batches = [PROTEIN.batch([found[i] for i in chosen])[0] for chosen in bucketed_batches(lengths, 4096, np.random.default_rng(0))]
+    fast = as_dtype(model, "bfloat16")
+
+    def padded(size: int):
+        rows = [torch.randint(4, 24, (len(s),), generator=torch.Generator().manual_seed(0)) for s in found]
+        groups = [nn.utils.rnn.pad_sequence(rows[i:i + size], batch_first=True, padding_value=1) for i in range(0, len(rows), size)]
+        return lambda: [peer(input_ids=g, attention_mask=(g != 1).long()).logits for g in groups]
+    through = lambda m: lambda: [m(b) for b in batches]
+    work = {"ours": quiet(through(fast)), "peer": quiet(padded(8)), "fp32": quiet(through(model)), "peer, batch 1": quiet(padded(1))}
+    full = {"ours": 16 / CYCLE, "fp32": 16 / CYCLE, "peer": 5 / 2}
+    return Ways(work, {name: float(lengths.sum()) / full[name.split(",")[0]] for name in work}, f"{CYCLE} of 16 blocks and 2 of 5 layers, each scaled to its whole")
+
+
+# scans
+
+def scan(size: str, length: int, dtype: str, positions: int, peer_positions: int) -> Ways:
+    from carp_nb.incremental import masked_log_probs
+    model = ours(size)
+    wild, = sequences([length])
+    spread = lambda n: [(int(p),) for p in np.linspace(0, length - 1, n)]
+    peer, tokens = reference(model), PROTEIN.batch([wild])[0]
+
+    def one_by_one():
+        for (p,) in spread(peer_positions):
+            masked = tokens.clone(); masked[0, p] = PROTEIN.mask_idx
+            call_reference(peer, masked)[0, p].log_softmax(-1)
+    work = {"ours": quiet(masked_log_probs, as_dtype(model, dtype), wild, spread(positions)), "peer": quiet(one_by_one)}
+    if dtype != "float32": work["fp32"] = quiet(masked_log_probs, model, wild, spread(positions))
+    rows = tokens.repeat(min(8, peer_positions), 1)
+    work["peer, batch 8"] = quiet(call_reference, peer, rows)
+    return Ways(work, {"ours": positions, "fp32": positions, "peer": peer_positions, "peer, batch 8": len(rows)},
+                f"{positions} of {length} positions, the peer {peer_positions}, per position")
+
+
+for size, dtype, positions, theirs, target in [
+        ("carp_38m", "float32", 250, 5, (3.5, 5.5)), ("carp_38m", "bfloat16", 250, 5, (10, 20)), ("carp_76m", "bfloat16", 48, 4, (6, 9)), ("carp_640m", "bfloat16", 24, 2, (6, 9))]:
+    line(f"scan-{size}-250-{'fp32' if dtype == 'float32' else 'bf16'}", f"masked scan, {size}, 250 residues, {dtype}", "sequence-models, fp32, one forward pass per position", *target)(
+        lambda size=size, dtype=dtype, positions=positions, theirs=theirs: scan(size, 250, dtype, positions, theirs))
+
+
+@line("scan-carp_38m-1000-dense", "masked scan, carp_38m, 1000 residues, fp32", "our own dense batched scorer", 4, 7)
+def scan_dense() -> Ways:
+    from carp_nb.incremental import masked_log_probs
+    model, (wild,), n, dense = ours("carp_38m"), sequences([1000]), 96, 4
+    spread = lambda n: [(int(p),) for p in np.linspace(0, 999, n)]
+    way = lambda n, path: quiet(lambda: masked_log_probs(model, wild, spread(n), path=path))
+    return Ways({"ours": way(n, "incremental"), "peer": way(dense, "dense")}, {"ours": n, "peer": dense}, f"{n} of 1000 positions, dense {dense}, per position")
+
+
+@line("linearity", "time at 4096 residues over time at 1024, carp_76m, fp32", "4.0, a straight line", 4.3, 4.05, unit="time ratio", lower_is_better=True, repeats=5)
+def linearity() -> Ways:
+    model = ours("carp_76m", CYCLE)
+    return Ways({"ours": quiet(model, tokens_of(1, 1024)), "peer": quiet(model, tokens_of(1, 4096))}, {"ours": 1, "peer": 1}, f"{CYCLE} of 32 blocks")
+
+
+# training
+
+def training_batches(step_tokens: int):
+    from carp_nb.batching import Batches
+    from carp_nb.pretrain import as_corpus
+    return Batches(as_corpus("sprot_train_sample"), step_tokens, 1022, 0)
+
+
+@line("train-carp_600k", "pretraining, carp_600k, 4 updates of 8192 tokens, fp32", "a loop with sequence-models' model and loss, fp32", 3.3, 5)
+def train_600k() -> Ways:
+    from sequence_models.losses import MaskedCrossEntropyLoss
+
+    from carp_nb.pretrain import CorruptedBatches, mlm_step
+    steps, batches = 4, CorruptedBatches(training_batches(8192), 0)
+    data = [batches[i] for i in range(steps)]
+    residues = sum(int(mask.sum()) for _, _, mask, _ in data)
+    lossf = MaskedCrossEntropyLoss()
+
+    def loop(model, loss, dtype=torch.float32):
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+        def train():
+            for batch in data:
+                optimizer.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16): value = loss(model, batch)
+                value.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+        return train
+    mine = lambda model, batch: mlm_step(model, batch, None)[0]
+    theirs = lambda model, batch: lossf(call_reference(model, batch[0]), batch[1], batch[3])
+    peer = reference(ours("carp_600k")).train()
+    for p in peer.parameters(): p.requires_grad_(True)
+    work = {"ours": loop(ours("carp_600k").train(), mine), "peer": loop(peer, theirs), "ours, bf16 autocast": loop(ours("carp_600k").train(), mine, torch.bfloat16)}
+    work |= {"peer, 2 threads": work["peer"], "ours, 2 threads": work["ours"]}
+    return Ways(work, dict.fromkeys(work, residues), "the same batches for both, made beforehand; backward pass and Adam included", {"peer, 2 threads": 2, "ours, 2 threads": 2})
+
+
+@line("embed-carp_38m", "mean representations of 16 Swiss-Prot sequences, carp_38m, fp32", "a loop with sequence-models, batch 8 in the order given, fp32", repeats=2)
+def embedding() -> Ways:
+    import tempfile
+    from pathlib import Path
+
+    from carp_nb.embed import embed
+    found = real_sequences()
+    model = ours("carp_38m", CYCLE)
+    peer, names = reference(model).embedder, {f"s{i}": s for i, s in enumerate(found)}
+
+    def to_disk():
+        with tempfile.TemporaryDirectory() as folder: embed(model, names, Path(folder) / "all.safetensors", progress=False)
+
+    def loop(size: int):
+        def embed_all():
+            for i in range(0, len(found), size):
+                tokens, mask = PROTEIN.batch(found[i:i + size])
+                x = peer(tokens, input_mask=mask.unsqueeze(-1)) * mask.unsqueeze(-1)
+                x.sum(1) / mask.sum(1, keepdim=True)
+        return embed_all
+    work = {"ours": quiet(to_disk), "peer": quiet(loop(8)), "peer, batch 1": quiet(loop(1))}
+    return Ways(work, dict.fromkeys(work, sum(map(len, found))), f"{CYCLE} of 16 blocks; ours also writes the file")
+
+
+# on a GPU: measured where there is one, against the rate that its maker states
+
+PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12}   # operations per second, dense, SXM
+
+
+def peak_rate(device: str) -> float:
+    "Raises ValueError for a GPU that is not in the table."
+    known = next((rate for name, rate in PEAK_BF16.items() if name in device), None)
+    if known is None: raise ValueError(f"the peak bf16 rate of {device} is not known here; add it to PEAK_BF16 in benchmarks/lines.py.")
+    return known
+
+
+def share_of_peak(size: str, batch: int, length: int, train: bool) -> Ways:
+    "A call is worth its share of a second at the peak rate, in percent; two operations per weight and residue, six in training."
+    model, tokens = ours(size).cuda(), tokens_of(batch, length).cuda()
+    weights = sum(p.numel() for block in model.blocks for p in block.parameters())
+
+    def update():
+        with torch.autocast("cuda", torch.bfloat16): loss = nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+        loss.backward()
+        optimizer.step(); optimizer.zero_grad()
+    if train:
+        optimizer = torch.optim.AdamW(model.train().parameters(), fused=True)
+        call = update
+    else: call = quiet(as_dtype(model, "bfloat16"), tokens)
+    operations = (6 if train else 2) * weights * tokens.numel()
+    return Ways({"ours": call}, {"ours": 100 * operations / peak_rate(torch.cuda.get_device_name())}, f"batch {batch} of {length} residues")
+
+
+for name, work, size, train, floor, aim in [
+        ("gpu-carp_640m-forward", "forward pass, carp_640m, bf16", "carp_640m", False, 35, 60),
+        ("gpu-carp_76m-train", "pretraining, carp_76m, bf16", "carp_76m", True, 25, 45)]:
+    line(name, work, "peak bf16 rate of the GPU", floor, aim, repeats=20, unit="% of the peak", gpu=True)(
+        lambda size=size, train=train: share_of_peak(size, 16, 1024, train))
