@@ -52,7 +52,7 @@ def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int)
     times = per_unit(interleave({n: with_threads(c, job.threads.get(n, 1)) for n, c in chosen.items()}, repeats), job)
     ratio, lo, hi = paired_ratio(times, "peer", "ours", clock)
     row = {"ratio": ratio, "lo": lo, "hi": hi, "timed": job.note}
-    if "fp32" in chosen: row["fp32 against fp32"] = paired_ratio(times, "peer", "fp32", clock)[0]
+    if "fp32" in chosen: row["fp32 against fp32"] = paired_ratio(times, "fp32 peer" if "fp32 peer" in chosen else "peer", "fp32", clock)[0]
     medians = times.groupby("way")[clock].median()
     if len(peers := [n for n in chosen if n.startswith("peer")]) > 1:
         fastest, ours = medians[peers].idxmin(), medians[[n for n in chosen if n == "ours" or n == "ours, 2 threads"]].idxmin()
@@ -73,11 +73,11 @@ def chart(table: pd.DataFrame) -> alt.Chart:
     rows = table[~table.line.str.startswith("gpu-")].assign(label=lambda t: t.work + " | " + t.peer)
     gpu = table[table.line.str.startswith("gpu-")]
     shown = alt.Chart(rows).encode(y=alt.Y("label:N", sort=list(rows.label), title=None, axis=alt.Axis(labelLimit=640)))
-    x = alt.X("ratio:Q", scale=alt.Scale(type="log"), title="peer / ours, times (log scale); grey: floor, black: aim, hollow: against the peer at its best")
+    x = alt.X("ratio:Q", scale=alt.Scale(type="log"), title=["peer / ours (log scale), 95 % interval; grey: floor, black: aim", "hollow: against the peer at its best"])
     layers = [shown.mark_rule(color="#1f6fb4", strokeWidth=2).encode(x=alt.X("lo:Q", scale=alt.Scale(type="log")), x2="hi:Q"), shown.mark_point(filled=True, size=70, color="#1f6fb4").encode(x=x),
               shown.mark_point(size=70, color="#1f6fb4").encode(x="against its best:Q"), shown.mark_tick(color="#9a9a9a", thickness=2).encode(x="floor:Q"), shown.mark_tick(color="black", thickness=2).encode(x="aim:Q")]
     return alt.layer(*layers).properties(width=420, height=alt.Step(22), title=alt.Title(
-        "", subtitle=[f"{r.work}, share of the peak rate: {'not measured, needs a GPU' if pd.isna(r.ratio) else f'{r.ratio:.0f} %'}; {r.command}" for r in gpu.itertuples()], orient="bottom"))
+        "On a GPU", fontSize=11, anchor="start", offset=8, subtitle=[f"{r.work}, share of the peak rate: {'not measured, needs a GPU' if pd.isna(r.ratio) else f'{r.ratio:.0f} %'}; {r.command}" for r in gpu.itertuples()], orient="bottom"))
 
 
 def empty_table() -> pd.DataFrame:

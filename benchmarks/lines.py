@@ -1,9 +1,10 @@
 """What is compared: one function per line of the table, in the order of the table.
 
 A line returns the ways to do one job as callables, and what one call of each is worth in units of that job (residues, positions, forward passes).
-`ours` and `peer` are the stated setting; `fp32` is ours in float32 where `ours` is bf16; every way named `peer, ...` is a setting in which the
+`ours` and `peer` are the stated setting; `fp32` is ours in float32 where `ours` is bf16, `fp32 peer` the peer in float32 where `peer` is not; every way named `peer, ...` is a setting in which the
 peer may be better than in the stated one. Weights are random and equal in number; the time of a forward pass does not depend on them.
 """
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -136,14 +137,16 @@ def against_650m(peer_dtype: torch.dtype, dtype: str, peer_kind: str) -> Ways:
         peer = esm.ProteinBertModel(arguments, esm.Alphabet.from_architecture("roberta_large")).eval()
         ask = lambda t: peer(t)["logits"]
     else:
-        peer = huggingface(1280, layers, 20, 5120, length).to(peer_dtype)
+        exact = huggingface(1280, layers, 20, 5120, length)
+        peer = exact if peer_dtype == torch.float32 else copy.deepcopy(exact).to(peer_dtype)
         ask = lambda t: peer(input_ids=t).logits
     model = ours("carp_640m", CYCLE)
     theirs = lambda batch: torch.randint(4, 24, (batch, length), generator=torch.Generator().manual_seed(0))
     work = {"ours": quiet(as_dtype(model, dtype), tokens_of(1, length)), "peer": quiet(ask, theirs(1))}
     if dtype != "float32": work["fp32"] = quiet(model, tokens_of(1, length))
+    if peer_dtype != torch.float32: work["fp32 peer"] = quiet(lambda t: exact(input_ids=t).logits, theirs(1))
     work |= {"peer, batch 8": quiet(ask, theirs(8)), "peer, 2 threads": work["peer"], "ours, 2 threads": work["ours"]}
-    full = {"ours": 56 / CYCLE, "fp32": 56 / CYCLE, "peer": 33 / layers}   # calls that make a whole model
+    full = {"ours": 56 / CYCLE, "fp32": 56 / CYCLE, "peer": 33 / layers, "fp32 peer": 33 / layers}   # calls that make a whole model
     worth = {name: length * (8 if "batch 8" in name else 1) / full[name.split(",")[0]] for name in work}
     return Ways(work, worth, f"{CYCLE} of 56 blocks and {layers} of 33 layers, each scaled to its whole", {name: 2 for name in work if "2 threads" in name})
 
