@@ -39,6 +39,15 @@ def assert_same(folder: Path, other: Path) -> None:
         else: pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Sums in one order: bits are only comparable between runs on as many threads."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -58,7 +67,6 @@ def in_child(folder: Path) -> int:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_twenty_random_moments(undisturbed, tmp_path):
     draw, kills, train_seconds = random.Random(0), 0, pd.read_parquet(undisturbed / "metrics.parquet").seconds.iloc[-1]
-    torch.set_num_threads(1)
     for attempt in range(200):
         pid = in_child(tmp_path / "killed")
         time.sleep(draw.uniform(0, 0.3 + 0.2 * train_seconds) if kills < 20 else 0)
