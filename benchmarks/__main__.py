@@ -1,7 +1,8 @@
 """Run lines of the table: `python -m benchmarks` all of them, `python -m benchmarks linearity train-carp_600k` some, `--list` names them.
 
 Every line is measured in one process, all its ways in turns, so that a machine that is slower for a while is slower for all of them. The ratio is the
-median over repeats of neighbours. Lines measured before stay in the table until they are measured again.
+median over repeats of neighbours. Lines measured before stay in the table until they are measured again. `bf16-scans` is no line of speed: it
+says how far bf16 moves the Spearman correlation of every scan that is here.
 """
 import argparse
 import functools
@@ -14,14 +15,19 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from benchmarks.lines import LINES, Line, Ways
+from benchmarks.agreement import SCANS, bf16_scans, summary
+from benchmarks.lines import LINES, Line, Ways, matrix_product
 from carp_nb.datasets import project_root
+from carp_nb.pretrain import write_text
 from carp_nb.results import provenance
 from carp_nb.timing import interleave, paired_ratio
 from carp_nb.training import write_table
 
-COLUMNS = ["line", "work", "peer", "unit", "ratio", "lo", "hi", "fp32 against fp32", "peer at its best", "against its best", "floor", "aim", "meets", "timed", "clock", "repeats",
+COLUMNS = ["line", "work", "peer", "unit", "ratio", "lo", "hi", "fp32 against fp32", "peer at its best", "against its best", "floor", "aim", "meets", "what holds it back", "timed", "clock", "repeats",
            "threads", "load", "dtype path", "device", "cpu flags", "torch", "commit", "when", "command"]
+
+
+MEASURED = [c for c in COLUMNS if c not in ("line", "work", "peer", "unit", "floor", "aim", "meets", "command")]   # the others are said by the line itself
 
 
 def with_threads(compute, n: int):
@@ -35,10 +41,20 @@ def with_threads(compute, n: int):
     return call
 
 
-def per_unit(times: pd.DataFrame, job: Ways) -> pd.DataFrame:
+def per_unit(times: pd.DataFrame, worth: dict[str, float]) -> pd.DataFrame:
     "Seconds per unit of work instead of seconds per call."
-    worth = times.way.map(job.worth)
+    worth = times.way.map(worth)
     return times.assign(wall=times.wall / worth, cpu=times.cpu / worth)
+
+
+def limits(line: Line, ratio: float, job: Ways, medians: pd.Series, dtype: str) -> str:
+    "Where a target is missed: the time of the matrix products alone, at the rate that this processor reaches on large ones, against ours."
+    if line.floor is None or verdict(line, ratio) == "aim": return ""
+    rates = {t: 1 / medians[f"products {t}"] for t in ("float32", "bfloat16")}   # operations per second
+    least = job.operations / rates[dtype]
+    said = f"matrix products alone, at {rates[dtype] / 1e9:.0f} GFLOP/s ({dtype}, one thread), take {least / medians['ours']:.0%} of our time; with nothing else it would be {medians['peer'] / least:.1f} times"
+    slow = f"; this processor has no fast bf16 products (fp32: {rates['float32'] / 1e9:.0f} GFLOP/s)"
+    return said + (slow if dtype == "bfloat16" and rates["bfloat16"] < 2 * rates["float32"] else "")
 
 
 def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int) -> dict:
@@ -48,15 +64,22 @@ def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int)
         seconds = interleave(job.ways, repeats, "cuda").wall
         lo, value, hi = (job.worth["ours"] / seconds.quantile([0.975, 0.5, 0.025])).tolist()
         return {"ratio": value, "lo": lo, "hi": hi, "timed": job.note}
-    chosen = {name: call for name, call in job.ways.items() if "," not in name or "autocast" in name or best and job.threads.get(name, 1) <= more_threads}
-    times = per_unit(interleave({n: with_threads(c, job.threads.get(n, 1)) for n, c in chosen.items()}, repeats), job)
+    more_threads = more_threads if clock == "wall" else 1   # processor time counts every thread, so that more of them only cost more
+    wanted = lambda name: "," not in name or "autocast" in name or best and job.threads.get(name, 1) <= more_threads
+    chosen = {name: call for name, call in job.ways.items() if wanted(name)}
+    alone = {f"products {dtype}": matrix_product(dtype) for dtype in ("float32", "bfloat16")} if job.operations else {}
+    calls = {n: with_threads(c, job.threads.get(n, 1)) for n, c in chosen.items()} | {n: c for n, (c, _) in alone.items()}
+    times = per_unit(interleave(calls, repeats, warm=line.warm), job.worth | {n: worth for n, (_, worth) in alone.items()})
     ratio, lo, hi = paired_ratio(times, "peer", "ours", clock)
     row = {"ratio": ratio, "lo": lo, "hi": hi, "timed": job.note}
     if "fp32" in chosen: row["fp32 against fp32"] = paired_ratio(times, "fp32 peer" if "fp32 peer" in chosen else "peer", "fp32", clock)[0]
     medians = times.groupby("way")[clock].median()
     if len(peers := [n for n in chosen if n.startswith("peer")]) > 1:
         fastest, ours = medians[peers].idxmin(), medians[[n for n in chosen if n == "ours" or n == "ours, 2 threads"]].idxmin()
-        row |= {"peer at its best": fastest.removeprefix("peer, ") if fastest != "peer" else "as stated", "against its best": paired_ratio(times, fastest, ours, clock)[0]}
+        say = lambda n: n.removeprefix("peer, ") if n != "peer" else "as stated"
+        row |= {"peer at its best": f"{say(fastest)} (of {'; '.join(map(say, peers))}; {more_threads} thread{'s' if more_threads > 1 else ''} at most)",
+                "against its best": paired_ratio(times, fastest, ours, clock)[0]}
+    if alone: row["what holds it back"] = limits(line, ratio, job, medians, "bfloat16" if "fp32" in chosen else "float32")
     print(f"{line.name}: {ratio:.2f} ({lo:.2f} to {hi:.2f}); seconds per unit, {clock} clock: " + ", ".join(f"{n} {v:.3g}" for n, v in medians.items()), flush=True)
     return row
 
@@ -95,26 +118,33 @@ def main() -> int:
     parser.add_argument("--stated-only", action="store_true", help="leave out the settings in which the peer may be better")
     parser.add_argument("--output", type=Path, default=project_root() / "outputs" / "benchmarks")
     given = parser.parse_args()
-    if unknown := [n for n in given.lines if n not in LINES]: parser.error(f"there is no line {unknown[0]!r}; the lines are {', '.join(LINES)}")
+    if unknown := [n for n in given.lines if n not in LINES and n != SCANS]: parser.error(f"there is no line {unknown[0]!r}; the lines are {', '.join([*LINES, SCANS])}")
     if given.list:
         for line in LINES.values(): print(f"{line.name:28} {line.work}, against {line.peer}")
+        print(f"{SCANS:28} how far bf16 moves the correlation with measured mutants, against fp32")
         return 0
     torch.set_num_threads(1)
-    table, flags = empty_table().set_index("line", drop=False).astype(object), Path("/proc/cpuinfo")
+    if SCANS in given.lines or not given.lines: bf16_scans(given.output)
+    bare, flags = empty_table().set_index("line", drop=False).astype(object), Path("/proc/cpuinfo")
+    table = bare.copy()
     if (path := given.output / "benchmarks.parquet").exists():
         for _, row in pd.read_parquet(path).iterrows():
-            if row.line in LINES and pd.notna(row.ratio): table.loc[row.line] = row.reindex(COLUMNS)
+            if row.line not in LINES or pd.isna(row.ratio): continue
+            for column in MEASURED: table.loc[row.line, column] = row.get(column)
+            table.loc[row.line, "meets"] = verdict(LINES[row.line], row.ratio)
     said = {f for l in flags.read_text().splitlines() if l.startswith("flags") for f in l.split()} if flags.exists() else set()
     features = " ".join(sorted(said & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}))
-    for name in tqdm(given.lines or list(LINES), desc="lines"):
+    for name in tqdm([n for n in given.lines if n != SCANS] or ([] if given.lines else list(LINES)), desc="lines"):
         line, repeats = LINES[name], given.repeats or LINES[name].repeats
         if line.gpu and not torch.cuda.is_available(): continue
         row, made = measure(line, repeats, given.clock, not given.stated_only, os.cpu_count() or 1), provenance("cuda" if line.gpu else "cpu")
-        row |= {"meets": verdict(line, row["ratio"]), "clock": "wall" if line.gpu else given.clock, "repeats": repeats, "threads": "1 unless stated", "load": round(os.getloadavg()[0], 2), "cpu flags": features,
+        row |= {"meets": verdict(line, row["ratio"]), "clock": "wall" if line.gpu else given.clock, "repeats": repeats, "threads": "1" if given.clock == "cpu" else "1 unless stated", "load": round(os.getloadavg()[0], 2), "cpu flags": features,
                 "dtype path": "bf16 without AMX" if "bf16" in line.work and not line.gpu and "amx_bf16" not in features else "", **{k: made[k] for k in ("device", "torch", "commit", "when")}}
+        table.loc[name] = bare.loc[name]   # nothing stays of the time before
         for column, value in row.items(): table.loc[name, column] = value
         save(table, given.output)
     save(table, given.output)
+    if SCANS in given.lines and len(given.lines) == 1: return 0
     print(table[["line", "ratio", "against its best", "floor", "aim", "meets"]].to_string(index=False))
     print(given.output)
     return 0
@@ -127,6 +157,30 @@ def save(table: pd.DataFrame, folder: Path) -> None:
     temporary = folder / ".benchmarks.svg"
     chart(table).save(temporary, format="svg")
     temporary.replace(folder / "benchmarks.svg")
+    write_text(folder / "README.md", readme(table, folder / "bf16_scans.csv"))
+
+
+def readme(table: pd.DataFrame, scans: Path) -> str:
+    "The table for a reader of the folder."
+    number = lambda value, digits=2: "" if pd.isna(value) else f"{value:.{digits}f}"
+    text = lambda value: "" if pd.isna(value) else str(value)
+    needed = lambda r: f"; the floor leaves {r.ratio / r.floor:.0%} of our time" if text(r.meets).startswith("misses") and text(r["what holds it back"]) else ""
+    columns = ["work", "against", "ratio (95 %)", "fp32 against fp32", "against the peer at its best", "floor / aim", "meets", "what holds it back", "timed"]
+    rows = [[r.work, r.peer, f"{r.ratio:.2f} ({r.lo:.2f} to {r.hi:.2f})" if pd.notna(r.ratio) else "", number(r["fp32 against fp32"]),
+             f"{number(r['against its best'])}, {r['peer at its best']}" if pd.notna(r["against its best"]) else "", "" if pd.isna(r.floor) else f"{r.floor:g} / {r.aim:g}",
+             text(r.meets) if pd.notna(r.ratio) else f"{r.meets}: `{r.command}`", text(r["what holds it back"]) + needed(r), f"{text(r.timed)}, n = {r.repeats:.0f}, {r.clock} clock, load {r.load:g}" if pd.notna(r.ratio) else ""]
+            for _, r in table.iterrows()]
+    return "\n".join([
+        "# Speed beside other software", "",
+        "`make bench` writes this folder; `make bench LINES=linearity` one line of it. All ways of one line are timed in turns in one process, and the ratio is the median over",
+        "repeats of neighbours: above 1 ours is the faster one. Weights are random. With the clock `cpu`, the processor time of the process, other programs disturb little;",
+        "the peer's best is then taken over batches on one thread, because processor time counts every thread. On an idle machine `ARGS=\"--clock wall\"` adds two threads.", "",
+        "What holds a line back is computed: the operations of our matrix products at the rate that this processor reaches on large ones in the same minutes, against our whole time.",
+        "Beside them there are element-wise work (layer norms, GELU, sums), memory, and products too small for that rate.", "",
+        *("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows]), "",
+        "## bf16 against fp32 on measured mutants", "",
+        "Spearman correlations with every scan that is here, in both precisions (`make bench LINES=bf16-scans`, rows in `bf16_scans.csv`):", "",
+        *([f"- {line}" for line in summary(pd.read_csv(scans))] if scans.exists() else ["- not measured"]), ""])
 
 
 if __name__ == "__main__": sys.exit(main())

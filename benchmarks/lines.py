@@ -2,7 +2,8 @@
 
 A line returns the ways to do one job as callables, and what one call of each is worth in units of that job (residues, positions, forward passes).
 `ours` and `peer` are the stated setting; `fp32` is ours in float32 where `ours` is bf16, `fp32 peer` the peer in float32 where `peer` is not; every way named `peer, ...` is a setting in which the
-peer may be better than in the stated one. Weights are random and equal in number; the time of a forward pass does not depend on them.
+peer may be better than in the stated one. Weights are random and equal in number; the time of a forward pass does not depend on them. `operations` are those of our matrix products, two per multiplication:
+the time that they take alone bounds what any other implementation of the same work could reach.
 """
 import copy
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
-from carp_nb.carp import CARP, TABLE_S1
+from carp_nb.carp import CARP, CARPConfig, TABLE_S1
 from carp_nb.kernels import as_dtype
 
 
@@ -24,6 +25,7 @@ class Ways:
     worth: dict[str, float]     # units of the job in one call
     note: str = ""              # what of the job is timed, if not all of it
     threads: dict[str, int] = field(default_factory=dict)  # 1 unless given
+    operations: float = 0.0     # of our matrix products, per unit; 0: not counted
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Line:
     unit: str = "times faster"  # of the ratio peer / ours; for a line that compares with a number, what that number is
     lower_is_better: bool = False
     gpu: bool = False           # needs one, and is measured by the wall clock
+    warm: bool = True           # one turn beforehand that does not count
 
 
 LINES: dict[str, Line] = {}
@@ -58,15 +61,21 @@ def ours(size: str, n_layers: int | None = None) -> CARP:
     return CARP(config if n_layers is None else replace(config, n_layers=n_layers), size).eval()
 
 
+def operations(config: CARPConfig) -> float:
+    "Of the matrix products of a forward pass, per residue."
+    d, h = config.d_model, config.d_hidden
+    return 2.0 * config.n_layers * (2 * d * h + config.kernel_size * h * h)
+
+
 def reference(model: CARP) -> nn.Module:
-    "The released implementation on the memory of our weights: logits = f(tokens, mask)."
+    "The released implementation with our weights in PyTorch's order of memory: logits = f(tokens, mask)."
     from sequence_models.convolutional import ByteNetLM
 
     from carp_nb.pretrained import to_published
     c = model.config
     with torch.device("meta"):
         bare = ByteNetLM(len(PROTEIN), c.d_embed, c.d_model, c.n_layers, c.kernel_size, c.r, padding_idx=PROTEIN.mask_idx, final_ln=True, slim=c.slim, activation=c.activation)
-    bare.load_state_dict(to_published(model.state_dict()), strict=True, assign=True)
+    bare.load_state_dict({k: v.contiguous() for k, v in to_published(model.state_dict()).items()}, strict=True, assign=True)
     return bare.eval()
 
 
@@ -88,8 +97,8 @@ def sequences(lengths: list[int]) -> list[str]:
 
 def real_sequences(n: int = 16) -> list[str]:
     "Held-out sequences that ship with the repository, in the order of their file."
-    from carp_nb.pretrain import read_sequences
-    return [s for _, s in read_sequences("sprot_heldout_sample") if len(s) <= 1022][:n]
+    from carp_nb.pretrain import read_records
+    return [s for _, s in read_records("sprot_heldout_sample") if len(s) <= 1022][:n]
 
 
 def tokens_of(batch: int, length: int) -> torch.Tensor: return PROTEIN.batch(sequences([length] * batch))[0]
@@ -100,6 +109,13 @@ def quiet(call: Callable, *arguments) -> Callable[[], object]:
     def compute():
         with torch.inference_mode(): return call(*arguments)
     return compute
+
+
+def matrix_product(dtype: str) -> tuple[Callable[[], object], float]:
+    "A product large enough to run at the full rate of the processor, and its operations."
+    n = 1024
+    a, b = (torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype)) for _ in range(2))
+    return quiet(torch.mm, a, b), 2.0 * n ** 3
 
 
 # forward passes
@@ -115,7 +131,8 @@ def forward_against_reference(size: str, length: int, dtype: str) -> Ways:
     work |= {"peer, batch 8": quiet(call_reference, peer, eight), "peer, 2 threads": work["peer"], "peer, batch 8, 2 threads": quiet(call_reference, peer, eight),
              "ours, 2 threads": work["ours"]}
     n = TABLE_S1[size].n_layers
-    return Ways(work, {name: length * (8 if "batch 8" in name else 1) for name in work}, f"{CYCLE} of {n} blocks, one cycle of dilations", {name: 2 for name in work if "2 threads" in name})
+    return Ways(work, {name: length * (8 if "batch 8" in name else 1) for name in work}, f"{CYCLE} of {n} blocks, one cycle of dilations",
+                {name: 2 for name in work if "2 threads" in name}, operations(model.config))
 
 
 for size, length, target in [("carp_76m", 256, (1.3, 1.9)), ("carp_76m", 1024, (1.3, 1.9))]:
@@ -148,7 +165,7 @@ def against_650m(peer_dtype: torch.dtype, dtype: str, peer_kind: str) -> Ways:
     work |= {"peer, batch 8": quiet(ask, theirs(8)), "peer, 2 threads": work["peer"], "ours, 2 threads": work["ours"]}
     full = {"ours": 56 / CYCLE, "fp32": 56 / CYCLE, "peer": 33 / layers, "fp32 peer": 33 / layers}   # calls that make a whole model
     worth = {name: length * (8 if "batch 8" in name else 1) / full[name.split(",")[0]] for name in work}
-    return Ways(work, worth, f"{CYCLE} of 56 blocks and {layers} of 33 layers, each scaled to its whole", {name: 2 for name in work if "2 threads" in name})
+    return Ways(work, worth, f"{CYCLE} of 56 blocks and {layers} of 33 layers, each scaled to its whole", {name: 2 for name in work if "2 threads" in name}, operations(TABLE_S1["carp_640m"]))
 
 
 line("carp_640m-hf-fp32", "forward pass, carp_640m, 1024 residues, bf16", "Hugging Face ESM of 650M, fp32", 6, 8)(lambda: against_650m(torch.float32, "bfloat16", "hf"))
@@ -172,13 +189,38 @@ def mixed_lengths() -> Ways:
     through = lambda m: lambda: [m(b) for b in batches]
     work = {"ours": quiet(through(fast)), "peer": quiet(padded(8)), "fp32": quiet(through(model)), "peer, batch 1": quiet(padded(1))}
     full = {"ours": 16 / CYCLE, "fp32": 16 / CYCLE, "peer": 5 / 2}
-    return Ways(work, {name: float(lengths.sum()) / full[name.split(",")[0]] for name in work}, f"{CYCLE} of 16 blocks and 2 of 5 layers, each scaled to its whole")
+    return Ways(work, {name: float(lengths.sum()) / full[name.split(",")[0]] for name in work}, f"{CYCLE} of 16 blocks and 2 of 5 layers, each scaled to its whole", operations=operations(TABLE_S1["carp_38m"]))
+
+
+def packed(size: str, train: bool) -> Ways:
+    "Sequences end to end in rows, each as full as it gets, against length-bucketed batches with padding, of as many residues."
+    from carp_nb.batching import bucketed_batches
+    found, model, room = real_sequences(48), ours(size), 4096
+    batches = [PROTEIN.batch([found[i] for i in chosen]) for chosen in bucketed_batches(np.array([len(s) for s in found]), room, np.random.default_rng(0))]
+    rows: list[list[str]] = []
+    for sequence in sorted(found, key=len, reverse=True):   # into the first row that has room for it
+        row = next((row for row in rows if sum(map(len, row)) + len(sequence) <= room), None)
+        if row is None: rows.append(row := [])
+        row.append(sequence)
+    end_to_end = [PROTEIN.pack(row) for row in rows]
+
+    def through(inputs):
+        if not train: return quiet(lambda: [model(*given) for given in inputs])
+        return lambda: [nn.functional.cross_entropy(model(*given).flatten(0, 1), given[0].flatten()).backward() for given in inputs]
+    residues = sum(map(len, found))
+    share = residues / sum(tokens.numel() for tokens, _ in batches)
+    return Ways({"ours": through(end_to_end), "peer": through(batches)}, {"ours": residues, "peer": residues}, f"{len(found)} sequences, {1 - share:.0%} padding in the batches")
+
+
+for size, train in [("carp_38m", False), ("carp_600k", True)]:
+    line(f"packed-{size}{'-train' if train else ''}", f"{'forward and backward pass' if train else 'forward pass'}, {size}, 48 Swiss-Prot sequences end to end in rows, fp32", "our own length-bucketed, padded batches", repeats=3 if train else 2)(
+        lambda size=size, train=train: packed(size, train))
 
 
 # scans
 
 def scan(size: str, length: int, dtype: str, positions: int, peer_positions: int) -> Ways:
-    from carp_nb.incremental import masked_log_probs
+    from carp_nb.incremental import masked_log_probs, plan
     model = ours(size)
     wild, = sequences([length])
     spread = lambda n: [(int(p),) for p in np.linspace(0, length - 1, n)]
@@ -190,31 +232,32 @@ def scan(size: str, length: int, dtype: str, positions: int, peer_positions: int
             call_reference(peer, masked)[0, p].log_softmax(-1)
     work = {"ours": quiet(masked_log_probs, as_dtype(model, dtype), wild, spread(positions)), "peer": quiet(one_by_one)}
     if dtype != "float32": work["fp32"] = quiet(masked_log_probs, model, wild, spread(positions))
-    rows = tokens.repeat(min(8, peer_positions), 1)
-    work["peer, batch 8"] = quiet(call_reference, peer, rows)
-    return Ways(work, {"ours": positions, "fp32": positions, "peer": peer_positions, "peer, batch 8": len(rows)},
-                f"{positions} of {length} positions, the peer {peer_positions}, per position")
+    work["peer, batch 8"] = quiet(call_reference, peer, tokens.repeat(8, 1))
+    return Ways(work, {"ours": positions, "fp32": positions, "peer": peer_positions, "peer, batch 8": 8},
+                f"{positions} of {length} positions, the peer {peer_positions}, per position; the pass over the wild type counts in full",
+                operations=2 * plan(model.config, length, spread(positions)).incremental / positions)
 
 
 for size, dtype, positions, theirs, target in [
-        ("carp_38m", "float32", 250, 5, (3.5, 5.5)), ("carp_38m", "bfloat16", 250, 5, (10, 20)), ("carp_76m", "bfloat16", 48, 4, (6, 9)), ("carp_640m", "bfloat16", 24, 2, (6, 9))]:
-    line(f"scan-{size}-250-{'fp32' if dtype == 'float32' else 'bf16'}", f"masked scan, {size}, 250 residues, {dtype}", "sequence-models, fp32, one forward pass per position", *target)(
+        ("carp_38m", "float32", 250, 5, (3.5, 5.5)), ("carp_38m", "bfloat16", 64, 5, (10, 20)), ("carp_76m", "bfloat16", 24, 3, (6, 9)), ("carp_640m", "bfloat16", 4, 1, (6, 9))]:
+    line(f"scan-{size}-250-{'fp32' if dtype == 'float32' else 'bf16'}", f"masked scan, {size}, 250 residues, {dtype}", "sequence-models, fp32, one forward pass per position", *target, repeats=2 if size == "carp_640m" else 3, warm=size != "carp_640m")(
         lambda size=size, dtype=dtype, positions=positions, theirs=theirs: scan(size, 250, dtype, positions, theirs))
 
 
 @line("scan-carp_38m-1000-dense", "masked scan, carp_38m, 1000 residues, fp32", "our own dense batched scorer", 4, 7)
 def scan_dense() -> Ways:
-    from carp_nb.incremental import masked_log_probs
-    model, (wild,), n, dense = ours("carp_38m"), sequences([1000]), 96, 4
+    from carp_nb.incremental import masked_log_probs, plan
+    model, (wild,), n, dense = ours("carp_38m"), sequences([1000]), 128, 8
     spread = lambda n: [(int(p),) for p in np.linspace(0, 999, n)]
     way = lambda n, path: quiet(lambda: masked_log_probs(model, wild, spread(n), path=path))
-    return Ways({"ours": way(n, "incremental"), "peer": way(dense, "dense")}, {"ours": n, "peer": dense}, f"{n} of 1000 positions, dense {dense}, per position")
+    return Ways({"ours": way(n, "incremental"), "peer": way(dense, "dense")}, {"ours": n, "peer": dense}, f"{n} of 1000 positions, dense {dense} in one batch, per position; the pass over the wild type counts in full",
+                operations=2 * plan(model.config, 1000, spread(n)).incremental / n)
 
 
 @line("linearity", "time at 4096 residues over time at 1024, carp_76m, fp32", "4.0, a straight line", 4.3, 4.05, unit="time ratio", lower_is_better=True, repeats=5)
 def linearity() -> Ways:
     model = ours("carp_76m", CYCLE)
-    return Ways({"ours": quiet(model, tokens_of(1, 1024)), "peer": quiet(model, tokens_of(1, 4096))}, {"ours": 1, "peer": 1}, f"{CYCLE} of 32 blocks")
+    return Ways({"ours": quiet(model, tokens_of(1, 1024)), "peer": quiet(model, tokens_of(1, 4096))}, {"ours": 1, "peer": 1}, f"{CYCLE} of 32 blocks, one cycle of dilations")
 
 
 # training
@@ -225,24 +268,25 @@ def training_batches(step_tokens: int):
     return Batches(as_corpus("sprot_train_sample"), step_tokens, 1022, 0)
 
 
-@line("train-carp_600k", "pretraining, carp_600k, 4 updates of 8192 tokens, fp32", "a loop with sequence-models' model and loss, fp32", 3.3, 5)
+@line("train-carp_600k", "pretraining, carp_600k, updates of 8192 tokens, fp32", "a loop with sequence-models' model and loss, fp32", 3.3, 5)
 def train_600k() -> Ways:
     from sequence_models.losses import MaskedCrossEntropyLoss
 
     from carp_nb.pretrain import CorruptedBatches, mlm_step
-    steps, batches = 4, CorruptedBatches(training_batches(8192), 0)
+    steps, batches = 2, CorruptedBatches(training_batches(8192), 0)
     data = [batches[i] for i in range(steps)]
     residues = sum(int(mask.sum()) for _, _, mask, _ in data)
     lossf = MaskedCrossEntropyLoss()
 
-    def loop(model, loss, dtype=torch.float32):
+    def loop(model, loss, dtype=torch.float32, rows=None):
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
         def train():
             for batch in data:
                 optimizer.zero_grad()
-                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16): value = loss(model, batch)
-                value.backward()
+                for part in [batch] if rows is None else zip(*(tensor.split(rows) for tensor in batch)):
+                    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16): value = loss(model, part)
+                    (value * (part[3].sum() / batch[3].sum())).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
         return train
@@ -251,8 +295,10 @@ def train_600k() -> Ways:
     peer = reference(ours("carp_600k")).train()
     for p in peer.parameters(): p.requires_grad_(True)
     work = {"ours": loop(ours("carp_600k").train(), mine), "peer": loop(peer, theirs), "ours, bf16 autocast": loop(ours("carp_600k").train(), mine, torch.bfloat16)}
+    work |= {f"peer, batch {rows}": loop(peer, theirs, rows=rows) for rows in (8, 1)}
     work |= {"peer, 2 threads": work["peer"], "ours, 2 threads": work["ours"]}
-    return Ways(work, dict.fromkeys(work, residues), "the same batches for both, made beforehand; backward pass and Adam included", {"peer, 2 threads": 2, "ours, 2 threads": 2})
+    return Ways(work, dict.fromkeys(work, residues), f"{steps} updates, the same batches for both, made beforehand; backward pass and Adam included; a batch of 8 or 1 is a part of an update, gradients added up",
+                {"peer, 2 threads": 2, "ours, 2 threads": 2}, 3 * operations(TABLE_S1["carp_600k"]))
 
 
 @line("embed-carp_38m", "mean representations of 16 Swiss-Prot sequences, carp_38m, fp32", "a loop with sequence-models, batch 8 in the order given, fp32", repeats=2)
@@ -276,7 +322,7 @@ def embedding() -> Ways:
                 x.sum(1) / mask.sum(1, keepdim=True)
         return embed_all
     work = {"ours": quiet(to_disk), "peer": quiet(loop(8)), "peer, batch 1": quiet(loop(1))}
-    return Ways(work, dict.fromkeys(work, sum(map(len, found))), f"{CYCLE} of 16 blocks; ours also writes the file")
+    return Ways(work, dict.fromkeys(work, sum(map(len, found))), f"{CYCLE} of 16 blocks; ours also writes the file", operations=operations(model.config))
 
 
 # on a GPU: measured where there is one, against the rate that its maker states
@@ -313,3 +359,37 @@ for name, work, size, train, floor, aim in [
         ("gpu-carp_76m-train", "pretraining, carp_76m, bf16", "carp_76m", True, 25, 45)]:
     line(name, work, "peak bf16 rate of the GPU", floor, aim, repeats=20, unit="% of the peak", gpu=True)(
         lambda size=size, train=train: share_of_peak(size, 16, 1024, train))
+
+
+# fine-tuning
+
+@line("finetune-carp_600k", "fine-tuning all weights, carp_600k with a pooled head, updates of 16 sequences of 265 residues (GB1 in FLIP), fp32", "a loop with sequence-models' model and the same head, fp32")
+def finetune_600k() -> Ways:
+    from carp_nb.finetune import WholeModel
+    from carp_nb.heads import PooledHead
+    tokens, mask = PROTEIN.batch(sequences([265] * 16))
+    target = torch.randn(len(tokens), 1, generator=torch.Generator().manual_seed(0))
+
+    class Plainly(nn.Module):
+        "The released encoder with our head."
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.head = reference(ours("carp_600k")).train().embedder, PooledHead(128)
+            for p in self.parameters(): p.requires_grad_(True)
+
+        def forward(self, tokens, mask): return self.head(self.encoder(tokens, input_mask=mask.unsqueeze(-1)), mask)
+
+    def update(model, rows: int = 16):
+        optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-4, fused=True)
+
+        def train():
+            optimizer.zero_grad()
+            for part in zip(*(t.split(rows) for t in (tokens, mask, target))):
+                (nn.functional.mse_loss(model(*part[:2]), part[2]) * (len(part[0]) / len(tokens))).backward()
+            optimizer.step()
+        return train
+    work = {"ours": update(WholeModel(ours("carp_600k"), PooledHead(128)).train()), "peer": update(Plainly())}
+    work |= {f"peer, batch {rows}": update(Plainly(), rows) for rows in (4, 1)}
+    work |= {"peer, 2 threads": work["peer"], "ours, 2 threads": work["ours"]}
+    return Ways(work, dict.fromkeys(work, int(mask.sum())), "one update, the same batch for both; backward pass and Adam included; a batch of 4 or 1 is a part of an update, gradients added up",
+                {"peer, 2 threads": 2, "ours, 2 threads": 2}, 3 * operations(TABLE_S1["carp_600k"]))

@@ -86,12 +86,25 @@ class Alphabet:
         allow_mask: bool = False,            # read '#' as the mask token
     ) -> tuple[LongTensor, BoolTensor]:      # tokens [B, L], mask [B, L] (True = residue)
         "Several sequences, right-padded to the longest. Raises TypeError for a bare string, ValueError as `to_ids` does."
-        if isinstance(sequences, str): raise TypeError("batch takes a list of sequences, got one string; wrap it in a list.")
-        if not sequences: raise ValueError("batch got no sequences; give at least one.")
-        names = names or [f"sequence {i + 1}" for i in range(len(sequences))]
-        rows = [self.encode(s, n, allow_mask) for s, n in zip(sequences, names, strict=True)]
+        rows = self._encode_all(sequences, names, allow_mask)
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_idx)
         return tokens, tokens != self.pad_idx
+
+    def pack(
+        self,
+        sequences: Sequence[str],            # N sequences
+        names: Sequence[str] | None = None,  # ids used in messages, default "sequence 1" ...
+        allow_mask: bool = False,            # read '#' as the mask token
+    ) -> tuple[LongTensor, LongTensor]:      # tokens [1, T], segments [1, T]: 1 for the residues of the first, 2 of the second ...
+        "Several sequences end to end in one row, without padding. Errors as `batch`."
+        rows = self._encode_all(sequences, names, allow_mask)
+        return torch.cat(rows)[None], torch.arange(1, len(rows) + 1).repeat_interleave(torch.tensor([len(r) for r in rows]))[None]
+
+    def _encode_all(self, sequences: Sequence[str], names: Sequence[str] | None, allow_mask: bool) -> list[LongTensor]:
+        if isinstance(sequences, str): raise TypeError("a list of sequences is needed, got one string; wrap it in a list.")
+        if not sequences: raise ValueError("got no sequences; give at least one.")
+        names = names or [f"sequence {i + 1}" for i in range(len(sequences))]
+        return [self.encode(s, n, allow_mask) for s, n in zip(sequences, names, strict=True)]
 
 # %% ../nbs/00_alphabet.ipynb #e759e7bd
 PROTEIN = Alphabet(TOKENS, residues=AMINO_ACIDS + AMBIGUOUS)  # the vocabulary of every published CARP

@@ -93,6 +93,24 @@ def fit_ridge(
     length, fit = int(rows.sequence.str.len().max()), RidgeClassifier if classes else Ridge
     return RidgeBaseline(fit(alpha=alpha, solver="lsqr", tol=1e-4).fit(_one_hot(rows.sequence.tolist(), length), rows.target), length, classes)
 
+# %% ../nbs/16_baselines.ipynb #28bcbcc2
+def _distinct_windows(letters: Tensor) -> tuple[Tensor, Tensor]:  # [B, L] numbers of LETTERS, 22: none -> [U, 5]; [B, L] which of them stands around a position
+    digits = (len(LETTERS) + 1) ** torch.arange(5, device=letters.device)
+    written = (F.pad(letters, (2, 2), value=len(LETTERS)).unfold(1, 5, 1) * digits).sum(-1)   # a window as one number
+    distinct, which = written.unique(return_inverse=True)
+    return distinct[:, None] // digits % (len(LETTERS) + 1), which
+
+
+@torch.no_grad()
+def _strongest(x: Tensor, which: Tensor, at_once: int = 2 ** 22) -> Tensor:  # [U, features], [B, L] -> [B, features] the window in which a feature is largest
+    same = (which == which[:1]).all(0)     # positions where no row differs
+    if same.any(): best = which[0, same][x[which[0, same]].argmax(0)].expand(len(which), -1)
+    if same.all(): return best
+    differ, found = which[:, ~same], []
+    for rows in differ.split(max(1, at_once // (differ.shape[1] * x.shape[1]))):
+        found.append(rows.gather(1, x[rows].argmax(1)))
+    return torch.where(x.gather(0, torch.cat(found)) > x.gather(0, best), torch.cat(found), best) if same.any() else torch.cat(found)
+
 # %% ../nbs/16_baselines.ipynb #5ff3ae4c
 class _Scaled(nn.Module):
     "A linear map over the last axis whose parameters move `ratio` times as fast as the learning rate says."
@@ -106,7 +124,7 @@ class _Scaled(nn.Module):
 
     def penalty(self) -> Tensor: return self.ratio ** 2 * (self.weight.square().sum() + self.bias.square().sum()) / 2
 
-
+# %% ../nbs/16_baselines.ipynb #2afa977f
 class SmallCNN(nn.Module):
     "The convolutional baseline of FLIP: 22 letters, kernel 5 to 1024 channels, 2048 features, maximum over positions (Dallago et al. 2021)."
     RATES = (1e-3, 5e-5, 5e-6)  # of convolution, features and read-out
@@ -117,17 +135,17 @@ class SmallCNN(nn.Module):
         self.features = _Scaled(channels, features, self.RATES[1] / self.RATES[0])
         self.readout = _Scaled(features, outputs, self.RATES[2] / self.RATES[0])
 
-        self.register_buffer("letters", torch.eye(len(LETTERS))[_LETTER.astype(int)], persistent=False)   # [30, 22]
+        self.register_buffer("letters", torch.from_numpy(_LETTER.astype(int)), persistent=False)   # [30]
 
     def forward(
         self,
         tokens: Tensor,    # [B, L]
         mask: BoolTensor,  # [B, L] True = residue
     ) -> Tensor:           # [B, outputs]
-        letters = self.letters[tokens] * mask[..., None]
-        x = self.convolution(letters.transpose(1, 2)).transpose(1, 2).relu() * mask[..., None]
-        x = self.features(x).relu().masked_fill(~mask[..., None], -torch.inf)
-        return self.readout(x.amax(1))
+        windows, which = _distinct_windows(self.letters[tokens].masked_fill(~mask, len(LETTERS)))
+        x = F.conv1d(F.one_hot(windows, len(LETTERS) + 1)[..., :-1].mT.to(self.convolution.weight), self.convolution.weight, self.convolution.bias).squeeze(-1)
+        x = self.features(x.relu()).relu().masked_fill(windows[:, 2:3] == len(LETTERS), -torch.inf)   # around no residue
+        return self.readout(x.gather(0, _strongest(x.detach(), which)))
 
 # %% ../nbs/16_baselines.ipynb #6e5adaf3
 @dataclass

@@ -10,8 +10,6 @@ __all__ = ['Corpus', 'build_corpus', 'open_corpus', 'uniref50_records', 'split_b
 import hashlib
 import io
 import json
-import os
-import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from torch import BoolTensor, LongTensor
 from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN
+from .fetch import replacing
 
 # %% ../nbs/08_batching.ipynb #3796bed9
 @dataclass(frozen=True)
@@ -76,9 +75,8 @@ def build_corpus(
     is there, ValueError with the id for an illegal symbol, or if there are no sequences."""
     folder = Path(folder)
     if folder.exists(): raise FileExistsError(f"{folder} exists; open it with open_corpus, or delete it to build it again.")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True); temporary.mkdir(parents=True)
-    try:
+    with replacing(folder) as temporary:
+        temporary.mkdir()
         ends = array("q", [0])
         with open(temporary / "tokens.npy", "wb") as file:
             file.write(_npy_header(0))
@@ -91,8 +89,6 @@ def build_corpus(
         checksum = _checksum(np.load(temporary / "tokens.npy", mmap_mode="r"), np.frombuffer(ends, np.int64))
         facts = {"sequences": len(ends) - 1, "residues": ends[-1], "sha256": checksum, **(about or {})}
         (temporary / "corpus.json").write_text(json.dumps(facts, indent=1))
-        os.replace(temporary, folder)
-    finally: shutil.rmtree(temporary, ignore_errors=True)
     return open_corpus(folder)
 
 # %% ../nbs/08_batching.ipynb #c90a1cda

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .kernels import dilated_conv
+from .kernels import Segments, channels_last, dilated_conv
 
 # %% ../nbs/02_carp.ipynb #125e607d
 _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
@@ -51,11 +51,21 @@ class CARPConfig:
         return self.kernel_size // 2 * sum(self.dilations)
 
 # %% ../nbs/02_carp.ipynb #5dc9eeb9
+def _in_order(layer: nn.Conv1d, *_) -> None:
+    "Put a convolution weight in the memory order that every path reads without a copy; its values stay."
+    layer.weight.data = channels_last(layer.weight.data)
+
+
 class DilatedConv(nn.Conv1d):
     "The weights of a dilated 1-D convolution, applied channels-last."
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, L, h] -> [B, L, h]
-        return dilated_conv(x, self.weight, self.bias, self.dilation[0])
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        _in_order(self)
+        self.register_load_state_dict_post_hook(_in_order)
+
+    def forward(self, x: Tensor, segments: Segments | None = None) -> Tensor:  # [B, L, h] -> [B, L, h]
+        return dilated_conv(x, self.weight, self.bias, self.dilation[0], segments)
 
 
 class ByteNetBlock(nn.Module):
@@ -79,8 +89,9 @@ class ByteNetBlock(nn.Module):
         self,
         x: Tensor,     # [B, L, d]
         mask: Tensor,  # [B, L, 1], 1 = residue, 0 = padding
+        segments: Segments | None = None,  # where rows hold several sequences
     ) -> Tensor:       # [B, L, d]
-        return x + self.widen(self.conv(self.narrow(x) * mask))
+        return x + self.widen(self.conv(self.narrow(x) * mask, segments))
 
 # %% ../nbs/02_carp.ipynb #c0434f0f
 class CARP(nn.Module):
@@ -103,31 +114,31 @@ class CARP(nn.Module):
     def forward(
         self,
         tokens: LongTensor,               # [B, L] token ids
-        mask: BoolTensor | None = None,   # [B, L] True = residue; None: everything but the pad token
+        mask: BoolTensor | LongTensor | None = None,  # [B, L] True = residue, or as `alphabet.pack` gives it; None: everything but the pad token
     ) -> Tensor:                          # [B, L, 30] logits
-        if self.needs_tiles(tokens): return torch.cat([self.decoder(x) for _, x in self.tiles(tokens, mask)], 1)
+        if self.needs_tiles(tokens, mask): return torch.cat([self.decoder(x) for _, x in self.tiles(tokens, mask)], 1)
         return self.decoder(self.represent(tokens, mask))
 
     def represent(
         self,
         tokens: LongTensor,              # [B, L] token ids
-        mask: BoolTensor | None = None,  # [B, L] True = residue; None: everything but the pad token
+        mask: BoolTensor | LongTensor | None = None,  # [B, L] True = residue, or as `alphabet.pack` gives it; None: everything but the pad token
         layer: int = -1,                 # 0 = embedding, n_layers or -1 = last block
         norm: bool = True,               # final layer norm; applies to the last layer only (section 4.3)
     ) -> Tensor:                         # [B, L, d], zero at padding
         "Activations after a block. Raises ValueError for a layer the model does not have."
         layer = self.which_layer(layer)
         if mask is None: mask = tokens != PROTEIN.pad_idx
-        if self.needs_tiles(tokens): return _joined(self.tiles(tokens, mask, layer, norm), tokens.shape[1])
-        x = self.up_embed(self.embed(tokens))
-        mask = mask.unsqueeze(-1).to(x.dtype)
-        for block in self.blocks[:layer]: x = block(x, mask)
+        if self.needs_tiles(tokens, mask): return _joined(self.tiles(tokens, mask, layer, norm), tokens.shape[1])
+        x, segments = self.up_embed(self.embed(tokens)), None if mask.dtype == torch.bool else Segments(mask)
+        mask = (mask != 0).unsqueeze(-1).to(x.dtype)
+        for block in self.blocks[:layer]: x = block(x, mask, segments)
         if norm and layer == self.config.n_layers: x = self.norm(x)
         return x * mask
 
-    def needs_tiles(self, tokens: LongTensor) -> bool:
-        "Is a sequence so long, and are there no gradients to keep, that tiles save memory?"
-        return tokens.shape[1] > 2 * self.tile and not torch.is_grad_enabled()
+    def needs_tiles(self, tokens: LongTensor, mask: BoolTensor | LongTensor | None = None) -> bool:
+        "Is a sequence so long, and are there no gradients to keep, that tiles save memory? Several in one row are read at once."
+        return tokens.shape[1] > 2 * self.tile and not torch.is_grad_enabled() and (mask is None or mask.dtype == torch.bool)
 
     def which_layer(self, layer: int) -> int:  # 0 ... n_layers
         n = self.config.n_layers
@@ -162,7 +173,7 @@ def _tiles(
     "What `represent` gives, piece by piece and without gradients; memory does not grow with length."
     layer = self.which_layer(layer)
     if mask is None: mask = tokens != PROTEIN.pad_idx
-    if not self.needs_tiles(tokens):
+    if not self.needs_tiles(tokens, mask):
         yield 0, self.represent(tokens, mask, layer, norm)
         return
     kept, done, length = [None] * layer, 0, tokens.shape[1]

@@ -19,15 +19,15 @@ import typer
 from accelerate import PartialState
 from typer import Argument, Option
 
-from . import datasets, pretrained
+from . import datasets
 from .alphabet import PROTEIN
 from .batching import build_corpus, uniref50_records
 from .datasets import content_sha256, load_dataset, project_root, read_fasta
 from .embed import embed as embed_sequences
-from .fetch import cache_dir, sha256_of
+from .fetch import cache_dir, replacing, sha256_of
 from .kernels import resolve_dtype
-from .pretrain import PretrainConfig, as_corpus, pretrain as train_model, read_sequences
-from .pretrained import ENSEMBLES, PUBLISHED, find_weights, list_models, load_model, pick_device
+from .pretrain import PretrainConfig, as_corpus, pretrain as train_model, read_records
+from .pretrained import ENSEMBLES, PUBLISHED, find_weights, list_models, load_model, model_key, own_weights, pick_device, shipped_weights
 from .results import provenance
 from .scoring import rank_proteins, read_mutants
 from .training import NonFiniteLoss, write_table
@@ -82,18 +82,18 @@ _WORST = ["ok", "not verified", "WRONG", "missing"]
 
 def _dataset(source: datasets.Source) -> Set:
     paths = [p.partition("#")[0] for p in (source.path, *source.more, *([source.wild_type] if "#" in source.wild_type else []))]
-    found, state = {p: datasets._here(p) for p in paths}, []
+    found, state = {p: datasets.find_file(p) for p in paths}, []
     for path, file in found.items():
-        known = datasets._FILES.get(path, (0, "not verified"))[1]
+        known = datasets.known_file(path).sha256
         state.append("missing" if file is None else "not verified" if known == "not verified" or file.is_dir() else "ok" if content_sha256(file) == known else "WRONG")
     here = [f for f in found.values() if f is not None]
     whole = len(here) == len(found)
-    size = sum(g.stat().st_size for f in here for g in ([f] if f.is_file() else f.rglob("*")) if g.is_file()) if whole else sum(datasets._FILES.get(p, (0, ""))[0] for p in found)
+    size = sum(g.stat().st_size for f in here for g in ([f] if f.is_file() else f.rglob("*")) if g.is_file()) if whole else sum(datasets.known_file(p).bytes for p in found)
     return Set(source.name, source.kind, str(here[0]) if here else "", size, max(state, key=_WORST.index))
 
-
+# %% ../nbs/20_cli.ipynb #2eff137d
 def _models() -> Iterator[Set]:
-    own, shipped, sizes = pretrained._own_files(), pretrained._weight_files([pretrained._SHIPPED]), list_models().set_index("name").size_mb
+    own, shipped, sizes = own_weights(), shipped_weights(), list_models().set_index("name").size_mb
     for name in dict.fromkeys([*shipped, *PUBLISHED, *own]):
         if name not in sizes: continue   # weights of another program
         cached = cache_dir() / "weights" / PUBLISHED[name].file if name in PUBLISHED else None
@@ -105,7 +105,7 @@ def _models() -> Iterator[Set]:
 
 def inventory() -> list[Set]:
     "Every dataset and every model that is one file, checked against its known SHA-256."
-    return [*_models(), *map(_dataset, datasets._SOURCES)]
+    return [*_models(), *map(_dataset, datasets.SOURCES)]
 
 
 def _size(n: float) -> str: return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB" if n else "unknown"
@@ -137,16 +137,16 @@ def _remote_bytes(url: str) -> int:  # 0: not said
     except (requests.RequestException, ValueError): return 0
 
 
-def _wanted(names: list[str]) -> list[str]:
+def _known_names(names: list[str]) -> list[str]:
     "Names as the registries write them. Raises ValueError for an unknown one."
-    known = [*PUBLISHED, *(s.name for s in datasets._SOURCES)]
+    known = [*PUBLISHED, *(s.name for s in datasets.SOURCES)]
     if names == ["all"]: return known
-    found = []
+    found, models = [], set(list_models().name)
     for name in names:
-        key = pretrained._key(name)
+        key = model_key(name)
         if key in ENSEMBLES: found += ENSEMBLES[key]
-        elif key in list_models().name.tolist(): found.append(key)
-        else: found.append(datasets._source(name).name)
+        elif key in models: found.append(key)
+        else: found.append(datasets.find_source(name).name)
     return list(dict.fromkeys(found))
 
 
@@ -156,23 +156,23 @@ def _get(name: str) -> None:
     elif name in list_models().name.tolist(): find_weights(name)
     else: load_dataset(name)
 
-
+# %% ../nbs/20_cli.ipynb #eb6aa5f1
 @app.command()
 def fetch(
     sets: Annotated[list[str], Argument(metavar="SET...", help="datasets and models by name, or: all")],
 ) -> None:
     "Fetch data and weights that are not here, and check them; a broken download goes on where it was."
-    known, urls = {s.name: s for s in inventory()}, {s.name: s.url for s in datasets._SOURCES}
-    wanted = [known.get(name, Set(name, "model", "", 0, "missing")) for name in _wanted(sets)]
-    wanted = [s if s.bytes else s._replace(bytes=_remote_bytes(urls.get(s.name, ""))) for s in wanted]
-    _show(_table(wanted))
-    todo, failed = [s for s in wanted if s.checksum in ("missing", "WRONG")], []
-    print(f"{len(todo)} of {len(wanted)} to fetch, {_size(sum(s.bytes for s in todo)) if todo else 'nothing'}", flush=True)
-    for s in todo:
+    known, urls = {s.name: s for s in inventory()}, {s.name: s.url for s in datasets.SOURCES}
+    chosen = [known.get(name, Set(name, "model", "", 0, "missing")) for name in _known_names(sets)]
+    chosen = [s if s.bytes else s._replace(bytes=_remote_bytes(urls.get(s.name, ""))) for s in chosen]
+    _show(_table(chosen))
+    wanted, failed = [s for s in chosen if s.checksum in ("missing", "WRONG")], []
+    print(f"{len(wanted)} of {len(chosen)} to fetch, {_size(sum(s.bytes for s in wanted)) if wanted else 'nothing'}", flush=True)
+    for s in wanted:
         try: _get(s.name)
         except _ERRORS as error: failed.append((s.name, error)); _say(_sentence(error))
         else: print(f"{s.name}: here", flush=True)
-    if failed: raise ValueError(f"{len(failed)} of {len(wanted)} sets could not be had: {', '.join(name for name, _ in failed)}; the reasons stand above.")
+    if failed: raise ValueError(f"{len(failed)} of {len(chosen)} sets could not be had: {', '.join(name for name, _ in failed)}; the reasons stand above.")
 
 # %% ../nbs/20_cli.ipynb #27a06f0d
 Model = Annotated[str, Option(help="a name out of `carp-nb models`, or a .pt or .safetensors file")]
@@ -207,7 +207,7 @@ def score(
     if output: write_table(table, Path(output)); print(f"{len(table):,} mutants by {scorer.name}: {output}")
     else: print(table.to_csv(index=False), end="")
 
-
+# %% ../nbs/20_cli.ipynb #a94c1842
 @app.command()
 def embed(
     fasta: Annotated[Path, Argument(help="sequences")],
@@ -233,10 +233,8 @@ def corpus(
     if output.suffix != ".fasta":
         made = build_corpus(records, output, {"source": str(source), "split": split if source.is_dir() else ""})
         return print(f"{len(made):,} sequences, {int(made.offsets[-1]):,} residues: {output}")
-    temporary = output.with_name(f".{output.name}.tmp")
-    with open(temporary, "w") as file:
+    with replacing(output) as temporary, open(temporary, "w") as file:
         n = sum(bool(file.write(f">{name}\n{sequence}\n")) for name, sequence in records)
-    temporary.replace(output)
     print(f"{n:,} sequences: {output}")
 
 # %% ../nbs/20_cli.ipynb #9dc45351
@@ -262,7 +260,7 @@ def pretrain(
     config = PretrainConfig(size, tokens, batch_tokens, max_length, lr, warmup, cooldown, seed, used, accumulate, recompute, name or None)
     main = PartialState().is_main_process
     record = {**provenance(device), "train": {"name": train}, "valid": {"name": valid}}
-    trained = train_model(config, as_corpus(train), [s for _, s in read_sequences(valid)], output, record, device, progress=main)
+    trained = train_model(config, as_corpus(train), [s for _, s in read_records(valid)], output, record, device, progress=main)
     if main: print(f"held-out loss {pd.read_parquet(output / 'held_out.parquet').loss.iloc[-1]:.3f} nats per masked residue: {output / trained.name}.safetensors")
 
 # %% ../nbs/20_cli.ipynb #361ccc75

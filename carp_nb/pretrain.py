@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CARD', 'PretrainConfig', 'log_spaced', 'CorruptedBatches', 'mlm_step', 'write_text', 'refuse_other_run', 'pretrain',
-           'pretrain_here', 'choose_lr', 'pretrain_series', 'read_sequences', 'as_corpus', 'find_runs',
+           'pretrain_here', 'choose_lr', 'pretrain_series', 'read_records', 'as_corpus', 'find_runs',
            'find_checkpoints', 'compare_families', 'held_out_table', 'model_card']
 
 # %% ../nbs/10_pretrain.ipynb #88c3dec4
@@ -24,6 +24,7 @@ from .batching import Batches, Corpus, open_corpus
 from .carp import CARP, TABLE_S1, n_parameters
 from .esm import ESM, TABLE_S2
 from .datasets import list_datasets, load_dataset, read_fasta
+from .fetch import replacing
 from .mlm import Evaluation, corrupt, evaluate, evaluate_ngram, mlm_loss, ngram_counts
 from .pretrained import find_weights, list_models, pick_device, save_checkpoint
 from .training import NonFiniteLoss, TrainConfig, recompute_activations, step_generator, train, write_table
@@ -93,21 +94,18 @@ def mlm_step(
 # %% ../nbs/10_pretrain.ipynb #120b87a5
 def write_text(path: Path, text: str) -> None:
     "Write a text file under a temporary name and rename it."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary: temporary.write_text(text, encoding="utf-8")
 
 # %% ../nbs/10_pretrain.ipynb #0e69b6a2
 def refuse_other_run(folder: Path, settings: dict) -> None:
-    "A folder holds one run: going on with other settings would give a model that neither of them describes."
+    "Raises ValueError for a folder that holds a run with other settings."
     if not (path := folder / "config.json").exists(): return
     before = json.loads(path.read_text())["config"]
     for key, value in settings.items():
         if key in before and before[key] != value:
             raise ValueError(f"{folder} holds a run with {key}={before.get(key)!r}, not {value!r}; choose another folder, or delete that one.")
 
-
+# %% ../nbs/10_pretrain.ipynb #e2bb8e69
 def pretrain(
     config: PretrainConfig,
     train_set: Corpus,
@@ -201,7 +199,7 @@ def pretrain_series(
     return folders
 
 # %% ../nbs/10_pretrain.ipynb #bce2c095
-def read_sequences(
+def read_records(
     source: str,  # a name out of list_datasets(), or a FASTA file
 ) -> list[tuple[str, str]]:
     "All (id, sequence) pairs of a set."
@@ -212,7 +210,7 @@ def as_corpus(
     source: str,  # a name out of list_datasets(), a FASTA file, or a folder made by `build_corpus`
 ) -> Corpus:
     "A training set: mapped from disk where it was built there, else read into memory."
-    return open_corpus(source) if Path(source).is_dir() else Corpus.from_records(read_sequences(source))
+    return open_corpus(source) if Path(source).is_dir() else Corpus.from_records(read_records(source))
 
 # %% ../nbs/10_pretrain.ipynb #55799653
 def find_runs(

@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
-from .carp import CARP, TABLE_S1, CARPConfig, n_parameters
+from .carp import CARP, CARPConfig, n_parameters
 from .datasets import list_datasets, project_root
-from .esm import ESM, TABLE_S2, ESMConfig
+from .esm import ESM, ESMConfig
 from .results import best_rows, published
 
 # %% ../nbs/18a_report.ipynb #8788e307
@@ -56,7 +56,7 @@ def _size_errata() -> list[dict]:
                      "calculation": f"a Transformer of {r.layers} layers, {r.heads} heads, d {r.d} is built and counted; of d_MLP = 1 to 8 times d only " + ", ".join(f"{d:,} gives {count(d):,}" for d in fits) + ", which is printed"})
     return rows
 
-
+# %% ../nbs/18a_report.ipynb #e3253b0a
 def _table_errata() -> list[dict]:
     "Lines of Tables 1 to 4 that contradict their labels or the text."
     rows, key = [], ["method", "model", "task"]
@@ -77,7 +77,7 @@ def _table_errata() -> list[dict]:
                                       "calculation": "pt-ft minus pt-fr of ESM-1b: it helps on " + ", ".join(gain.index[gain > 0])})
     return rows
 
-
+# %% ../nbs/18a_report.ipynb #ea444a72
 def _other_errata() -> list[dict]:
     gpus = published("table_s1").gpus.str.extract(r"(\d+) × (\d+)").astype(int)
     rising = spearmanr([3, 2, 1], [1, 2, 3]).statistic

@@ -32,14 +32,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.colors import PowerNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy.stats import spearmanr
 
 from .alphabet import AMINO_ACIDS
 from .datasets import DMS, parse_mutant, project_root
+from .fetch import replacing
 from .pretrained import pick_device
 from .timing import exponent
 from .training import write_table
@@ -91,11 +92,11 @@ BUDGETS = {
     "flip": {"smoke": {"rows": 32, "ridge_rows": 300, "test": 64, "epochs": 1, "epochs_frozen": 2, "epochs_cnn": 1, "seeds": 1, "n_boot": 50},
              "laptop": {"rows": 400, "ridge_rows": None, "test": 1000, "epochs": 10, "epochs_frozen": 100, "epochs_cnn": 5, "seeds": 1, "n_boot": 500},
              "paper": {"rows": None, "ridge_rows": None, "test": None, "epochs": 500, "epochs_frozen": 500, "epochs_cnn": 100, "seeds": 3, "n_boot": 2000}},
-    "checkpoints": {"smoke": {"checkpoints": 4, "mutants": 200, "n_boot": 50, "tasks": "gb1_olson_sample:low-vs-high", "rows": 100, "test": 200, "epochs_frozen": 3},   # evenly along a run
-                    "laptop": {"checkpoints": None, "mutants": 1000, "n_boot": 100, "tasks": "gb1_olson_sample:low-vs-high,tdp43:mutations", "rows": 400, "test": 1000, "epochs_frozen": 30},
-                    "paper": {"checkpoints": None, "mutants": None, "n_boot": 2000, "rows": None, "test": None, "epochs_frozen": 500,
+    "checkpoints": {"smoke": {"checkpoints": 4, "sequences": 20, "mutants": 200, "n_boot": 50, "tasks": "gb1_olson_sample:low-vs-high", "rows": 100, "test": 200, "epochs_frozen": 3},   # evenly along a run
+                    "laptop": {"checkpoints": None, "sequences": 100, "mutants": 1000, "n_boot": 100, "tasks": "gb1_olson_sample:low-vs-high,tdp43:mutations", "rows": 400, "test": 1000, "epochs_frozen": 30},
+                    "paper": {"checkpoints": None, "sequences": None, "mutants": None, "n_boot": 2000, "rows": None, "test": None, "epochs_frozen": 500,
                               "tasks": ",".join(f"flip_gb1:{s}_vs_rest" for s in ("one", "two", "three")) + ",flip_gb1:low_vs_high," + ",".join(f"flip_aav:{s}_vs_many" for s in ("one", "two", "seven"))
-                                       + ",flip_aav:mut_des,flip_aav:low_vs_high,flip_meltome:mixed,tape_remote_homology:official"}},
+                                       + ",flip_aav:mut_des,flip_aav:low_vs_high,flip_meltome:mixed,tape_remote_homology:official,tape_secondary_structure:secondary_structure"}},
     "report": {"smoke": {}, "laptop": {}, "paper": {}},  # it computes nothing
 }
 BUDGETS["in_domain"] = BUDGETS["flip"]
@@ -134,7 +135,7 @@ def _notebook_parameters(section: str) -> dict[str, _Parameter]:
     source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
     return {node.target.id: _Parameter(node.annotation.id, ast.literal_eval(node.value)) for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)}
 
-
+# %% ../nbs/18_results.ipynb #12b30652
 def _given_parameters(section: str, namespace: dict) -> dict:
     "The parameters of a notebook among its globals, in their types. Raises ValueError for a name that is none of them."
     known = _notebook_parameters(section)
@@ -216,31 +217,40 @@ class Run:
     def budget(self) -> dict: return get_budget(self.section, self.parameters["budget"])
 
     def add(self, rows: pd.DataFrame, **common) -> None:
-        "Add rows with what all rows of this run share."
-        self.results.add(rows, **{"section": self.section, "seed": self.parameters["seed"], "budget": self.parameters["budget"],
-                                  "device": self.record["device"], "commit": self.record["commit"], **common})
+        "Add rows with what all rows of this run share; a column that the rows bring themselves stays, as the seed of a fit."
+        shared = {"section": self.section, "seed": self.parameters["seed"], "budget": self.parameters["budget"],
+                  "device": self.record["device"], "commit": self.record["commit"]}
+        self.results.add(rows, **{name: value for name, value in shared.items() if name not in rows} | common)
 
-    def save(
-        self,
-        tables: dict[str, pd.DataFrame] | None = None,  # written as csv
-        **figures: Figure,                              # written as svg
-    ) -> list[Path]:                                    # the files
-        "Write results.parquet, run.json, tables and figures, each under a temporary name first."
-        text = json.dumps({"section": self.section, "parameters": self.parameters, **self.record}, indent=1)
-        tables = {f"{_file_name(name)}.csv": table for name, table in (tables or {}).items()}
-        if len(self.results.rows): tables = {"results.parquet": self.results.rows, **tables}
-        for name, table in tables.items(): write_table(table, self.folder / name)
-        writers = {"run.json": lambda path: path.write_text(text + "\n"),
-                   **{f"{_file_name(name)}.svg": lambda path, f=f: f.savefig(path, format="svg", bbox_inches="tight") for name, f in figures.items()}}
-        for name, write in writers.items():
-            temporary = self.folder / f".{name}.tmp"
-            write(temporary); os.replace(temporary, self.folder / name)
-        return [self.folder / name for name in (*tables, *writers)]
+# %% ../nbs/18_results.ipynb #6eb42c21
+def _save(
+    self: Run,
+    tables: dict[str, pd.DataFrame] | None = None,  # written as csv
+    **figures: Figure,                              # written as svg
+) -> list[Path]:                                    # the files
+    "Write results.parquet, run.json, tables and figures, each under a temporary name first."
+    text = json.dumps({"section": self.section, "parameters": self.parameters, **self.record}, indent=1)
+    tables = {f"{_file_name(name)}.csv": table for name, table in (tables or {}).items()}
+    if len(self.results.rows): tables = {"results.parquet": self.results.rows, **tables}
+    for name, table in tables.items(): write_table(table, self.folder / name)
+    writers = {"run.json": lambda path: path.write_text(text + "\n"),
+               **{f"{_file_name(name)}.svg": lambda path, f=f: f.savefig(path, format="svg", bbox_inches="tight") for name, f in figures.items()}}
+    for name, write in writers.items():
+        with replacing(self.folder / name) as temporary: write(temporary)
+    return [self.folder / name for name in (*tables, *writers)]
+
+
+Run.save = _save
 
 # %% ../nbs/18_results.ipynb #a152e47f
 def model_colour(name: str) -> str:
     "The colour of a model: CARP blue, ESM orange, everything else grey."
     return "#1f6fb4" if "carp" in name.lower() else "#e07b00" if "esm" in name.lower() else "#7f7f7f"
+
+
+def _intervals(axes, x: pd.Series, lo: pd.Series, hi: pd.Series, colour: str) -> None:
+    "Faint vertical lines from lo to hi; a value need not lie between them."
+    axes.vlines(x, lo.astype(float), hi.astype(float), color=colour, alpha=0.4, lw=1)
 
 
 def published(table: str) -> pd.DataFrame:
@@ -272,7 +282,7 @@ def _ahead_panel(axes, rows: pd.DataFrame, labels: list[tuple[str, str]]) -> Non
     axes.set_xticks(range(len(shares)), [s[0] for s in shares], fontsize=7, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_ylabel(f"share of scans on which\n{first[0]} (published: CARP-640M)\nis ahead of", fontsize=8)
 
-
+# %% ../nbs/18_results.ipynb #33dd8495
 def zero_shot_figure(
     rows: pd.DataFrame,  # results rows
     scans: list[DMS],
@@ -453,7 +463,7 @@ def loss_by_size_figure(
     plt.close(figure)
     return figure
 
-
+# %% ../nbs/18_results.ipynb #9198d962
 def loss_by_length(
     answers: pd.DataFrame,  # of an `mlm.Evaluation`
     window: int = 30,       # sequences, in the order of their length
@@ -549,7 +559,7 @@ def _cost_panel(axes, cost: pd.DataFrame, value: str, scale: float) -> None:
         ends = group[group[value].isna()].length
         if len(ends) and len(known):
             axes.scatter(ends.min(), known["median"].iloc[-1], marker="x", s=60, color=family, zorder=4)
-            axes.annotate("out of\nmemory", (ends.min(), known["median"].iloc[-1]), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=7, color=family)
+            axes.annotate("out of\nmemory", (ends.min(), known["median"].iloc[-1]), xytext=(0, -7), textcoords="offset points", ha="center", va="top", fontsize=7, color=family)
 
 
 def cost_figure(
@@ -562,10 +572,11 @@ def cost_figure(
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
     seconds = "processor seconds" if clock == "cpu" else "seconds"
     n = int(cost.dropna(subset="wall").groupby(["shape", "length"]).size().min())
-    for axes, value, scale, label in [(left, clock, 1, f"{seconds} per forward pass (median of {n})"), (right, "peak", 2 ** -30, "peak memory (GiB), weights included")]:
+    for axes, value, scale, label in [(left, clock, 1, f"{seconds} per forward pass\n(median of {n})"), (right, "peak", 2 ** -30, "peak memory (GiB), weights included")]:
         _cost_panel(axes, cost, value, scale)
         ticks = sorted(cost.length.unique())
         axes.set_xscale("log"); axes.set_yscale("log"); axes.set_xticks(ticks, [f"{t:,}" for t in ticks], rotation=45, fontsize=8); axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); axes.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
         axes.set_xlabel(f"sequence length (residues); {device}, {dtype}"); axes.set_ylabel(label); axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False, fontsize=8)
     plt.close(figure)
@@ -693,11 +704,11 @@ def _cell_texts(cell) -> tuple[str, str, str]:
     signed = lambda x: f"{round(float(x), 2) + 0.0:+.2f}"   # no minus before a zero
     paper = "–" if pd.isna(cell.paper) else f"{cell.paper:.2f}{spread(cell.paper_sd)}"
     if pd.isna(cell.here): return "", paper, ""
-    train = "" if pd.isna(cell.train_rows) else f"{cell.train_rows:,.0f}" + ("" if cell.train_rows == cell.train_all else f" of {cell.train_all:,.0f}") + " fitted, "
+    train = "" if pd.isna(cell.train_rows) else f"{cell.train_rows:,.0f}" + ("" if cell.train_rows == cell.train_all else f" of {cell.train_all:,.0f}") + " fitted,<br>"
     tested = f"{cell.n:,.0f}" + ("" if pd.isna(cell.test_all) or cell.n == cell.test_all else f" of {cell.test_all:,.0f}") + " tested"
     seeds = f", {cell.seeds:.0f} seeds" if cell.seeds > 1 else ""
-    here = f"{'○ ' if cell.partial else ''}{cell.here:.3f}{spread(cell.sd)}<br><small>{train}{tested}{seeds}</small>"
-    return here, paper, "" if pd.isna(cell.difference) else f"{signed(cell.difference)}<br><small>{signed(cell.d_lo)} to {signed(cell.d_hi)}</small>"
+    here = f"<span style='white-space:nowrap'>{'○ ' if cell.partial else ''}{cell.here:.3f}{spread(cell.sd)}<br><small>{train}{tested}{seeds}</small></span>"
+    return here, paper, "" if pd.isna(cell.difference) else f"{signed(cell.difference)}<br><small style='white-space:nowrap'>{signed(cell.d_lo)} to {signed(cell.d_hi)}</small>"
 
 
 def paper_table(
@@ -713,14 +724,14 @@ def paper_table(
         key = (f"{method} (printed {printed.iloc[0]})" if len(printed) else method, family, model or "–")
         missing = [place[c.task] for c in line.itertuples() if pd.isna(c.here)]
         shown = dict(zip(((c.task, side) for c in line.itertuples() for side in ("here", "paper", "difference")), (t for c in line.itertuples() for t in _cell_texts(c))))
-        texts[key] = shown | {("empty cells are filled by", ""): f"<code>{command(missing, method, family)}</code>" if missing and family != "–" else ""}
+        texts[key] = shown | {("empty cells are filled by", ""): f"<code style='display:inline-block;width:30em;white-space:normal;overflow-wrap:anywhere;text-align:left;font-size:0.8em'>{command(missing, method, family)}</code>" if missing and family != "–" else ""}
         best[key] = {(c.task, side): getattr(c, side) == top[c.task, side] for c in line.itertuples() for side in ("here", "paper")}
     table = pd.DataFrame.from_dict(texts, orient="index")
     table.columns, table.index = pd.MultiIndex.from_tuples(table.columns), pd.MultiIndex.from_tuples(table.index, names=["method", "paper", "here"])
     bold = pd.DataFrame.from_dict(best, orient="index").reindex(columns=table.columns, fill_value=False).set_axis(table.index)
     return styled(table, bold=bold, light=[c for c in table.columns if c[1] == "paper"])
 
-
+# %% ../nbs/18_results.ipynb #d1f1a978
 def other_table(
     rows: pd.DataFrame,  # results rows
     columns: dict,       # every (task, split) that the paper has a number for
@@ -755,16 +766,21 @@ def against_paper_figure(
     both = pd.concat([t.assign(table=name) for name, t in compared.items()]).dropna(subset=["here", "paper"])
     for (name, model, method), points in both.groupby(["table", "model", "method"], sort=False):
         colour, x, y = model_colour(model), points.paper.astype(float), points.here.astype(float)
-        axes.errorbar(x, y, [y - points.lo.astype(float), points.hi.astype(float) - y], points.paper_sd.astype(float).fillna(0), fmt="none", ecolor=colour, alpha=0.4, lw=1)
-        axes.scatter(x, y, s=36, marker="X" if "valid" in model else _MARKS.get(method, "o"), facecolor=np.where(points.partial.astype(bool), "white", colour), edgecolor=colour, zorder=3,
+        sd = points.paper_sd.astype(float)
+        axes.hlines(y, x - sd, x + sd, color=colour, alpha=0.4, lw=1)
+        _intervals(axes, x, points.lo, points.hi, colour)
+        axes.scatter(x, y, s=36, marker="X" if "valid" in model else "P" if model == "cnn" else _MARKS.get(method, "o"), facecolor=np.where(points.partial.astype(bool), "white", colour), edgecolor=colour, zorder=3,
                      label=f"{name}: {model}" + ("" if method == "baseline" else f" {method}"))
-        for r in points.itertuples(): axes.annotate(r.task, (r.paper, r.here), xytext=(5, -8), textcoords="offset points", fontsize=6, color=colour)
+    for (name, task, paper), points in both.groupby(["table", "task", "paper"], sort=False):   # one label for all that stand above one published number
+        above = (points.here > points.paper).all()
+        axes.annotate(task, (paper, points.here.max() if above else points.here.min()), xytext=(-5, 4) if above else (5, -9), ha="right" if above else "left",
+                      textcoords="offset points", fontsize=7, color=model_colour(points.model.iloc[0]))
     axes.axline((0, 0), slope=1, color="0.7", lw=0.8, zorder=0)
     axes.set_xlim(-0.1, 1); axes.set_ylim(-0.3, 1)
     axes.set_xlabel("as published (models and data: see the table)"); axes.set_ylabel("here (hollow: part of the data\nor fewer than three seeds)")
     return _clean(figure, axes)
 
-
+# %% ../nbs/18_results.ipynb #351754ed
 def training_size_figure(
     rows: pd.DataFrame,  # results rows
     metrics: Sequence[str] = ("spearman", "auroc"),
@@ -774,9 +790,12 @@ def training_size_figure(
     lines = summarised(rows, metrics).dropna(subset="train_rows")
     for (model, method), points in lines.groupby(["model", "method"], sort=False):
         colour = model_colour(model)
-        axes.errorbar(points.train_rows, points.here, [points.here - points.lo, points.hi - points.here], fmt="none", ecolor=colour, alpha=0.4, lw=1)
+        _intervals(axes, points.train_rows, points.lo, points.hi, colour)
         axes.scatter(points.train_rows, points.here, s=36, marker=_MARKS.get(method, "X" if method == "train + valid" else "P" if model == "cnn" else "D"), facecolor=np.where(points.partial, "white", colour), edgecolor=colour, zorder=3, label=f"{model} {method}")
-    axes.set_xscale("log"); axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+    for (name, split, _), points in lines.groupby(["set", "split", "partial"], sort=False):
+        top = points.loc[points.here.idxmax()]
+        axes.annotate(split.replace("_", " ") if split != "official" else name.removeprefix("tape_"), (top.train_rows, top.here), xytext=(0, 7), ha="center", textcoords="offset points", fontsize=7, color="0.35")
+    axes.set_xscale("log"); axes.margins(x=0.1); axes.tick_params(axis="x", which="minor", labelbottom=False); axes.axhline(0, color="0.8", lw=0.8, zorder=0)
     axes.set_xlabel("rows fitted on"); axes.set_ylabel("Spearman or AUROC on the test rows\n(hollow: part of the data or fewer than three seeds)", fontsize=8)
     return _clean(figure, axes)
 
@@ -801,14 +820,23 @@ def kept_rows(
     if not path.exists(): write_table(make(), path)
     return pd.read_parquet(path)
 
+# %% ../nbs/18_results.ipynb #7e433ea9
+def _losses(rows: pd.DataFrame) -> pd.Series:  # model -> loss
+    "Of every run the losses on one held-out set: the one on which most of its checkpoints were measured, of equals the last."
+    rows = rows.drop_duplicates(["model", "split"], keep="last")
+    run = rows.model.astype(str).str.split("@").str[0]
+    most = rows.groupby([run, rows.split]).model.transform("size")
+    first = rows.assign(most=most, run=run).sort_values("most", kind="stable").drop_duplicates("run", keep="last").set_index("run").split
+    return rows[rows.split == run.map(first)].set_index("model").value
+
 # %% ../nbs/18_results.ipynb #218bd58d
 def checkpoint_points(
     rows: pd.DataFrame,                              # results rows of any number of runs
-    metrics: Sequence[str] = ("spearman", "accuracy"),  # one per task; accuracy where a task has classes
-) -> pd.DataFrame:  # run, step, loss (NaN for weights never pretrained), kind (zero-shot, downstream), task, method, value, lo, hi, n, partial
+    metrics: Sequence[str] = ("spearman", "accuracy", "q3"),  # one per task; accuracy where a task has classes, q3 where a residue has a state
+) -> pd.DataFrame:  # run, step, loss (NaN for weights never pretrained), kind (zero-shot, downstream), task, method, metric, value, lo, hi, n, partial
     "Score and held-out loss of every checkpoint, one line per task. A line is partial where it stands for part of the data."
     rows = best_rows(rows[rows.section == "checkpoints"])
-    loss = rows[rows.metric == "loss"].drop_duplicates("model", keep="last").set_index("model").value
+    loss = _losses(rows[rows.metric == "loss"])
     read = rows[rows.metric.isin(["train_rows", "test_rows"])]
     part = read.assign(part=read.value.astype(float) < read.n.astype(float)).groupby(["task", "split", "model", "method"], dropna=False).part.any()
     points = rows[rows.metric.isin(metrics)].copy()
@@ -816,7 +844,8 @@ def checkpoint_points(
     name = points.model.astype(str).str.split("@", n=1, expand=True).reindex(columns=[0, 1])
     points = points.assign(run=name[0], step=pd.to_numeric(name[1]), loss=points.model.map(loss).astype(float), partial=part.reindex(keys, fill_value=False).to_numpy(bool),
                            kind=np.where(points.split.isna(), "zero-shot", "downstream"), task=points.task + points.split.map(lambda s: "" if pd.isna(s) else f", {s}"))
-    return points[["run", "step", "loss", "kind", "task", "method", "value", "lo", "hi", "n", "partial"]].astype({"value": float}).sort_values(
+    points = points[points.step.isna() | points.loss.notna()]
+    return points[["run", "step", "loss", "kind", "task", "method", "metric", "value", "lo", "hi", "n", "partial"]].astype({"value": float}).sort_values(
         ["run", "task", "step"], key=lambda column: column.map({r: i for i, r in enumerate(dict.fromkeys(column))}) if column.name == "run" else column, ignore_index=True)
 
 
@@ -844,10 +873,11 @@ def _loss_axis(axes) -> None:
 
 
 def _along(axes, g: pd.DataFrame, i: int, label: str | None, thin: bool = False) -> None:
-    "One curve of a run; hollow where it stands for part of the data."
+    "One curve of a run, with the intervals that it has; hollow where it stands for part of the data."
     g, colour = g.sort_values("step"), model_colour(g.run.iloc[0])
     style = dict(color=colour, ls=["-", "--", ":", "-."][i % 4])
     if thin: axes.plot(g.loss, g.value, lw=0.7, alpha=0.3, **style); return
+    if "lo" in g: _intervals(axes, g.loss, g.lo, g.hi, colour)
     axes.plot(g.loss, g.value, lw=1.6, marker="o", ms=4.5, mfc="white" if g.partial.any() else colour, mec=colour, label=label, zorder=3, **style)
 
 
@@ -863,16 +893,16 @@ def downstream_figure(
     for task, axes in zip(tasks, panels.flat):
         for i, name in enumerate(runs):
             own = points[(points.task == task) & (points.run == name)]
-            for method, g in own.dropna(subset="loss").groupby("method"):
-                axes.vlines(g.loss, g.lo.astype(float), g.hi.astype(float), color=model_colour(name), alpha=0.4, lw=1)
-                _along(axes, g, i, f"{name} {method}")
+            for method, g in own.dropna(subset="loss").groupby("method"): _along(axes, g, i, f"{name} {method}")
             for r in own[own.loss.isna()].itertuples(): axes.axhline(r.value, color="0.5", ls="--", lw=1, label=f"{name} {r.method}, never pretrained")
-        axes.set_title(task, fontsize=8); axes.set_ylabel(f"score on the test rows (n = {int(points[points.task == task].n.max()):,})", fontsize=8)
-        _loss_axis(axes); axes.legend(frameon=False, fontsize=6)
+        metric, n = points[points.task == task].metric.iloc[0], int(points[points.task == task].n.max())
+        axes.set_title(task, fontsize=8); axes.tick_params(labelsize=8)
+        axes.set_ylabel({"spearman": f"Spearman correlation\n({n:,} test rows)", "accuracy": f"accuracy\n({n:,} test rows)", "q3": f"Q3, share of residues\nwith the right state ({n:,} test chains)"}[metric], fontsize=8)
+        _loss_axis(axes); axes.margins(y=0.25); axes.legend(frameon=False, fontsize=6, loc="upper left")
     plt.close(figure)
     return figure
 
-
+# %% ../nbs/18_results.ipynb #0fa97cba
 def zero_shot_along_figure(
     points: pd.DataFrame,  # as `checkpoint_points` gives them
 ) -> Figure:
@@ -887,17 +917,14 @@ def zero_shot_along_figure(
         _along(mean, over, i, f"{name}, mean over {scans} scans")
     if runs:
         shown = falls_furthest(points[points.run == runs[-1]]).index[0]
-        for i, name in enumerate(runs):
-            g = points[(points.run == name) & (points.task == shown)]
-            one.vlines(g.loss, g.lo.astype(float), g.hi.astype(float), color=model_colour(name), alpha=0.4, lw=1)
-            _along(one, g, i, name)
+        for i, name in enumerate(runs): _along(one, points[(points.run == name) & (points.task == shown)], i, name)
         one.set_title(f"{shown}: falls furthest from its best", fontsize=8)
     for axes in (mean, one): axes.axhline(0, color="0.8", lw=0.8, zorder=0); axes.set_ylabel("Spearman correlation\n(expected direction)", fontsize=8); _loss_axis(axes)
     if runs: mean.legend(frameon=False, fontsize=7)
     plt.close(figure)
     return figure
 
-
+# %% ../nbs/18_results.ipynb #bfcfc955
 def rank_correlation_figure(
     correlations: pd.DataFrame,  # as `loss_rank_correlations` gives them
 ) -> Figure:
@@ -920,19 +947,19 @@ def rank_correlation_figure(
 def contact_figure(
     maps: dict[str, tuple[np.ndarray, np.ndarray]],  # chain -> probabilities [L, L]; contacts [L, L], NaN where unresolved
 ) -> Figure:
-    "Predicted contacts above the diagonal, true ones below; grey: unresolved."
+    "Predicted contacts above the diagonal, true ones below; grey: unresolved. Shades go by the square root, so that a probability of 0.1 is seen."
     figure, axes = plt.subplots(1, len(maps), figsize=(3.4 * len(maps) + 0.6, 3.5), squeeze=False, layout="constrained")
     colours = plt.get_cmap("Blues").with_extremes(bad="0.85")
     for ax, (name, (chance, contacts)) in zip(axes[0], maps.items()):
         both = np.where(np.triu(np.ones_like(contacts, bool), 1), chance, contacts)
-        image = ax.imshow(both, cmap=colours, vmin=0, vmax=1, interpolation="nearest", extent=(0.5, len(both) + 0.5, len(both) + 0.5, 0.5))
+        image = ax.imshow(both, cmap=colours, norm=PowerNorm(0.5, 0, 1), interpolation="nearest", extent=(0.5, len(both) + 0.5, len(both) + 0.5, 0.5))
         ax.plot([0.5, len(both) + 0.5], [0.5, len(both) + 0.5], color="0.5", lw=0.6)
         ax.set_title(name, fontsize=8); ax.set_xlabel("residue (above: predicted)", fontsize=8); ax.set_ylabel("residue (below: true)", fontsize=8); ax.tick_params(labelsize=7)
-    figure.colorbar(image, ax=list(axes[0]), label="probability of a contact", shrink=0.8)
+    figure.colorbar(image, ax=list(axes[0]), label="probability of a contact", shrink=0.8, ticks=[0, 0.05, 0.1, 0.2, 0.5, 1])
     plt.close(figure)
     return figure
 
-
+# %% ../nbs/18_results.ipynb #ac364c53
 _STATES = {"H": ("helix", "#c0392b"), "E": ("strand", "#1f6fb4"), "C": ("coil", "#b5b5b5")}
 
 

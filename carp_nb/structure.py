@@ -6,7 +6,7 @@
 __all__ = ['RANGES', 'STRUCTURE_TASKS', 'DEFAULT_SETS', 'THREE_STATES', 'ONE_HOT', 'STRUCTURE_METHODS', 'TABLE_1_METRICS',
            'virtual_cb', 'Chain', 'read_chain', 'contact_map', 'contact_precision', 'mean_precision', 'structure_sets',
            'load_structure_task', 'confusion', 'states_of', 'evaluate_structure', 'structure_jobs', 'fit_structure',
-           'table_1_columns', 'fill_table_1']
+           'load_downstream', 'fit_downstream', 'table_1_columns', 'fill_table_1']
 
 # %% ../nbs/17_structure.ipynb #8270ab40
 import hashlib
@@ -25,10 +25,10 @@ from biotite.structure.io.pdbx import CIFFile, get_structure
 
 from .alphabet import PROTEIN
 from .carp import CARP
-from .comparison import chosen, part_of
+from .comparison import chosen, fit_and_test, load_task, part_of
 from .datasets import load_dataset
 from .esm import ESM
-from .finetune import METHODS, UNLABELLED, FinetuneConfig, FineTuned, OneHot, evaluate_predictions, finetune, run_task, touching
+from .finetune import METHODS, UNLABELLED, FinetuneConfig, FineTuned, OneHot, SharedRepresentations, evaluate_predictions, finetune, run_task, touching
 from .pretrained import weights_sha256
 from .tasks import SPLITS
 
@@ -274,16 +274,18 @@ def fit_structure(
     task: str, name: str,        # as of `load_structure_task`
     table: pd.DataFrame,         # as it gives it
     method: str, encoder,        # as of `structure_jobs`
-    budget: dict,                # epochs, epochs_frozen, epochs_pairs, patience, n_boot; crop, channels and layers of the contact head
+    budget: dict,                # epochs, epochs_frozen, n_boot; perhaps patience, and of contacts epochs_pairs, crop, channels, layers
     seed: int, folder: str | Path,  # of the fit, which goes on where it was interrupted
     device: str = "auto", dtype: str = "float32", batch_tokens: int = 16384,
+    shared: SharedRepresentations | None = None,  # of frozen encoders, between fits
 ) -> tuple[FineTuned, pd.DataFrame, pd.DataFrame]:  # the model; test chains with a column predicted; results rows
     "Fit one method to one task. Raises ValueError as `run_task` does."
     kind, way = table.attrs["kind"], "pt-fr" if method == ONE_HOT else method
     frozen = way.endswith("fr")
-    pairs = {"batch": 4, "crop": budget["crop"], "channels": budget["channels"], "layers": budget["layers"]} if kind == "contacts" else {}
-    config = FinetuneConfig(way, kind, 1e-3 if frozen else 1e-4, epochs=budget["epochs_pairs" if kind == "contacts" else "epochs_frozen" if frozen else "epochs"], patience=budget["patience"], seed=seed, dtype=dtype, batch_tokens=batch_tokens, **pairs)
-    fit = lambda train, valid: finetune(encoder, train, valid, config, folder, device, progress=False)
+    pairs = {"batch": 4, **{k: budget[k] for k in ("crop", "channels", "layers") if k in budget}} if kind == "contacts" else {}
+    epochs = budget["epochs"] if not frozen else budget.get("epochs_pairs", budget["epochs_frozen"]) if kind == "contacts" else budget["epochs_frozen"]
+    config = FinetuneConfig(way, kind, 1e-3 if frozen else 1e-4, epochs=epochs, patience=budget.get("patience", 10), seed=seed, dtype=dtype, batch_tokens=batch_tokens, **pairs)
+    fit = lambda train, valid: finetune(encoder, train, valid, config, folder, device, progress=False, shared=shared)
     model, tested, metrics = run_task(fit, table, kind, budget["n_boot"], seed, evaluate_structure)
     read, there = table.split.value_counts(), table.attrs["available"]
     sizes = pd.DataFrame([(f"{s}_rows", float(read[s]), there[s]) for s in ("train", "test")], columns=["metric", "value", "n"])
@@ -291,6 +293,23 @@ def fit_structure(
     rows = pd.concat([metrics, sizes], ignore_index=True).assign(task=f"{task}: {name}", split="test", seed=seed, dtype=dtype, data_sha=table.attrs["sha256"],
         model=encoder.name, method="frozen" if method == ONE_HOT else method, weights_sha=weights_sha256(encoder) if method.startswith("pt") else None)
     return model, tested, rows
+
+# %% ../nbs/17_structure.ipynb #bef1b59d
+def load_downstream(
+    name: str, split: str,  # a set and its split, as in `load_task`; or a set and one of STRUCTURE_TASKS
+    rows: int | None = None, test: int | None = None,  # of a task of Table 1: at most so many of train and of valid; of test
+) -> pd.DataFrame:
+    "A task of any table of the paper. Raises ValueError and FileNotFoundError as `load_task` and `load_structure_task` do."
+    return load_structure_task(split, name, rows, test) if split in STRUCTURE_TASKS else load_task(name, split)
+
+
+def fit_downstream(
+    name: str, split: str, task: pd.DataFrame,  # as of `load_downstream`
+    method: str, encoder: CARP | ESM, budget: dict, seed: int, folder: str | Path, device: str = "auto", dtype: str = "float32", batch_tokens: int = 16384,  # as in `fit_and_test`
+) -> pd.DataFrame:  # results rows
+    "`fit_and_test`, or `fit_structure` for a task of Table 1."
+    if split not in STRUCTURE_TASKS: return fit_and_test(name, split, task, method, encoder, budget, seed, folder, device, dtype, batch_tokens)
+    return fit_structure(split, name, task, method, encoder, budget, seed, folder, device, dtype, batch_tokens)[2].assign(task=name, split=split)
 
 # %% ../nbs/17_structure.ipynb #17018301
 _TABLE_1 = {"CASP-13 FM": ["contacts: trrosetta+casp13_fm"], "CAMEO": ["contacts: trrosetta+cameo_hard"], "remote homology": ["remote_homology: tape_remote_homology"],

@@ -224,7 +224,8 @@ def task_table(
     missing = table.target.isna() | table.target.astype(str).str.strip().str.lower().isin(MISSING)
     dropped["no target"] = int(missing.sum())
     table = table[~missing]
-    if table.empty: raise ValueError(f"{path} holds no row that can be used; {rows} read, left out: {dropped}.")
+    left_out = "".join(f", {n} left out ({why})" for why, n in dropped.items() if n)
+    if table.empty: raise ValueError(f"{path} holds no row that can be used; {rows} read{left_out}.")
     odd = ~table.split.isin(SPLITS)
     if odd.any(): raise bad_rows(path, [f"line {n}, split {s!r}" for n, s in zip(table.line[odd], table.split[odd])], rows, f"A split is {', '.join(SPLITS)}.")
     sequence, stripped = _letters(path, table, strip and kind != "per_residue")

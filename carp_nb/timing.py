@@ -8,8 +8,6 @@ __all__ = ['ESM_SHAPES', 'measured', 'interleave', 'clock_for', 'paired_ratio', 
 
 # %% ../nbs/03b_timing.ipynb #1730f022
 import json
-import os
-import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +28,9 @@ from .alphabet import AMINO_ACIDS
 from .carp import CARP, TABLE_S1
 from .esm import ESM, ESM_1B, TABLE_S2
 from .kernels import as_dtype
+
+try: import resource
+except ImportError: resource = None  # Windows
 
 # %% ../nbs/03b_timing.ipynb #070ff687
 def measured(
@@ -112,9 +113,11 @@ def random_model(
 
 # %% ../nbs/03b_timing.ipynb #6ba73960
 def _status(field: str) -> int:  # bytes
-    "VmRSS, VmHWM (largest VmRSS) or VmSize of this process; where there is no /proc, the largest resident set so far."
+    "VmRSS, VmHWM (largest VmRSS) or VmSize of this process; where there is no /proc, the largest resident set so far. Raises OSError on Windows."
     try: return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
-    except OSError: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except OSError:
+        if resource is None: raise OSError("the memory of a process is read on Linux and macOS only; measure there, or in a container.") from None
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _reset_peak(device: torch.device) -> None:

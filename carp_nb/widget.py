@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIONS', 'clean_sequence', 'parse_positions', 'format_positions', 'Mutant', 'History', 'write_state', 'read_state',
-           'tracks', 'Explorer', 'explore', 'ca_trace', 'MutationMap']
+           'tracks', 'Explorer', 'explore', 'placed_chain', 'MutationMap', 'StructureView']
 
 # %% ../nbs/19_widget.ipynb #99ff2184
 import io
@@ -20,16 +20,18 @@ import numpy as np
 import pandas as pd
 from biotite.sequence import ProteinSequence
 from biotite.sequence.align import SubstitutionMatrix, align_optimal
-from biotite.structure import filter_amino_acids, get_chains
+from biotite.structure import AtomArray, filter_amino_acids, get_chains, get_residue_starts, spread_residue_wise
 from biotite.structure.io import load_structure
+from biotite.structure.io.pdb import PDBFile
 from matplotlib.figure import Figure
 
 import carp_nb
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .datasets import _THREE, DMS, Mutation, format_mutant, list_datasets, load_dataset, parse_mutant, read_dms, read_fasta
+from .fetch import replacing
 from .kernels import as_dtype
 from .pretrained import list_models, load_model
-from .results import scan_figure
+from .results import _STATES, scan_figure
 from .scoring import mutation_scan, score_mutants, spearman_interval
 
 # %% ../nbs/19_widget.ipynb #339543ae
@@ -447,8 +449,8 @@ def _save(
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("csv", "fasta", "png", "svg", "state"):
         name, content = self.export(kind)
-        (temporary := folder / f".{name}.tmp").write_bytes(content)
-        written.append(temporary.rename(folder / name))
+        with replacing(folder / name) as temporary: temporary.write_bytes(content)
+        written.append(folder / name)
     return written
 
 
@@ -488,33 +490,64 @@ def explore(
     return Explorer(model, mutant, measured, found.direction if found else 1, dtype, settings.get("label", ""), found.name if found else "")
 
 # %% ../nbs/19_widget.ipynb #29d83490
-def ca_trace(
+def placed_chain(
     path: str | Path,  # a PDB, mmCIF or BinaryCIF file
     wild_type: str,
-) -> np.ndarray:       # [L, 3] in angstroms, NaN where the file has no atom
-    "Cα coordinates of the chain that fits best. Raises ValueError when none shares half of its aligned residues with the wild type."
+) -> AtomArray:        # atoms of the residues that are aligned; res_id is the position in the wild type, from 1
+    "The chain of a file that fits best. Raises ValueError when none shares half of its aligned residues with the wild type."
     if not Path(path).is_file(): raise FileNotFoundError(f"there is no file {path}; give the path of a structure.")
     atoms = load_structure(path)
     atoms = atoms[0] if atoms.coord.ndim == 3 else atoms
-    atoms = atoms[filter_amino_acids(atoms) & (atoms.atom_name == "CA")]
-    target, best, trace = ProteinSequence(re.sub("[JUO]", "X", wild_type)), 0.5, None
+    atoms = atoms[filter_amino_acids(atoms)]
+    target, best, found = ProteinSequence(re.sub("[JUO]", "X", wild_type)), 0.5, None
     for chain in get_chains(atoms):
         own = atoms[atoms.chain_id == chain]
-        letters = [_THREE.get(r, "X").replace("U", "X") for r in own.res_name]
+        starts = get_residue_starts(own)
+        letters = [_THREE.get(r, "X").replace("U", "X") for r in own.res_name[starts]]
         aligned = align_optimal(target, ProteinSequence(letters), SubstitutionMatrix.std_protein_matrix(), (-10, -1), terminal_penalty=False, max_number=1)[0]
         pairs = aligned.trace[(aligned.trace >= 0).all(1)]
         same = np.mean([wild_type[i] == letters[j] for i, j in pairs]) if len(pairs) else 0.0
-        if same > best: best, trace = same, np.full((len(wild_type), 3), np.nan); trace[pairs[:, 0]] = own.coord[pairs[:, 1]]
-    if trace is None: raise ValueError(f"{path}: none of its chains fits the protein; give a structure of this sequence.")
-    return trace
+        places = np.zeros(len(starts), int)
+        places[pairs[:, 1]] = pairs[:, 0] + 1
+        if same > best: best, found = same, (own, spread_residue_wise(own, places))
+    if found is None: raise ValueError(f"{path}: none of its chains fits the protein; give a structure of this sequence.")
+    chain, chain.res_id = found
+    return chain[chain.res_id > 0]
+
+
+def _with_oxygen(chain: AtomArray) -> AtomArray:
+    "Files of backbones often lack the oxygen, along which a ribbon is laid: it lies in the peptide plane, 1.23 Å from C."
+    unit = lambda v: v / np.linalg.norm(v)
+    ca, c, n = ({i: x for i, x in zip(chain.res_id[chain.atom_name == name], chain.coord[chain.atom_name == name])} for name in ("CA", "C", "N"))
+    made = chain[(chain.atom_name == "C") & np.array([i in ca and i + 1 in n for i in chain.res_id])]
+    made.atom_name[:], made.element[:] = "O", "O"
+    made.coord = np.array([c[i] + 1.23 * unit(unit(c[i] - ca[i]) + unit(c[i] - n[i + 1])) for i in made.res_id]).reshape(-1, 3)
+    both = chain + made
+    return both[np.argsort(both.res_id, kind="stable")]
+
+
+def _pdb_text(chain: AtomArray) -> bytes:
+    "A placed chain as a PDB file, the layout that every viewer reads."
+    if chain.res_id.max() > 9999: raise ValueError(f"a structure is drawn up to position 9,999, and this one reaches {chain.res_id.max():,}; give no structure file.")
+    chain = chain.copy() if "O" in chain.atom_name else _with_oxygen(chain)
+    chain.chain_id[:], chain.ins_code[:], chain.hetero[:] = "A", "", False
+    (file := PDBFile()).set_structure(chain)
+    file.write(text := io.StringIO())
+    return text.getvalue().encode()
 
 # %% ../nbs/19_widget.ipynb #a188de48
 _STATIC = Path(carp_nb.__file__).parent / "static"
+_CARTOON = (_STATIC / "structure.js").read_text(encoding="utf-8")
+
+
+def _structure(path: str | Path, wild_type: str) -> list[bytes]:
+    "What the page needs to draw a structure: its atoms, and the library that draws them."
+    return [_pdb_text(placed_chain(path, wild_type)), (_STATIC / "3Dmol.es6-min.js").read_bytes()]
 
 
 class MutationMap(anywidget.AnyWidget):
     "The view of an `Explorer`: a heat map to click on. Use `wait` before reading results in a notebook that nobody watches."
-    _esm, _css = _STATIC / "map.js", _STATIC / "map.css"
+    _esm, _css = _CARTOON + (_STATIC / "map.js").read_text(encoding="utf-8"), _STATIC / "map.css"
 
     def __init__(
         self,
@@ -524,7 +557,7 @@ class MutationMap(anywidget.AnyWidget):
     ):
         super().__init__()
         self.explorer, self._device, self._dtype = explorer, device, dtype
-        self._trace = ca_trace(pdb, explorer.mutant.wild_type) if pdb else None
+        self._structure = _structure(pdb, explorer.mutant.wild_type) if pdb else []
         self._lock, self._thread, self._request = threading.RLock(), None, None
         self._sent = np.zeros(len(explorer.mutant.wild_type), bool)
         self.on_msg(lambda _, message, buffers: self.receive(message))
@@ -568,11 +601,10 @@ def _introduce(self: MutationMap) -> None:
     data = list_datasets().query("kind == 'dms' and here")
     models = list_models().query("cached").name.tolist()
     message = {"kind": "protein", "wild_type": e.mutant.wild_type, "label": e.label, "model": e.model.name, "measured": e._measured is not None,
-               "trace": self._trace is not None, "proteins": data.sort_values("ships", ascending=False, kind="stable").index.tolist(),
+               "structure": bool(self._structure), "proteins": data.sort_values("ships", ascending=False, kind="stable").index.tolist(),
                "models": models if e.model.name in models else [e.model.name, *models]}
     if e._measured is not None: packed.append(_centred(e._measured).astype(np.float32).tobytes())
-    if self._trace is not None: packed.append(self._trace.astype(np.float32).tobytes())
-    self.send(message, packed)
+    self.send(message, packed + self._structure)
 
 
 def _centred(measured: np.ndarray) -> np.ndarray:  # [L, 20]
@@ -636,7 +668,7 @@ def _open(self: MutationMap, **given) -> None:
     self.send({"kind": "opening", "text": model})
     new = explore(**given, model=self.explorer.model if model == self.explorer.model.name else model, device=self._device, dtype=self._dtype)
     with self._lock:
-        if new.mutant.wild_type != self.explorer.mutant.wild_type: self._trace = None
+        if new.mutant.wild_type != self.explorer.mutant.wild_type: self._structure = []
         self.explorer, self._sent = new, np.zeros(len(new.mutant.wild_type), bool)
         self._introduce(); self._publish()
 
@@ -655,3 +687,26 @@ def _wait(
 
 
 MutationMap.wait = _wait
+
+# %% ../nbs/19_widget.ipynb #f047504a
+class StructureView(anywidget.AnyWidget):
+    "A chain as a cartoon to turn, once for each colouring; turning one turns all."
+    _esm = _CARTOON + "export default { render: renderStructures };"
+
+    def __init__(
+        self,
+        path: str | Path,        # a PDB, mmCIF or BinaryCIF file
+        sequence: str,           # of the chain, unresolved residues included
+        states: dict[str, str],  # title -> H, E or C per residue; anything else is drawn grey as "other"
+    ):
+        super().__init__()
+        if odd := [title for title, letters in states.items() if len(letters) != len(sequence)]:
+            raise ValueError(f"{odd[0]}: {len(states[odd[0]])} states for {len(sequence)} residues; give one letter per residue.")
+        self._name, self._buffers = Path(path).name, _structure(path, sequence)
+        names = {letter: name for letter, (name, _) in _STATES.items()}
+        panels = {title: [names.get(letter, "other") for letter in letters] for title, letters in states.items()}
+        legend = {name: colour for name, colour in [*_STATES.values(), ("other", "#e4e4e4")] if any(name in p for p in panels.values())}
+        self._message = {"sequence": sequence, "panels": panels, "legend": legend}
+        self.on_msg(lambda _, message, buffers: self.send(self._message, self._buffers))
+
+    def __repr__(self) -> str: return f"{self._name}: run this cell to turn the structure"

@@ -1,16 +1,25 @@
-"""mutate.ipynb in JupyterLab, in Chromium, by mouse and keyboard; no request leaves this machine."""
+"""Notebooks in JupyterLab, in Chromium, by mouse and keyboard; no request leaves this machine.
+
+The map itself is tested at every run; `pytest -m slow tests/test_browser.py` adds what takes more than half a minute: the structure view, zero_shot.ipynb, and `make lab`."""
+import io
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib.image
+import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 
+from carp_nb.datasets import load_dataset
 from carp_nb.pretrained import load_model
 from carp_nb.scoring import score_mutants
 from carp_nb.widget import read_state
@@ -19,53 +28,88 @@ sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+FLAGS = "--no-sandbox --disable-gpu --enable-unsafe-swiftshader --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
 MINUTES = 5 * 60 * 1000   # milliseconds: a machine may be busy
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    "The address of a JupyterLab of this test alone, with the notebook in its root folder."
-    place = tmp_path_factory.mktemp("lab")
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    (place / "root").mkdir()
-    shutil.copy(ROOT / "nbs/mutate.ipynb", place / "root")
+def serve(place: Path, command: list, address: str, **environment):
+    "Start a JupyterLab whose settings lie in a folder of its own, and wait until it answers."
     own = {name: str(place / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
     with open(place / "log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=",
-                                   f"--ServerApp.root_dir={place / 'root'}"], env={**os.environ, **own, "OMP_NUM_THREADS": "1"}, cwd=place, stdout=log, stderr=log)
-    try:
-        for _ in range(240):
-            try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status", timeout=5); break
-            except OSError: time.sleep(0.5)
-        else: pytest.fail((place / "log").read_text()[-2000:])
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(60)
+        server = subprocess.Popen(command, env={**os.environ, **own, "OMP_NUM_THREADS": "1", **environment}, cwd=place, stdout=log, stderr=log)
+    for _ in range(240):
+        try: urllib.request.urlopen(f"{address}/api/status", timeout=5); return server
+        except OSError: time.sleep(0.5)
+    server.terminate()
+    pytest.fail((place / "log").read_text()[-2000:])
 
 
-@pytest.fixture
-def page(lab):
-    "mutate.ipynb, run from top to bottom; afterwards nothing has left this machine and no script has failed."
+def free_port() -> int:
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "The address and the root folder of a JupyterLab of this test alone."
+    place, port = tmp_path_factory.mktemp("lab"), free_port()
+    (place / "root").mkdir()
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={place / 'root'}"]
+    server = serve(place, command, f"http://127.0.0.1:{port}")
+    yield f"http://127.0.0.1:{port}", place / "root"
+    server.terminate()
+    server.wait(60)
+
+
+@contextmanager
+def chromium(address: str):
+    "A page of a new browser; afterwards nothing has left this machine and no script has failed."
     outside, failed = [], []
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1500, "height": 1250}, device_scale_factor=1.5, accept_downloads=True)
         page.set_default_timeout(MINUTES)
-        page.on("request", lambda r: None if r.url.startswith((lab, "data:", "blob:")) else outside.append(r.url))
-        page.on("websocket", lambda w: None if w.url.startswith(lab.replace("http", "ws")) else outside.append(w.url))
+        page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else outside.append(r.url))
+        page.on("websocket", lambda w: None if w.url.startswith(address.replace("http", "ws")) else outside.append(w.url))
         page.on("pageerror", lambda e: failed.append(str(e)))
-        page.goto(f"{lab}/lab/tree/mutate.ipynb?reset", timeout=MINUTES)
+        yield page
+        browser.close()
+    assert not outside and not failed, (outside, failed)
+
+
+@contextmanager
+def run_in(lab, source: str, code: str = "", **parameters):
+    "A notebook of ours, run from top to bottom in a page: with other values in its parameters cell, and one more cell."
+    address, root = lab
+    notebook = nbformat.read(ROOT / "nbs" / source, as_version=4)
+    cell, = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    for name, value in parameters.items():
+        cell.source, found = re.subn(rf"^({name}: \w+ = ).*$", lambda m: m[1] + repr(value), cell.source, flags=re.M)
+        assert found == 1, name
+    if code: notebook.cells.append(nbformat.v4.new_code_cell(code))
+    nbformat.write(notebook, root / source)
+    with chromium(address) as page:
+        page.goto(f"{address}/lab/tree/{source}?reset", timeout=MINUTES)
         page.wait_for_selector("text=/\\| Idle/")
         menu(page, "Run", "Run All Cells")
         if page.locator(".jp-Dialog .jp-mod-accept").count(): page.click(".jp-Dialog .jp-mod-accept")
+        yield page
+
+
+@pytest.fixture
+def page(lab, tmp_path):
+    "mutate.ipynb, run from top to bottom."
+    with run_in(lab, "mutate.ipynb", output_dir=str(tmp_path / "run")) as page:
         page.wait_for_selector(".cm-root[data-busy=false]", state="attached")
         page.locator(".cm-root").scroll_into_view_if_needed()
         yield page
-        browser.close()
-    assert not outside and not failed
+
+
+def pictures(tmp_path) -> Path:
+    "Where screenshots go: CARP_NB_SCREENSHOTS, or nowhere that stays."
+    folder = Path(os.environ.get("CARP_NB_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def menu(page, bar: str, *items: str) -> None:
@@ -128,15 +172,13 @@ def test_sequence_two_clicks_score_export_and_both_themes(page, tmp_path):
     page.click("[data-is=copy]")
     assert read_state(page.input_value("[data-is=paste]"))[0].text == "T252W:D267E"
     page.click("[data-is=other]")
-    pictures = Path(os.environ.get("CARP_NB_SCREENSHOTS", tmp_path))
-    pictures.mkdir(parents=True, exist_ok=True)
     for theme in ("Light", "Dark"):
         menu(page, "Settings", "Theme", f"JupyterLab {theme}")
         page.wait_for_selector(f".cm-root[data-theme={theme.lower()}]")
         page.wait_for_function("""dark => { const map = document.querySelector('[data-is=legend]'), middle = map.getContext('2d').getImageData(184 * map.width / map.clientWidth, 9 * map.height / map.clientHeight, 1, 1).data;
             return dark === (middle[0] + middle[1] + middle[2] < 3 * 128); }""", arg=theme == "Dark")   # zero is the middle colour of the theme
-        page.locator(".cm-root").screenshot(path=pictures / f"map-{theme.lower()}.png")
-        assert (pictures / f"map-{theme.lower()}.png").stat().st_size > 20_000
+        page.locator(".cm-root").screenshot(path=pictures(tmp_path) / f"map-{theme.lower()}.png")
+        assert (pictures(tmp_path) / f"map-{theme.lower()}.png").stat().st_size > 20_000
 
 
 def test_three_thousand_residues_do_not_freeze_the_page(page):
@@ -155,3 +197,47 @@ def test_three_thousand_residues_do_not_freeze_the_page(page):
     page.wait_for_selector("[data-is=cancel]:text-is('Go on')")
     assert not page.locator("text=/^3,000 positions/").count()
     assert page.evaluate("window.worst") < 5000   # milliseconds between two pictures, on a machine that computes at the same time
+
+
+def colours(page, box) -> int:
+    "How many colours a drawing has in front of its background."
+    image = matplotlib.image.imread(io.BytesIO(box.screenshot()))[..., :3]
+    return len(np.unique((image.reshape(-1, 3) * 15).round(), axis=0))
+
+
+@pytest.mark.slow
+def test_structure_is_coloured_by_mean_effect_and_by_state(lab, tmp_path):
+    chain = load_dataset("pdb_chains_sample").set_index("id").loc["1NKO_A"]
+    seen = f"from carp_nb.widget import StructureView\nStructureView(pdb, sequence, {{'one state': 'C' * len(sequence), 'three states': {chain.dssp8.translate(str.maketrans('GIBTS', 'HHECC'))!r}}})"
+    with run_in(lab, "mutate.ipynb", seen, sequence=chain.sequence, pdb=chain.target, mutant=f"{chain.sequence[9]}10W", output_dir=str(tmp_path / "run")) as page:
+        page.wait_for_selector(".cm-root [data-is=structure][data-painted] canvas", state="attached")
+        page.wait_for_selector(".cm-root[data-busy=false]", state="attached")
+        drawn = page.locator(".cm-root [data-is=structure]")
+        drawn.scroll_into_view_if_needed(); page.wait_for_timeout(3000)
+        assert colours(page, drawn) > 30                        # red, blue and what lies between
+        before = drawn.get_attribute("data-painted")
+        page.fill("[data-is=mutant]", ""); page.press("[data-is=mutant]", "Enter"); settled(page, "WT")
+        page.wait_for_function("n => document.querySelector('[data-is=structure]').dataset.painted > n", arg=int(before))   # the side chain goes
+        page.fill("[data-is=mutant]", f"{chain.sequence[9]}10W"); page.press("[data-is=mutant]", "Enter"); settled(page, f"{chain.sequence[9]}10W")
+        for theme in ("Light", "Dark"):
+            menu(page, "Settings", "Theme", f"JupyterLab {theme}"); page.wait_for_timeout(2000)
+            page.locator("[data-is=structurebox]").scroll_into_view_if_needed()
+            page.locator("[data-is=structurebox]").screenshot(path=pictures(tmp_path) / f"structure-{theme.lower()}.png")
+        menu(page, "Settings", "Theme", "JupyterLab Light")
+        boxes = page.locator(".cm-structures .cm-structure")
+        boxes.last.scroll_into_view_if_needed(); page.wait_for_timeout(2000)
+        page.locator(".cm-structures").screenshot(path=pictures(tmp_path) / "states.png")
+        assert boxes.count() == 2 and colours(page, boxes.last) > 1.5 * colours(page, boxes.first) > 6
+
+
+@pytest.mark.slow
+def test_zero_shot_runs_without_an_error(lab, tmp_path):
+    with run_in(lab, "zero_shot.ipynb", budget="smoke", output_dir=str(tmp_path / "run")) as page:
+        while not (tmp_path / "run/results.parquet").is_file(): page.wait_for_timeout(1000)
+        page.wait_for_selector("text=/\\| Idle/")
+        page.wait_for_timeout(1000)
+        assert pd.read_parquet(tmp_path / "run/results.parquet").task.nunique() == 3
+        for last in ("the weights others", "Next:"): page.mouse.wheel(0, 100_000); page.wait_for_timeout(500)
+        assert not page.locator("[data-mime-type='application/vnd.jupyter.error'], [data-mime-type='application/vnd.jupyter.stderr']").count()
+        page.locator(".jp-OutputArea-output img").first.scroll_into_view_if_needed()
+        page.screenshot(path=pictures(tmp_path) / "zero-shot.png")

@@ -1,7 +1,9 @@
 """Fine-tuning as its users rely on it: repeatable, resumable, honest about the test set, and clear about bad input."""
 import os
+import socket
 import subprocess
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -9,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from carp_nb import finetune as module
 from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.esm import ESM, TABLE_S2
 from carp_nb.finetune import METHODS, EpochBatches, FinetuneConfig, FineTuned, finetune, run_task, untrained
 from carp_nb.heads import PooledHead
+from carp_nb.training import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -147,6 +151,53 @@ def test_prediction_does_not_depend_on_what_else_is_predicted(esm):
     np.testing.assert_allclose(model.predict(sequences), [model.predict([s])[0] for s in sequences], atol=1e-5)
 
 
+def in_two_processes(work) -> None:
+    "Call `work` in two forked processes that know of each other, on the CPU."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    children = []
+    for rank in range(2):
+        if pid := os.fork():
+            children.append(pid); continue
+        try:
+            torch.set_num_threads(1)
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+            AcceleratorState._reset_state(True)   # what the tests before left there: one process
+            work()
+            torch.distributed.destroy_process_group()
+            os._exit(0)
+        except BaseException: traceback.print_exc(); os._exit(1)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_processes_fit_as_one(carp, tmp_path):
+    task = labelled()
+    def fitted(folder):
+        train, valid = (task[task.split == s].reset_index(drop=True) for s in ("train", "valid"))
+        for method in ("pt-ft", "pt-fr"):
+            config = FinetuneConfig(method, lr=5e-3, epochs=4, warmup=2)
+            yield finetune(carp, train, valid, config, tmp_path / folder / method, "cpu", progress=False), pd.read_parquet(tmp_path / folder / method / "history.parquet")
+    def work():
+        for model, _ in fitted("two"): assert processes().num_processes == torch.distributed.get_world_size() == 2 and torch.distributed.get_backend() == "gloo"
+    in_two_processes(work)
+    ones = list(fitted("one"))
+    for (one, history), (two, history_of_two) in zip(ones, fitted("two")):   # finished, so it is loaded
+        pd.testing.assert_frame_equal(history_of_two, history, rtol=1e-3)       # sums in another order
+        np.testing.assert_allclose(two.predict(task.sequence.tolist()), one.predict(task.sequence.tolist()), atol=2e-3)
+        assert history.valid_loss.iloc[-1] != history.valid_loss.iloc[0] and len(history) > 1
+
+
+def test_fits_that_share_representations_give_what_fits_alone_give(carp, tmp_path):
+    task, shared = labelled(), module.SharedRepresentations(tmp_path)
+    for method, seed in (("pt-fr", 0), ("pt-fr", 1), ("na-fr", 1)):
+        fits = [lambda train, valid, shared=s, name=name: finetune(carp, train, valid, FinetuneConfig(method, lr=5e-3, epochs=3, warmup=2, seed=seed), tmp_path / f"{name}{method}{seed}", "cpu", False, shared)
+                for name, s in (("shared", shared), ("alone", None))]
+        together, alone = (run_task(f, task, n_boot=10)[1].predicted.astype(float) for f in fits)
+        np.testing.assert_allclose(together, alone, atol=1e-4)
+    assert shared.files == 6   # train, valid and test of the pretrained encoder and of the one drawn from seed 1
+
+
 def papermill(tmp_path: Path, **parameters: str) -> tuple[int, str]:
     words = [sys.executable, "-m", "papermill", str(ROOT / "nbs/finetune.ipynb"), str(tmp_path / "executed.ipynb"), "--no-progress-bar"]
     for name, value in {"output_dir": str(tmp_path / "out"), "budget": "smoke", **parameters}.items(): words += ["-p", name, value]
@@ -166,16 +217,48 @@ def test_notebook_fits_a_csv_and_predicts_a_second(tmp_path):
     assert (tmp_path / "out/figure.svg").exists()
 
 
+def test_notebook_tells_three_classes_apart(tmp_path):
+    task = labelled(150)
+    task = task.assign(place=np.select([task.target < 0.2, task.target < 0.35], ["few", "some"], "many")).drop(columns="target")
+    task.to_csv(tmp_path / "mine.csv", index=False)
+    task[:3].to_csv(tmp_path / "new.csv", index=False)
+    status, shown = papermill(tmp_path, csv="mine.csv", predict_csv="new.csv", kind="classification", target_column="place", method="pt-fr", lr="0.003")
+    assert status == 0, shown
+    rows, new, tested = pd.read_parquet(tmp_path / "out/results.parquet"), pd.read_csv(tmp_path / "out/predictions.csv"), pd.read_csv(tmp_path / "out/test_predictions.csv")
+    assert rows.metric.tolist() == ["accuracy"] and rows.value.iloc[0] == pytest.approx((tested.predicted == tested.target).mean())
+    chances = [f"probability of {c}" for c in ("few", "many", "some")]
+    assert new.columns.tolist() == ["sequence", "predicted", *chances] and set(new.predicted) <= {"few", "many", "some"}
+    np.testing.assert_allclose(new[chances].sum(axis=1), 1, atol=1e-6)
+    assert not (tmp_path / "out/figure.svg").exists()   # a calibration plot has one axis of probability
+
+
 @pytest.mark.parametrize("change, sentence", [
     (lambda t: t.drop(columns="target"), "choose target_column"),
     (lambda t: t.assign(sequence=t.sequence.where(t.index != 3, "MKJ1O")), "row 4: '1' at position 4 is not a residue letter"),
     (lambda t: t.assign(target=1.0), "nothing to learn from"),
     (lambda t: t[t.split != "valid"], "has no valid rows"),
     (lambda t: t.assign(target=t.target.where(t.index != 3, np.inf)), "is not a number"),
-    (lambda t: t.assign(target=np.nan), "no row that can be used"),
+    (lambda t: t.assign(target=np.nan), r"no row that can be used; \d+ read, \d+ left out \(no target\)"),
+    (lambda t: t.assign(sequence=t.sequence.where(t.index != 3, "")), "row 4: the sequence is empty"),
 ])
 def test_bad_csv(tmp_path, change, sentence):
     change(labelled()).to_csv(path := tmp_path / "mine.csv", index=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=sentence): module.check_task(module.read_assay(path), "regression")
+
+
+def test_rows_left_out_are_counted_and_said(tmp_path):
+    task = labelled()
+    holes = task.assign(target=task.target.where(task.index > 4))
+    twice = pd.concat([task, task[task.split == "test"][:2].assign(split="train"), task[task.split == "train"][:3].assign(split="valid")])
+    for table, said in ((holes, ["5 rows (no target)"]), (twice, ["2 rows (train also in test)", "3 rows (train also in valid)"])):
+        table.to_csv(path := tmp_path / "mine.csv", index=False)
+        with pytest.warns(UserWarning) as caught: read = module.read_assay(path)
+        assert all(s in str(caught[0].message) for s in said) and sum(read.attrs["dropped"].values()) == len(table) - len(read) == 5
+        module.check_task(read, "regression")
+
+
+def test_one_class_is_refused(tmp_path):
+    labelled().assign(target="a").to_csv(path := tmp_path / "mine.csv", index=False)
+    with pytest.raises(ValueError, match="all training targets are a; there is nothing to learn from one class"): module.check_task(module.read_assay(path, kind="classification"), "classification")

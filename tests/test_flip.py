@@ -20,7 +20,7 @@ def papermill(notebook: str, tmp_path: Path, **parameters: str) -> tuple[int, st
     return done.returncode, " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("notebook, place, tables", [("flip", {"splits": "random"}, ["table_2", "table_3"]), ("in_domain", {"tasks": "abeta42"}, ["table_4"])])
+@pytest.mark.parametrize("notebook, place, tables", [("flip", {"splits": "random", "seeds": "2", "train_rows": "20", "epochs": "1"}, ["table_2", "table_3"]), ("in_domain", {"tasks": "abeta42"}, ["table_4"])])
 def test_smoke_on_what_ships(notebook, place, tables, tmp_path):
     status, shown = papermill(notebook, tmp_path, methods="ridge,pt-fr,cnn", **place)
     assert status == 0, shown
@@ -28,8 +28,9 @@ def test_smoke_on_what_ships(notebook, place, tables, tmp_path):
     scores = rows[rows.metric == "spearman"]
     assert set(zip(scores.model, scores.method)) == {("ridge", "train"), ("ridge", "train + valid"), ("cnn", "train"), ("carp_600k_sprot50", "pt-fr")}
     assert scores.value.between(-1, 1).all() and scores.data_sha.str.len().eq(64).all() and set(rows.section) == {notebook}
+    assert scores.groupby("model").seed.unique().map(sorted).to_dict() == {m: [0] if m == "ridge" else list(range(int(place.get("seeds", 1)))) for m in set(scores.model)}
     read = rows[(rows.metric == "train_rows") & (rows.method == "pt-fr")].iloc[0]
-    assert read.value < read.n                       # a smoke run reads part of the rows and says so
+    assert read.value == int(place.get("train_rows", 32)) < read.n   # a smoke run reads part of the rows and says so
     for table in tables:
         cells = pd.read_csv(tmp_path / f"out/{table}.csv")
         assert cells.paper.notna().any() and not cells["set"].isin(["gb1_olson_sample", "abeta42"]).any()   # a stand-in is never beside the paper

@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
 import yaml
@@ -114,6 +115,27 @@ def test_notebook_holds_no_error_and_opens_with_python3(path):
     assert not errors, f"cells {errors} were saved with an error"
 
 
+def links(text: str) -> list[str]:
+    "Targets of a text's relative links, without the anchor."
+    found = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S))]
+    return [target for target in found if target and not re.match(r"[a-z][a-z0-9+.-]*:", target, re.I)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_notebook_has_a_title_and_links_that_exist_and_leads_on(path):
+    cells = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+    title, purpose = re.match(r"# (\S.*)\n\n> (\S.*)", cells[0] + "\n").groups()
+    assert not re.search(r"^# ", "\n".join(cells[1:]), re.M), "a second title"
+    if is_library(path): assert path.stem.partition("_")[2] == title
+    missing = [target for cell in cells for target in links(cell) if not (path.parent / target).exists() and not target.startswith("../_docs/")]
+    assert not missing, f"nothing is at {missing}"
+    last = read(path).cells[-1]
+    assert last.cell_type == "markdown" and "Next: [" in last.source, "the last cell names no next notebook"
+    after, *_ = links(last.source.rpartition("Next: ")[2])
+    library = [p.name for p in NOTEBOOKS if is_library(p)]
+    assert after in ({p.name for p in NOTEBOOKS} - {path.name} if path.name not in library[:-1] else {library[library.index(path.name) + 1]})
+
+
 @pytest.mark.parametrize("path", SECTIONS, ids=lambda p: p.name)
 def test_section_notebook_has_one_parameters_cell(path):
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in read(path).cells) == 1
@@ -178,6 +200,7 @@ def test_wheel_works_outside_the_project(wheel, tmp_path):
     code = (f"import sys, importlib; sys.path.insert(0, {str(installed)!r})\n"
             f"for m in {modules!r}: print(importlib.import_module(m).__file__)\n"
             f"for m in {models!r}: sys.modules['carp_nb.pretrained'].load_model(m, device='cpu')")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("CARP_NB_")} | {"HOME": str(empty), "XDG_CACHE_HOME": str(empty)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CARP_NB_")} | {"HOME": str(empty), "XDG_CACHE_HOME": str(empty),
+                   "MPLCONFIGDIR": matplotlib.get_cachedir()}   # its list of fonts takes long to make again
     files = run(sys.executable, "-c", code, cwd=empty, env=environment).split()
     assert files and all(f.startswith(str(installed)) for f in files)

@@ -52,7 +52,7 @@ const TEMPLATE = `
       <div class="cm-status"><span data-is="status" aria-live="polite"></span><span class="cm-zoom"><button data-is="out" aria-label="zoom out">−</button><button data-is="all">All</button><button data-is="in" aria-label="zoom in">+</button></span></div>
       <canvas data-is="legend" class="cm-legend" role="img" aria-label="Colour scale: red less likely than the wild type, blue more likely, the middle colour equal"></canvas>
       <div class="cm-keys">Arrows move · Enter adds or takes back · Esc leaves · + − zoom · F freezes · Ctrl+Z undoes · drag pans</div>
-      <div data-is="structurebox" hidden><div class="cm-title" data-is="structuretitle"></div><canvas data-is="structure" class="cm-structure" role="img" aria-label="Cα trace coloured by mean effect; drag to turn"></canvas></div>
+      <div data-is="structurebox" hidden><div class="cm-title" data-is="structuretitle"></div><div data-is="structure" class="cm-structure" role="img" aria-label="Structure coloured by mean effect; drag to turn"></div></div>
     </div>
     <div class="cm-right">
       <div class="cm-title">Mutant</div>
@@ -82,9 +82,9 @@ function render({ model, el }) {
   for (const part of root.querySelectorAll("[data-is]")) $[part.dataset.is] = part;
   const say = (word, ...words) => model.send({ do: word, with: words });
 
-  let protein = null, now = null, rows = null, known = null, measured = null, trace = null;
+  let protein = null, now = null, rows = null, known = null, measured = null, structure = null;
   let pixels = null, measuredPixels = null, meanLimit = 1;
-  let first = 0, width = 20, whole = true, cursor = null, hover = null, theme = "light", drawing = false, turn = { a: 0.4, b: 0.2 };
+  let first = 0, width = 20, whole = true, cursor = null, hover = null, theme = "light", drawing = false, structureTimer = null;
   let entropyRange = Math.log2(20);
 
   // ---- colours and sizes -------------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ function render({ model, el }) {
   function draw() {
     if (drawing) return;
     drawing = true;
-    requestAnimationFrame(() => { drawing = false; if (!protein || !root.isConnected || !$.left.clientWidth) return; drawMap(); drawOverview(); drawLegend(); drawStructure(); tell(); });
+    requestAnimationFrame(() => { drawing = false; if (!protein || !root.isConnected || !$.left.clientWidth) return; drawMap(); drawOverview(); drawLegend(); markStructure(); tell(); });
   }
 
   function drawMap() {
@@ -272,32 +272,32 @@ function render({ model, el }) {
     g.fillStyle = style("--cm-faint"); g.textAlign = "right"; g.fillText("less likely", left - 8, 9); g.textAlign = "left"; g.fillText("more likely than the wild type", left + wide + 8, 9); g.fillText("nats", left + wide + 16, 24);
   }
 
-  function drawStructure() {
-    if (!trace) return;
-    $.structuretitle.textContent = `Structure, coloured by mean effect, full colour at ±${meanLimit.toFixed(1)} nats; drag to turn`;
-    const w = $.structurebox.clientWidth || 280, h = 340, g = fit($.structure, w, h), L = length();
-    const [ca, sa, cb, sb] = [Math.cos(turn.a), Math.sin(turn.a), Math.cos(turn.b), Math.sin(turn.b)];
-    const points = []; let centre = [0, 0, 0], n = 0;
-    for (let i = 0; i < L; i++) if (!Number.isNaN(trace[3 * i])) { for (let d = 0; d < 3; d++) centre[d] += trace[3 * i + d]; n++; }
-    centre = centre.map(c => c / n); let reach = 1;
-    for (let i = 0; i < L; i++) {
-      if (Number.isNaN(trace[3 * i])) { points.push(null); continue; }
-      const [x, y, z] = [0, 1, 2].map(d => trace[3 * i + d] - centre[d]); reach = Math.max(reach, Math.hypot(x, y, z));
-      const x1 = ca * x + sa * z, z1 = -sa * x + ca * z; points.push([x1, cb * y - sb * z1, sb * y + cb * z1]);
-    }
-    const scale = (Math.min(w, h) / 2 - 10) / reach, X = p => w / 2 + p[0] * scale, Y = p => h / 2 + p[1] * scale;
-    const half = (p, q) => p && q ? [0, 1, 2].map(d => (p[d] + q[d]) / 2) : p || q;
-    const order = points.map((p, i) => [p, i]).filter(([p]) => p).sort((a, b) => a[0][2] - b[0][2]);   // far ones first
-    for (const [p, i] of order) {   // a residue is the curve between the middles of its two bonds
-      const near = (p[2] / reach + 1) / 2, mean = known[i] ? rows[22 * i + 20] : NaN, [u, v] = [half(points[i - 1], p), half(p, points[i + 1])];
-      g.lineCap = "round"; g.beginPath(); g.moveTo(X(u), Y(u)); g.quadraticCurveTo(X(p), Y(p), X(v), Y(v));
-      g.strokeStyle = style("--cm-faint"); g.lineWidth = 6 + 4 * near; g.stroke();
-      g.strokeStyle = Number.isNaN(mean) ? style("--cm-line") : css(colour(mean, meanLimit, theme)); g.lineWidth = 4 + 4 * near; g.stroke();
-    }
-    const spot = hover || cursor;
-    for (const i of [...now.cells.map(c => c[0]), ...(spot ? [spot.i] : [])]) if (points[i]) {
-      g.beginPath(); g.arc(X(points[i]), Y(points[i]), 6, 0, 7); g.strokeStyle = style("--cm-accent"); g.lineWidth = 2.5; g.stroke();
-    }
+  // The ribbon is laid anew when its colours change, at most three times a second; the marks of the mutant and of the cursor move at once.
+  function paintStructure() {
+    if (!structure || structureTimer || !now) return;
+    structureTimer = setTimeout(() => {
+      structureTimer = null;
+      if (!structure || !root.isConnected) return;
+      const means = Array.from(known, (is, i) => is ? rows[22 * i + 20] : NaN), hex = c => "#" + c.map(x => x.toString(16).padStart(2, "0")).join("");
+      $.structuretitle.textContent = `Structure, coloured by mean effect, full colour at ±${meanLimit.toFixed(1)} nats; drag to turn, Ctrl and the wheel to zoom`;
+      structure.paint(means.map(mean => Number.isNaN(mean) ? (theme === "dark" ? "#5c5c62" : "#ceced2") : hex(colour(mean, meanLimit, theme))), now.cells.map(c => c[0]));
+    }, 330);
+  }
+  let marked = "";
+  function markStructure() {
+    if (!structure) return;
+    const spot = hover || cursor, residues = [...new Set([...now.cells.map(c => c[0]), ...(spot ? [spot.i] : [])])], key = `${residues} ${theme}`;
+    if (key !== marked) structure.mark(residues, theme === "dark" ? "#ffc14d" : "#b35900");
+    marked = key;
+  }
+  async function openStructure(pdb, library) {
+    if (structure) structure.end();
+    structure = null; marked = ""; $.structure.replaceChildren(); $.structurebox.hidden = !pdb;
+    const asked = protein;
+    const drawn = pdb && await cartoon($.structure, pdb, library);
+    if (asked !== protein) return drawn && drawn.end();   // another protein has been opened meanwhile
+    structure = drawn || null;
+    paintStructure(); draw();
   }
 
   // ---- words -----------------------------------------------------------------------------------------------------------------------------
@@ -350,14 +350,13 @@ function render({ model, el }) {
     if (message.kind === "opening") { $.count.textContent = `loading ${message.text}`; return; }
     if (message.kind === "file") return save(message.name, buffers[0]);
     if (message.kind === "protein") {
-      const fresh = !protein || protein.wild_type !== message.wild_type || protein.model !== message.model;
+      const other = !protein || protein.wild_type !== message.wild_type, fresh = other || protein.model !== message.model;
       protein = message; const parts = [...buffers];
       measured = message.measured ? asArray(Float32Array, parts.shift()) : null;
-      trace = message.trace ? asArray(Float32Array, parts.shift()) : null;
       rows = new Float32Array(22 * length()); known = new Uint8Array(length()); pixels = null;
       choose($.protein, message.proteins, message.proteins.includes(message.label) ? message.label : "", message.label);
       choose($.model, message.models, message.model);
-      $.structurebox.hidden = !trace;
+      if (other || !message.structure || !structure) openStructure(...(message.structure ? parts : []));
       if (fresh) { first = 0; cursor = hover = null; width = 13; whole = false; }
       return;
     }
@@ -366,7 +365,7 @@ function render({ model, el }) {
     const places = asArray(Int32Array, buffers[0]), values = asArray(Float32Array, buffers[1]);
     places.forEach((i, n) => { rows.set(values.subarray(22 * n, 22 * n + 22), 22 * i); known[i] = 1; });
     repaint(limit === now.limit && pixels ? places : null);
-    words(); view(first, width);
+    words(); view(first, width); paintStructure();
   }
   function choose(select, names, chosen, other) {
     const options = names.map(n => element("option", { value: n, selected: n === chosen }, n));
@@ -404,7 +403,6 @@ function render({ model, el }) {
   const jump = e => { const box = $.overview.getBoundingClientRect(); view((e.clientX - box.left - MARGIN) / inner() * length() - shown() / 2, width); looked(); };
   $.overview.addEventListener("pointerdown", e => { $.overview.setPointerCapture(e.pointerId); jump(e); });
   $.overview.addEventListener("pointermove", e => { if (e.buttons) jump(e); });
-  $.structure.addEventListener("pointermove", e => { if (e.buttons) { turn.a += e.movementX / 100; turn.b += e.movementY / 100; draw(); } });
 
   function move(di, dr) {
     const spot = cursor || { i: Math.floor(first + shown() / 2), r: 10 };
@@ -447,7 +445,7 @@ function render({ model, el }) {
   $.letters.append(...[...ORDER].map(a => element("button", { onclick: () => say("allow", now.allowed.includes(a) ? now.allowed.replace(a, "") : now.allowed + a) }, a)));
 
   // ---- life --------------------------------------------------------------------------------------------------------------------------------
-  const redress = () => { readTheme(); repaint(); draw(); };
+  const redress = () => { readTheme(); repaint(); draw(); paintStructure(); };
   const themed = new MutationObserver(() => { redress(); setTimeout(redress, 400); });   // the attribute changes before the style sheet has arrived
   themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
   const sized = new ResizeObserver(() => { if (now) view(first, whole ? 0 : width); });   // what was seen whole stays whole
@@ -455,7 +453,7 @@ function render({ model, el }) {
   readTheme();
   model.on("msg:custom", receive);
   say("hello");
-  return () => { model.off("msg:custom", receive); themed.disconnect(); sized.disconnect(); };
+  return () => { model.off("msg:custom", receive); themed.disconnect(); sized.disconnect(); if (structure) structure.end(); };
 }
 
 export default { render };
