@@ -16,7 +16,6 @@ from typing import Annotated, NamedTuple
 import pandas as pd
 import requests
 import typer
-from accelerate import PartialState
 from typer import Argument, Option
 
 from . import datasets
@@ -30,7 +29,7 @@ from .pretrain import PretrainConfig, as_corpus, pretrain as train_model, read_r
 from .pretrained import ENSEMBLES, PUBLISHED, find_weights, list_models, load_model, model_key, own_weights, pick_device, shipped_weights
 from .results import provenance
 from .scoring import rank_proteins, read_mutants
-from .training import NonFiniteLoss, write_table
+from .training import NonFiniteLoss, processes, write_table
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 
 # %% ../nbs/20_cli.ipynb #190f46a2
@@ -258,7 +257,7 @@ def pretrain(
     "Train a CARP or an ESM from scratch."
     used = str(resolve_dtype(dtype, pick_device(device))).removeprefix("torch.")
     config = PretrainConfig(size, tokens, batch_tokens, max_length, lr, warmup, cooldown, seed, used, accumulate, recompute, name or None)
-    main = PartialState().is_main_process
+    main = processes().is_main_process
     record = {**provenance(device), "train": {"name": train}, "valid": {"name": valid}}
     trained = train_model(config, as_corpus(train), [s for _, s in read_records(valid)], output, record, device, progress=main)
     if main: print(f"held-out loss {pd.read_parquet(output / 'held_out.parquet').loss.iloc[-1]:.3f} nats per masked residue: {output / trained.name}.safetensors")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState, notebook_launcher
+from accelerate import notebook_launcher
 from torch import nn
 
 from .batching import Batches, Corpus, open_corpus
@@ -27,7 +27,7 @@ from .datasets import list_datasets, load_dataset, read_fasta
 from .fetch import replacing
 from .mlm import Evaluation, corrupt, evaluate, evaluate_ngram, mlm_loss, ngram_counts
 from .pretrained import find_weights, list_models, pick_device, save_checkpoint
-from .training import NonFiniteLoss, TrainConfig, recompute_activations, step_generator, train, write_table
+from .training import NonFiniteLoss, TrainConfig, processes, recompute_activations, step_generator, train, write_table
 
 # %% ../nbs/10_pretrain.ipynb #3ea8db0d
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def pretrain(
     progress: bool = True,
 ) -> CARP | ESM:                 # the trained model, in eval mode
     """Pretrain a CARP or an ESM from scratch, or resume; writes config.json, metrics.parquet, held_out.parquet, checkpoints/, snapshots/
-    and the trained model. Runs on all processes of `accelerate launch`. Raises ValueError for a folder that holds a run with other settings."""
-    folder, batches, state = Path(folder), Batches(train_set, config.batch_tokens, config.max_length, config.seed), PartialState()
+    and the trained model. Runs on all processes of `accelerate launch` or, on CPUs, `torchrun`. Raises ValueError for a folder that holds a run with other settings."""
+    folder, batches, state = Path(folder), Batches(train_set, config.batch_tokens, config.max_length, config.seed), processes()
     plan = config.plan(batches)
     settings = {**asdict(config), "corpus_sha256": train_set.sha256}
     refuse_other_run(folder, settings)
@@ -138,7 +138,7 @@ def pretrain_here(
     processes: int,  # of this machine: one per GPU, or sharing the CPU
     *arguments,      # of `pretrain`
 ) -> None:           # the model is in the run folder
-    "`pretrain` on several processes, from a notebook; across machines use `accelerate launch`."
+    "`pretrain` on several processes, from a notebook; across machines use `accelerate launch`, or on CPUs `torchrun`."
     if not torch.cuda.is_available(): os.environ["ACCELERATE_USE_CPU"] = "true"   # else each process takes itself for the only one
     pretrain(*arguments) if processes == 1 else notebook_launcher(pretrain, arguments, num_processes=processes)
 

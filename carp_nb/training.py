@@ -218,8 +218,9 @@ def train(
     memory: dict | None = None,  # what the calls of `after` remember (numbers, text, tensors); saved and restored with the weights
     save_at: frozenset[int] = frozenset(),  # updates after which a checkpoint is written, besides those due by time
 ) -> pd.DataFrame:               # the metrics: step, tokens, loss, lr, seconds, tokens_per_second
-    """Train, or go on from the last checkpoint in `folder`; Ctrl-C saves one. Under `accelerate launch` every process takes its share of
-    each batch, and the first one writes. Raises NonFiniteLoss."""
+    """Train, or go on from the last checkpoint in `folder`; Ctrl-C saves one. Under `accelerate launch`, or `torchrun` on CPUs, every process
+    takes its share of each batch, and the first one writes. Raises NonFiniteLoss."""
+    processes()   # before the accelerator, which would not look for them on a CPU
     accelerator, after = Accelerator(), after or {}
     run = _Run(model, config, folder, {} if memory is None else memory, accelerator)
     bar = tqdm(total=config.steps, initial=run.at["step"], disable=not progress or not run.main, desc="updates", mininterval=5)

@@ -90,10 +90,13 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_p
     assert_same(tmp_path, undisturbed)
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
+from carp_nb.training import processes
 from test_pretrain import CONFIG, data, pretrain, replace
+assert processes().num_processes == 2
 pretrain(replace(CONFIG, accumulate=int(sys.argv[2])), *data(), sys.argv[1], progress=False)
 """
 
@@ -101,10 +104,8 @@ pretrain(replace(CONFIG, accumulate=int(sys.argv[2])), *data(), sys.argv[1], pro
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_train_as_one(undisturbed, tmp_path, accumulate):
     (script := tmp_path / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(random.randint(20_000, 60_000))]
-    done = subprocess.run([*launch, str(script), str(tmp_path / "two"), str(accumulate)], capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    launch = [*TORCHRUN, "--master_port", str(random.randint(20_000, 60_000)), str(script), str(tmp_path / "two"), str(accumulate)]
+    done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-3000:]
     (weights, metrics, held_out), (one, metrics_of_one, held_out_of_one) = outcome(tmp_path / "two"), outcome(undisturbed)
     pd.testing.assert_frame_equal(metrics, metrics_of_one, rtol=1e-4)          # sums in another order
