@@ -201,7 +201,7 @@ def _same_or_refuse(path: Path, found: dict[str, str], wanted: dict[str, str]) -
         raise ValueError(f"{path} holds something else: its {differs[0]} is {found.get(differs[0])}, here it is {wanted[differs[0]]}; "
                          "delete it or write to another path.")
 
-
+# %% ../nbs/13_embed.ipynb #1dd3c9a7
 def embed(
     model: nn.Module,                 # CARP or ESM
     sequences: str | Path | Mapping[str, str] | Iterable,  # a FASTA file, id -> sequence, (id, sequence) pairs, or sequences

@@ -80,7 +80,7 @@ def backwards(
     turned = (mask.sum(1, keepdim=True) - 1 - torch.arange(mask.shape[1], device=mask.device)) % mask.shape[1]
     return x.gather(1, turned.unsqueeze(-1).expand_as(x))
 
-
+# %% ../nbs/14_heads.ipynb #1b7cf14c
 class ResidueHead(nn.Module):
     "One prediction per residue: two convolutions, an LSTM in both directions, a linear layer (section 2.3.1)."
 

@@ -181,7 +181,7 @@ def structure_sets(
     if len(tasks) != len(sets): raise ValueError(f"data names {len(sets)} sets for {len(tasks)} tasks; give one for each, or none.")
     return list(zip(tasks, sets))
 
-
+# %% ../nbs/17_structure.ipynb #4353d68a
 def load_structure_task(
     task: str,   # one of STRUCTURE_TASKS
     name: str,   # out of list_datasets(); or TRAIN+TEST, the second of which gives the test chains
@@ -233,7 +233,7 @@ def _q3(target, predicted, classes: Sequence[str], n_boot: int, rng: np.random.G
     lo, hi = _interval(right[draws].sum(1) / np.maximum(1, all_[draws].sum(1)))
     return pd.DataFrame([("q3", right.sum() / all_.sum(), lo, hi, len(right)), ("residues", float(all_.sum()), np.nan, np.nan, len(right))], columns=["metric", "value", "lo", "hi", "n"])
 
-
+# %% ../nbs/17_structure.ipynb #7f34f865
 def _precisions(target, predicted, n_boot: int, rng: np.random.Generator) -> pd.DataFrame:
     padded = [np.pad(p, (0, len(t) - len(p))) for t, p in zip(target, predicted)]
     maps = [contact_map(Chain("", "", t, t)) for t in target]
