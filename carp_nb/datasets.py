@@ -648,7 +648,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as part:
         try:
-            with tarfile.open(archive) as packed: packed.extractall(Path(part, "all"), filter="data")
+            with tarfile.open(archive) as packed: packed.extractall(Path(part, "all"), **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))   # from Python 3.11.4 on
         except (tarfile.TarError, EOFError, OSError) as error: raise ValueError(f"{archive} cannot be unpacked: {error}; fetch it again.") from error
         os.replace(Path(part, "all"), folder)
     return folder

@@ -260,14 +260,16 @@ def find_checkpoints(
 # %% ../nbs/10_pretrain.ipynb #72fc6e43
 def _pairs(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
     "Runs of a CARP size and of the ESM size nearest in parameters (within a factor of two), on one corpus and as many residues (2 %)."
-    pairs = []
-    for carp in (group for _, group in runs[runs.family == "carp"].groupby(["size", "corpus_sha256"], sort=False)):
-        first = carp.iloc[0]
+    pairs, left = [], runs[runs.family == "carp"]
+    while len(left):
+        first = left.iloc[0]
+        alike = (left["size"] == first["size"]) & (left.corpus_sha256 == first.corpus_sha256) & ((left.tokens / first.tokens - 1).abs() < 0.02)
+        carp, left = left[alike], left[~alike]
         esm = runs[(runs.family == "esm") & (runs.corpus_sha256 == first.corpus_sha256) & ((runs.tokens / first.tokens - 1).abs() < 0.02)
                    & (np.log2(runs.parameters / first.parameters).abs() < 1)]
         if esm.empty: continue
         nearest = esm["size"].iloc[np.log(esm.parameters / first.parameters).abs().argmin()]
-        pairs.append((carp[(carp.tokens / first.tokens - 1).abs() < 0.02], esm[esm["size"] == nearest]))
+        pairs.append((carp, esm[esm["size"] == nearest]))
     return pairs
 
 

@@ -448,9 +448,10 @@ def loss_by_size_figure(
 ) -> Figure:
     "Held-out loss against parameters for CARP and ESM, one point per seed, the mean joined by a line (Figure 1d)."
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    alone = iter("s^Pv*" * len(runs))   # marks of sizes that were trained on their own
     for (family, tokens), group in runs.groupby(["family", "tokens"], sort=False):
         mean, label = group.groupby("parameters").loss.mean(), f"{family.upper()}, {tokens / 1e6:,.0f} million residues seen"
-        axes.plot(mean.index, mean, color=model_colour(family), lw=1.5, marker="s" if len(mean) == 1 else None, ls="-" if len(mean) > 1 else "", label=label)
+        axes.plot(mean.index, mean, color=model_colour(family), lw=1.5, marker=next(alone) if len(mean) == 1 else None, ls="-" if len(mean) > 1 else "", label=label)
         if len(mean) > 1: axes.scatter(group.parameters, group.loss, s=26, color=model_colour(family), zorder=3)
     for row in published.itertuples():
         axes.scatter(row.parameters, row.value, s=70, marker="D", facecolor="none", edgecolor=model_colour(row.model), lw=1.5)

@@ -174,7 +174,7 @@ def wheel(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("wheel")
     skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "outputs", "data")
     shutil.copytree(ROOT, place / "source", ignore=skip)
-    with tarfile.open(build("sdist", place / "source", place / "sdist")) as packed: packed.extractall(place, filter="data")
+    with tarfile.open(build("sdist", place / "source", place / "sdist")) as packed: packed.extractall(place)
     return build("wheel", place / f"{SETTINGS['lib_path']}-{SETTINGS['version']}", place / "wheel")
 
 
