@@ -52,8 +52,8 @@ endif
 bench: .venv/bench  ## speed beside other software: all lines, or LINES="linearity train-carp_600k"; ARGS="--clock wall"
 	$(BIN)/python -m benchmarks $(LINES) $(ARGS)
 
-lab: $(STAMP)  ## JupyterLab, opened in nbs/
-	$(BIN)/jupyter lab --notebook-dir nbs
+lab: $(STAMP)  ## JupyterLab, opened at index.ipynb
+	$(BIN)/jupyter lab nbs/index.ipynb
 
 docs: .venv/docs  ## the notebooks, how-to pages and reference as a site in _docs/
 	$(BIN)/python scripts/docs.py

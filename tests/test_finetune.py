@@ -1,9 +1,8 @@
 """Fine-tuning as its users rely on it: repeatable, resumable, honest about the test set, and clear about bad input."""
 import os
-import socket
+import random
 import subprocess
 import sys
-import traceback
 import warnings
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from carp_nb import finetune as module
 from carp_nb.carp import CARP, TABLE_S1
@@ -151,40 +149,43 @@ def test_prediction_does_not_depend_on_what_else_is_predicted(esm):
     np.testing.assert_allclose(model.predict(sequences), [model.predict([s])[0] for s in sequences], atol=1e-5)
 
 
-def in_two_processes(work) -> None:
-    "Call `work` in two forked processes that know of each other, on the CPU."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    children = []
-    for rank in range(2):
-        if pid := os.fork():
-            children.append(pid); continue
-        try:
-            torch.set_num_threads(1)
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
-            AcceleratorState._reset_state(True)   # what the tests before left there: one process
-            work()
-            torch.distributed.destroy_process_group()
-            os._exit(0)
-        except BaseException: traceback.print_exc(); os._exit(1)
-    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+def fitted(folder: Path):
+    "Two small fits, frozen and whole; with the history of each."
+    torch.manual_seed(0)
+    encoder, task = CARP(TABLE_S1["carp_4k"], "carp_4k").eval(), labelled()
+    train, valid = (task[task.split == s].reset_index(drop=True) for s in ("train", "valid"))
+    for method in ("pt-ft", "pt-fr"):
+        config = FinetuneConfig(method, lr=5e-3, epochs=4, warmup=2)
+        yield finetune(encoder, train, valid, config, folder / method, "cpu", progress=False), pd.read_parquet(folder / method / "history.parquet")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_two_processes_fit_as_one(carp, tmp_path):
-    task = labelled()
-    def fitted(folder):
-        train, valid = (task[task.split == s].reset_index(drop=True) for s in ("train", "valid"))
-        for method in ("pt-ft", "pt-fr"):
-            config = FinetuneConfig(method, lr=5e-3, epochs=4, warmup=2)
-            yield finetune(carp, train, valid, config, tmp_path / folder / method, "cpu", progress=False), pd.read_parquet(tmp_path / folder / method / "history.parquet")
-    def work():
-        for model, _ in fitted("two"): assert processes().num_processes == torch.distributed.get_world_size() == 2 and torch.distributed.get_backend() == "gloo"
-    in_two_processes(work)
-    ones = list(fitted("one"))
-    for (one, history), (two, history_of_two) in zip(ones, fitted("two")):   # finished, so it is loaded
+IN_EACH = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_finetune import fitted, processes, torch
+for _ in fitted(Path({folder!r})): assert processes().num_processes == torch.distributed.get_world_size() == 2
+"""
+
+
+@pytest.fixture
+def one_thread():
+    "Sums in one order."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_processes_fit_as_one(tmp_path, one_thread):
+    (script := tmp_path / "script.py").write_text(IN_EACH.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two")))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(random.randint(20_000, 60_000)), str(script)]
+    done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    sequences = labelled().sequence.tolist()
+    for (one, history), (two, history_of_two) in zip(list(fitted(tmp_path / "one")), fitted(tmp_path / "two")):   # two is finished, so it is loaded
         pd.testing.assert_frame_equal(history_of_two, history, rtol=1e-3)       # sums in another order
-        np.testing.assert_allclose(two.predict(task.sequence.tolist()), one.predict(task.sequence.tolist()), atol=2e-3)
+        np.testing.assert_allclose(two.predict(sequences), one.predict(sequences), atol=2e-3)
         assert history.valid_loss.iloc[-1] != history.valid_loss.iloc[0] and len(history) > 1
 
 

@@ -160,7 +160,7 @@ function render({ model, el }) {
   function draw() {
     if (drawing) return;
     drawing = true;
-    requestAnimationFrame(() => { drawing = false; if (!protein || !root.isConnected || !$.left.clientWidth) return; drawMap(); drawOverview(); drawLegend(); markStructure(); tell(); });
+    requestAnimationFrame(() => { drawing = false; if (!pixels || !root.isConnected || !$.left.clientWidth) return; drawMap(); drawOverview(); drawLegend(); markStructure(); tell(); });
   }
 
   function drawMap() {
