@@ -53,7 +53,7 @@ bench: .venv/bench  ## speed beside other software: all lines, or LINES="lineari
 	$(BIN)/python -m benchmarks $(LINES) $(ARGS)
 
 lab: $(STAMP)  ## JupyterLab, opened at index.ipynb
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 docs: .venv/docs  ## the notebooks, how-to pages and reference as a site in _docs/
 	$(BIN)/python scripts/docs.py
