@@ -52,8 +52,8 @@ endif
 bench: .venv/bench  ## speed beside other software: all lines, or LINES="linearity train-carp_600k"; ARGS="--clock wall"
 	$(BIN)/python -m benchmarks $(LINES) $(ARGS)
 
-lab: $(STAMP)  ## JupyterLab, opened at index.ipynb
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
+lab: $(STAMP)  ## JupyterLab, opened at index.ipynb; ARGS="--no-browser --port 8890"
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb --LabApp.app_settings_dir=profiles/lab $(ARGS)
 
 docs: .venv/docs  ## the notebooks, how-to pages and reference as a site in _docs/
 	$(BIN)/python scripts/docs.py

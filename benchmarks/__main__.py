@@ -23,7 +23,7 @@ from carp_nb.results import provenance
 from carp_nb.timing import interleave, paired_ratio
 from carp_nb.training import write_table
 
-COLUMNS = ["line", "work", "peer", "unit", "ratio", "lo", "hi", "fp32 against fp32", "peer at its best", "against its best", "floor", "aim", "meets", "what holds it back", "timed", "clock", "repeats",
+COLUMNS = ["line", "work", "peer", "unit", "ratio", "lo", "hi", "interval", "fp32 against fp32", "peer at its best", "against its best", "floor", "aim", "meets", "what holds it back", "timed", "clock", "repeats",
            "threads", "load", "dtype path", "device", "cpu flags", "torch", "commit", "when", "command"]
 
 
@@ -57,13 +57,24 @@ def limits(line: Line, ratio: float, job: Ways, medians: pd.Series, dtype: str) 
     return said + (slow if dtype == "bfloat16" and rates["bfloat16"] < 2 * rates["float32"] else "")
 
 
+def interval(repeats: float) -> str:
+    "What `paired_ratio` gives: the 95 % bootstrap interval of the median of up to five numbers is just their range."
+    return "range" if repeats <= 5 else "95 %"
+
+
 def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int) -> dict:
     "One row of the table."
     job = line.build()
+    if job.probe:
+        found = pd.DataFrame([job.probe() for _ in range(repeats)])
+        (value, seconds), lo, hi = found.median(), found[0].min(), found[0].max()
+        print(f"{line.name}: {value:.0f} {line.unit} ({lo:.0f} to {hi:.0f}), {seconds:.3g} s", flush=True)
+        return {"ratio": value, "lo": lo, "hi": hi, "interval": "range", "timed": f"{seconds:.3g} s; {job.note}"}
+    row = {"interval": interval(repeats), "timed": job.note}
     if line.gpu:
         seconds = interleave(job.ways, repeats, "cuda").wall
         lo, value, hi = (job.worth["ours"] / seconds.quantile([0.975, 0.5, 0.025])).tolist()
-        return {"ratio": value, "lo": lo, "hi": hi, "timed": job.note}
+        return row | {"ratio": value, "lo": lo, "hi": hi}
     more_threads = more_threads if clock == "wall" else 1   # processor time counts every thread, so that more of them only cost more
     wanted = lambda name: "," not in name or "autocast" in name or best and job.threads.get(name, 1) <= more_threads
     chosen = {name: call for name, call in job.ways.items() if wanted(name)}
@@ -71,7 +82,7 @@ def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int)
     calls = {n: with_threads(c, job.threads.get(n, 1)) for n, c in chosen.items()} | {n: c for n, (c, _) in alone.items()}
     times = per_unit(interleave(calls, repeats, warm=line.warm), job.worth | {n: worth for n, (_, worth) in alone.items()})
     ratio, lo, hi = paired_ratio(times, "peer", "ours", clock)
-    row = {"ratio": ratio, "lo": lo, "hi": hi, "timed": job.note}
+    row |= {"ratio": ratio, "lo": lo, "hi": hi}
     if "fp32" in chosen: row["fp32 against fp32"] = paired_ratio(times, "fp32 peer" if "fp32 peer" in chosen else "peer", "fp32", clock)[0]
     medians = times.groupby("way")[clock].median()
     if len(peers := [n for n in chosen if n.startswith("peer")]) > 1:
@@ -91,16 +102,24 @@ def verdict(line: Line, value: float) -> str:
     return "aim" if reaches(line.aim) else "floor" if reaches(line.floor) else f"misses the floor by {abs(value / line.floor - 1):.0%}"
 
 
-def chart(table: pd.DataFrame) -> alt.Chart:
-    "Ratios with their intervals, floor and aim; lines without a number stay as empty rows. Those on a GPU are shares of a peak and stand below."
-    rows = table[~table.line.str.startswith("gpu-")].assign(label=lambda t: t.work + " | " + t.peer)
-    gpu = table[table.line.str.startswith("gpu-")]
-    shown = alt.Chart(rows).encode(y=alt.Y("label:N", sort=list(rows.label), title=None, axis=alt.Axis(labelLimit=640)))
-    x = alt.X("ratio:Q", scale=alt.Scale(type="log"), title=["peer / ours (log scale), 95 % interval; grey: floor, black: aim", "hollow: against the peer at its best"])
-    layers = [shown.mark_rule(color="#1f6fb4", strokeWidth=2).encode(x=alt.X("lo:Q", scale=alt.Scale(type="log")), x2="hi:Q"), shown.mark_point(filled=True, size=70, color="#1f6fb4").encode(x=x),
-              shown.mark_point(size=70, color="#1f6fb4").encode(x="against its best:Q"), shown.mark_tick(color="#9a9a9a", thickness=2).encode(x="floor:Q"), shown.mark_tick(color="black", thickness=2).encode(x="aim:Q")]
-    return alt.layer(*layers).properties(width=420, height=alt.Step(22), title=alt.Title(
-        "On a GPU", fontSize=11, anchor="start", offset=8, subtitle=[f"{r.work}, share of the peak rate: {'not measured, needs a GPU' if pd.isna(r.ratio) else f'{r.ratio:.0f} %'}; {r.command}" for r in gpu.itertuples()], orient="bottom"))
+def panel(rows: pd.DataFrame, title: list[str], scale: str) -> alt.LayerChart:
+    "One row per line: number, interval, floor and aim; a line without a number stays as an empty row."
+    label = alt.Y("label:N", sort=list(rows.label), title=None, axis=alt.Axis(labelLimit=0, labelExpr="split(datum.label, ' | ')", labelFontSize=9))
+    shown, x = alt.Chart(rows).encode(y=label), lambda column: alt.X(f"{column}:Q", scale=alt.Scale(type=scale, zero=False), title=title)
+    layers = [shown.mark_rule(color="#1f6fb4", strokeWidth=2).encode(x=x("lo"), x2="hi:Q"), shown.mark_point(filled=True, size=70, color="#1f6fb4").encode(x=x("ratio")),
+              shown.mark_point(size=70, color="#1f6fb4").encode(x=x("against its best")), shown.mark_tick(color="#9a9a9a", thickness=2).encode(x=x("floor")), shown.mark_tick(color="black", thickness=2).encode(x=x("aim"))]
+    return alt.layer(*layers).properties(width=420, height=alt.Step(30))
+
+
+def chart(table: pd.DataFrame) -> alt.VConcatChart:
+    "Ratios of times, where more is better; below them the one ratio of our own times, where less is, and in words what is no ratio."
+    rows = table.assign(label=lambda t: t.work + " | against " + t.peer)
+    faster, straight = rows[rows.unit == "times faster"], rows[rows.unit == "time ratio"]
+    others = rows[~rows.unit.isin(["times faster", "time ratio"])]
+    value = lambda r: f"{r.ratio:.0f} {r.unit}" if pd.notna(r.ratio) else f"{r.meets}; {r.command}"
+    words = alt.Title("In other units", fontSize=11, anchor="start", offset=12, orient="bottom", subtitle=[f"{r.work}, {r.unit}: {value(r)}" for r in others.itertuples()])
+    return alt.vconcat(panel(faster, ["peer / ours: more is better (log scale); bar: interval; grey: floor, black: aim", "hollow: against the peer at its best"], "log"),
+                       panel(straight, ["time / time: less is better, 4 is a straight line"], "linear"), title=words)
 
 
 def empty_table() -> pd.DataFrame:
@@ -131,6 +150,8 @@ def main() -> int:
         for _, row in pd.read_parquet(path).iterrows():
             if row.line not in LINES or pd.isna(row.ratio): continue
             for column in MEASURED: table.loc[row.line, column] = row.get(column)
+            table.loc[row.line, "interval"] = interval(row.repeats)
+            if ";" not in str(row["peer at its best"]): table.loc[row.line, ["peer at its best", "against its best"]] = None   # one setting has no best
             table.loc[row.line, "meets"] = verdict(LINES[row.line], row.ratio)
     said = {f for l in flags.read_text().splitlines() if l.startswith("flags") for f in l.split()} if flags.exists() else set()
     features = " ".join(sorted(said & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}))
@@ -165,16 +186,21 @@ def readme(table: pd.DataFrame, scans: Path) -> str:
     number = lambda value, digits=2: "" if pd.isna(value) else f"{value:.{digits}f}"
     text = lambda value: "" if pd.isna(value) else str(value)
     needed = lambda r: f"; the floor leaves {r.ratio / r.floor:.0%} of our time" if text(r.meets).startswith("misses") and text(r["what holds it back"]) else ""
-    columns = ["work", "against", "ratio (95 %)", "fp32 against fp32", "against the peer at its best", "floor / aim", "meets", "what holds it back", "timed"]
-    rows = [[r.work, r.peer, f"{r.ratio:.2f} ({r.lo:.2f} to {r.hi:.2f})" if pd.notna(r.ratio) else "", number(r["fp32 against fp32"]),
-             f"{number(r['against its best'])}, {r['peer at its best']}" if pd.notna(r["against its best"]) else "", "" if pd.isna(r.floor) else f"{r.floor:g} / {r.aim:g}",
-             text(r.meets) if pd.notna(r.ratio) else f"{r.meets}: `{r.command}`", text(r["what holds it back"]) + needed(r), f"{text(r.timed)}, n = {r.repeats:.0f}, {r.clock} clock, load {r.load:g}" if pd.notna(r.ratio) else ""]
-            for _, r in table.iterrows()]
+    columns = ["work", "against", "ratio", "fp32 against fp32", "against the peer at its best", "floor / aim", "meets", "what holds it back", "timed"]
+    unit = lambda r: "" if r.unit == "times faster" else f" {r.unit}"
+    repeats = lambda r: f"n = {r.repeats:.0f}" + (f" of {LINES[r.line].repeats} intended" if r.repeats < LINES[r.line].repeats else "")
+    best = lambda r: f"{number(r['against its best'])}, {r['peer at its best']}" if pd.notna(r["against its best"]) else "only as stated" if pd.notna(r.ratio) and r.unit == "times faster" else ""
+    rows = [[r.work, r.peer, f"{r.ratio:.{digits}f}{unit(r)} ({r.interval} {r.lo:.{digits}f} to {r.hi:.{digits}f})" if pd.notna(r.ratio) else "", number(r["fp32 against fp32"]),
+             best(r), "" if pd.isna(r.floor) else f"{r.floor:g} / {r.aim:g}",
+             text(r.meets) if pd.notna(r.ratio) else f"{r.meets}: `{r.command}`", text(r["what holds it back"]) + needed(r), f"{text(r.timed)}, {repeats(r)}, {r.clock} clock, load {r.load:g}" if pd.notna(r.ratio) else ""]
+            for _, r in table.iterrows() for digits in [0 if text(r.unit).startswith(("MB", "kB", "%", "thousand")) else 2]]
     return "\n".join([
         "# Speed beside other software", "",
         "`make bench` writes this folder; `make bench LINES=linearity` one line of it. All ways of one line are timed in turns in one process, and the ratio is the median over",
-        "repeats of neighbours: above 1 ours is the faster one. Weights are random. With the clock `cpu`, the processor time of the process, other programs disturb little;",
-        "the peer's best is then taken over batches on one thread, because processor time counts every thread. On an idle machine `ARGS=\"--clock wall\"` adds two threads.", "",
+        "repeats of neighbours: above 1 ours is the faster one; behind it stands the range of up to five repeats, or the 95 % bootstrap interval of more. Weights are random. With the clock `cpu`, the processor time of the process, other programs disturb little;",
+        "the peer's best is then taken over batches on one thread, because processor time counts every thread. On an idle machine `ARGS=\"--clock wall\"` adds two threads.",
+        "A peer that ran in one setting only has no best. Where another unit stands beside the number, it is no ratio of times.", "",
+        "The model is not compiled: measured by hand on two cores without AMX, `torch.compile` with dynamic shapes took 50 s (block by block) to 130 s (whole) and left 0.95 to 1.0 of an update's time.", "",
         "What holds a line back is computed: the operations of our matrix products at the rate that this processor reaches on large ones in the same minutes, against our whole time.",
         "Beside them there are element-wise work (layer norms, GELU, sums), memory, and products too small for that rate.", "",
         *("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows]), "",

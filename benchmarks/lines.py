@@ -2,7 +2,7 @@
 
 A line returns the ways to do one job as callables, and what one call of each is worth in units of that job (residues, positions, forward passes).
 `ours` and `peer` are the stated setting; `fp32` is ours in float32 where `ours` is bf16, `fp32 peer` the peer in float32 where `peer` is not; every way named `peer, ...` is a setting in which the
-peer may be better than in the stated one. Weights are random and equal in number; the time of a forward pass does not depend on them. `operations` are those of our matrix products, two per multiplication:
+peer may be better than in the stated one. A `probe` measures one number instead. Weights are random and equal in number; the time of a forward pass does not depend on them. `operations` are those of our matrix products, two per multiplication:
 the time that they take alone bounds what any other implementation of the same work could reach.
 """
 import copy
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.memory import TITIN, long_protein
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
 from carp_nb.carp import CARP, CARPConfig, TABLE_S1
 from carp_nb.kernels import as_dtype
@@ -26,6 +27,7 @@ class Ways:
     note: str = ""              # what of the job is timed, if not all of it
     threads: dict[str, int] = field(default_factory=dict)  # 1 unless given
     operations: float = 0.0     # of our matrix products, per unit; 0: not counted
+    probe: Callable[[], tuple[float, float]] | None = None  # a number in the line's unit, and seconds, where no times are compared
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Line:
     floor: float | None = None
     aim: float | None = None
     repeats: int = 3
-    unit: str = "times faster"  # of the ratio peer / ours; for a line that compares with a number, what that number is
+    unit: str = "times faster"  # of the ratio peer / ours; for a line that is no such ratio, what its number is
     lower_is_better: bool = False
     gpu: bool = False           # needs one, and is measured by the wall clock
     warm: bool = True           # one turn beforehand that does not count
@@ -270,35 +272,39 @@ def training_batches(step_tokens: int):
 
 @line("train-carp_600k", "pretraining, carp_600k, updates of 8192 tokens, fp32", "a loop with sequence-models' model and loss, fp32", 3.3, 5)
 def train_600k() -> Ways:
+    import tempfile
+    from pathlib import Path
+
     from sequence_models.losses import MaskedCrossEntropyLoss
 
     from carp_nb.pretrain import CorruptedBatches, mlm_step
-    steps, batches = 2, CorruptedBatches(training_batches(8192), 0)
+    from carp_nb.training import TrainConfig, train
+    steps, lr, batches, lossf = 3, 1e-4, CorruptedBatches(training_batches(8192), 0), MaskedCrossEntropyLoss()
     data = [batches[i] for i in range(steps)]
-    residues = sum(int(mask.sum()) for _, _, mask, _ in data)
-    lossf = MaskedCrossEntropyLoss()
 
-    def loop(model, loss, dtype=torch.float32, rows=None):
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    def mine(dtype: str = "float32"):
+        model = ours("carp_600k")
 
-        def train():
+        def run():
+            with tempfile.TemporaryDirectory() as folder: train(model, batches, mlm_step, TrainConfig(steps, lr, dtype=dtype), Path(folder), progress=False)
+        return run
+
+    def theirs(rows: int | None = None):
+        model = reference(ours("carp_600k")).train().requires_grad_(True)
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+
+        def run():
             for batch in data:
                 optimizer.zero_grad()
                 for part in [batch] if rows is None else zip(*(tensor.split(rows) for tensor in batch)):
-                    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16): value = loss(model, part)
-                    (value * (part[3].sum() / batch[3].sum())).backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                    (lossf(call_reference(model, part[0]), part[1], part[3]) * (part[3].sum() / batch[3].sum())).backward()
                 optimizer.step()
-        return train
-    mine = lambda model, batch: mlm_step(model, batch, None)[0]
-    theirs = lambda model, batch: lossf(call_reference(model, batch[0]), batch[1], batch[3])
-    peer = reference(ours("carp_600k")).train()
-    for p in peer.parameters(): p.requires_grad_(True)
-    work = {"ours": loop(ours("carp_600k").train(), mine), "peer": loop(peer, theirs), "ours, bf16 autocast": loop(ours("carp_600k").train(), mine, torch.bfloat16)}
-    work |= {f"peer, batch {rows}": loop(peer, theirs, rows=rows) for rows in (8, 1)}
+        return run
+    work = {"ours": mine(), "peer": theirs(), "ours, bf16 autocast": mine("bfloat16"), "peer, batch 8": theirs(8), "peer, batch 1": theirs(1)}
     work |= {"peer, 2 threads": work["peer"], "ours, 2 threads": work["ours"]}
-    return Ways(work, dict.fromkeys(work, residues), f"{steps} updates, the same batches for both, made beforehand; backward pass and Adam included; a batch of 8 or 1 is a part of an update, gradients added up",
-                {"peer, 2 threads": 2, "ours, 2 threads": 2}, 3 * operations(TABLE_S1["carp_600k"]))
+    return Ways(work, dict.fromkeys(work, sum(int(mask.sum()) for _, _, mask, _ in data)),
+                f"{steps} updates; ours is the whole of `train`: it makes its batches, and writes metrics and a checkpoint; the peer's loop takes the same batches made beforehand and plain Adam; "
+                "a batch of 8 or 1 is a part of an update, gradients added up", {"peer, 2 threads": 2, "ours, 2 threads": 2}, 3 * operations(TABLE_S1["carp_600k"]))
 
 
 @line("embed-carp_38m", "mean representations of 16 Swiss-Prot sequences, carp_38m, fp32", "a loop with sequence-models, batch 8 in the order given, fp32", repeats=2)
@@ -337,28 +343,57 @@ def peak_rate(device: str) -> float:
     return known
 
 
-def share_of_peak(size: str, batch: int, length: int, train: bool) -> Ways:
-    "A call is worth its share of a second at the peak rate, in percent; two operations per weight and residue, six in training."
+def block_weights(model: CARP) -> int: return sum(p.numel() for block in model.blocks for p in block.parameters())
+
+
+def gpu_forward(size: str, batch: int, length: int) -> Ways:
+    "A call is worth its share of a second at the peak rate, in percent; two operations per weight and residue."
     model, tokens = ours(size).cuda(), tokens_of(batch, length).cuda()
-    weights = sum(p.numel() for block in model.blocks for p in block.parameters())
+    worth = 100 * 2 * block_weights(model) * tokens.numel() / peak_rate(torch.cuda.get_device_name())
+    return Ways({"ours": quiet(as_dtype(model, "bfloat16"), tokens)}, {"ours": worth}, f"batch {batch} of {length} residues")
+
+
+def gpu_update(size: str, wanted: str, batch: int, length: int) -> Ways:
+    "An update with the masked loss: its share of the peak rate in percent (six operations per weight and residue), thousands of residues a second, or the memory of activations and gradients."
+    from carp_nb.mlm import corrupt
+    from carp_nb.pretrain import mlm_step
+    from carp_nb.timing import measured
+    model, tokens = ours(size).cuda().train(), tokens_of(batch, length)
+    mask = tokens != PROTEIN.pad_idx
+    corrupted, selected = corrupt(tokens, mask, torch.Generator().manual_seed(0))
+    given = tuple(tensor.cuda() for tensor in (corrupted, tokens, mask, selected))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
     def update():
-        with torch.autocast("cuda", torch.bfloat16): loss = nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+        with torch.autocast("cuda", torch.bfloat16): loss = mlm_step(model, given, None)[0]
         loss.backward()
-        optimizer.step(); optimizer.zero_grad()
-    if train:
-        optimizer = torch.optim.AdamW(model.train().parameters(), fused=True)
-        call = update
-    else: call = quiet(as_dtype(model, "bfloat16"), tokens)
-    operations = (6 if train else 2) * weights * tokens.numel()
-    return Ways({"ours": call}, {"ours": 100 * operations / peak_rate(torch.cuda.get_device_name())}, f"batch {batch} of {length} residues")
+        optimizer.step(); optimizer.zero_grad(set_to_none=True)
+
+    def memory() -> tuple[float, float]:
+        update()   # makes the state of the optimizer
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        seconds, _ = measured(update, "cuda")
+        return (torch.cuda.max_memory_allocated() - before) / tokens.numel() / 1000, seconds
+    note = f"batch {batch} of {length} residues, masked loss, fused Adam, bf16 autocast"
+    if wanted == "memory": return Ways({}, {}, note, probe=memory)
+    worth = tokens.numel() / 1000 if wanted == "rate" else 100 * 6 * block_weights(model) * tokens.numel() / peak_rate(torch.cuda.get_device_name())
+    return Ways({"ours": update}, {"ours": worth}, note)
 
 
-for name, work, size, train, floor, aim in [
-        ("gpu-carp_640m-forward", "forward pass, carp_640m, bf16", "carp_640m", False, 35, 60),
-        ("gpu-carp_76m-train", "pretraining, carp_76m, bf16", "carp_76m", True, 25, 45)]:
-    line(name, work, "peak bf16 rate of the GPU", floor, aim, repeats=20, unit="% of the peak", gpu=True)(
-        lambda size=size, train=train: share_of_peak(size, 16, 1024, train))
+line("gpu-carp_640m-forward", "forward pass, carp_640m, bf16", "peak bf16 rate of the GPU", 35, 60, repeats=20, unit="% of the peak", gpu=True)(lambda: gpu_forward("carp_640m", 16, 1024))
+for size, batch in [("carp_38m", 16), ("carp_76m", 16), ("carp_640m", 8)]:
+    for wanted, ending, unit, against in [("peak", "", "% of the peak", "peak bf16 rate of the GPU"), ("rate", "-rate", "thousand residues/s", "in thousand residues/s"),
+                                          ("memory", "-memory", "kB per residue", "in kB per residue, above weights and optimizer")]:
+        line(f"gpu-{size}-train{ending}", f"pretraining, {size}, bf16", against, *((25, 45) if (size, wanted) == ("carp_76m", "peak") else ()), repeats=20, unit=unit, lower_is_better=wanted == "memory", gpu=True)(
+            lambda size=size, batch=batch, wanted=wanted: gpu_update(size, wanted, batch, 1024))
+
+
+# very long proteins
+
+for work, said in [("sequence", "mean representation"), ("masked", "masked scores of four mutants")]:
+    line(f"titin-carp_38m-{'embed' if work == 'sequence' else 'scores'}", f"{said}, {TITIN:,} residues as in titin, carp_38m, fp32", "2000 MB", 2000, 2000, unit="MB above the weights", lower_is_better=True)(
+        lambda work=work: Ways({}, {}, "a random sequence, a process for each repeat", probe=lambda: long_protein("carp_38m", sequences([TITIN])[0], work)))
 
 
 # fine-tuning

@@ -27,7 +27,7 @@ from .fetch import cache_dir, replacing, sha256_of
 from .kernels import resolve_dtype
 from .pretrain import PretrainConfig, as_corpus, pretrain as train_model, read_records
 from .pretrained import ENSEMBLES, PUBLISHED, find_weights, list_models, load_model, model_key, own_weights, pick_device, shipped_weights
-from .results import provenance
+from .results import describe_run, provenance
 from .scoring import rank_proteins, read_mutants
 from .training import NonFiniteLoss, processes, write_table
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
@@ -242,7 +242,7 @@ def pretrain(
     output: Annotated[Path, Argument(help="run folder; a run found there goes on")],
     size: Annotated[str, Option(help="of Table S1 (carp_4k ... carp_640m) or Table S2 (esm_4_9k ... esm_86m)")] = "carp_600k",
     train: Annotated[str, Option(help="a dataset, a FASTA file or a folder made by `carp-nb corpus`")] = "sprot_train_sample",
-    valid: Annotated[str, Option(help="held-out sequences: a dataset or a FASTA file")] = "sprot_heldout_sample",
+    valid: Annotated[str, Option(help="held-out sequences: a dataset or a FASTA file")] = "sprot_valid_sample",
     tokens: Annotated[float, Option(help="residues to train on")] = PretrainConfig.tokens,
     batch_tokens: Annotated[int, Option(help="padded residues per update, all processes together")] = PretrainConfig.batch_tokens,
     max_length: Annotated[int, Option(help="longer sequences are cropped to a random window")] = PretrainConfig.max_length,
@@ -254,13 +254,16 @@ def pretrain(
     seed: int = 0, name: Annotated[str, Option(help="of the model; left out: the size")] = "",
     dtype: Dtype = "auto", device: Device = "auto",
 ) -> None:
-    "Train a CARP or an ESM from scratch."
+    "Train a CARP or an ESM from scratch; a model card and a learning curve are written at the end."
     used = str(resolve_dtype(dtype, pick_device(device))).removeprefix("torch.")
     config = PretrainConfig(size, tokens, batch_tokens, max_length, lr, warmup, cooldown, seed, used, accumulate, recompute, name or None)
     main = processes().is_main_process
     record = {**provenance(device), "train": {"name": train}, "valid": {"name": valid}}
-    trained = train_model(config, as_corpus(train), [s for _, s in read_records(valid)], output, record, device, progress=main)
-    if main: print(f"held-out loss {pd.read_parquet(output / 'held_out.parquet').loss.iloc[-1]:.3f} nats per masked residue: {output / trained.name}.safetensors")
+    train_set, valid_set = as_corpus(train), [s for _, s in read_records(valid)]
+    trained = train_model(config, train_set, valid_set, output, record, device, progress=main)
+    if not main: return
+    describe_run(output, trained, train_set, valid_set, valid)
+    print(f"held-out loss {pd.read_parquet(output / 'held_out.parquet').loss.iloc[-1]:.3f} nats per masked residue: {output / trained.name}.safetensors")
 
 # %% ../nbs/20_cli.ipynb #361ccc75
 @app.command()

@@ -411,6 +411,7 @@ _UNIREF50 = "https://ftp.uniprot.org/pub/databases/uniprot/uniref/uniref50 (a la
 SOURCES += [Source(name, path, int(n), "CC BY 4.0", "UniProt Consortium 2023 NAR 51:D523", _UNIREF50, kind="sequences")
              for name, path, n in _table("""
 sprot_train_sample | sequences/sprot_train_sample.fasta.gz | 2000
+sprot_valid_sample | sequences/sprot_valid_sample.fasta.gz | 200
 sprot_heldout_sample | sequences/sprot_heldout_sample.fasta.gz | 400
 pretrain_train | pretrain/train.fasta.gz | 187389
 pretrain_valid | pretrain/valid.fasta.gz | 1527
@@ -596,6 +597,7 @@ scans/tdp43.csv.gz 668233 8587df4c95dcf7dcad3b20d684c05825384f1b4a91f1ce69589fb6
 scans/wild_types.fasta 712 4793c511fdfe7146a44bd60495bedaef8c409f79ea05b418611564fab18a697e
 sequences/sprot_heldout_sample.fasta.gz 102051 8de06e5fbdf277a4f424867f85485e1300972437c47dde93f7594ae5fae0e0c1
 sequences/sprot_train_sample.fasta.gz 498735 62050defd95205d302c195637a5379dec3c2133ced8a5bb5db92a17a4d8ef7a6
+sequences/sprot_valid_sample.fasta.gz 50270 9647030229dcd1dc6a52221659619f9f302b18a2e2da9efffa60bfc3d6138bf4
 """)
 
 

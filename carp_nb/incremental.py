@@ -196,9 +196,22 @@ class Plan:
     kept: int         # numbers kept of the wild type at one time
     keep: list[list[bool]]  # per stretch, the layers whose wild-type activations are needed
 
-    def pays(self, kept_limit: int = 2 ** 29) -> bool:  # 2^29 numbers are 2 GiB in fp32
+    def pays(
+        self,
+        itemsize: int = 4,                # bytes per number
+        kept_limit: float = float(2 ** 31),  # bytes for what is kept
+    ) -> bool:
         "Is the incremental way the better one?"
-        return self.incremental < 0.8 * self.dense and self.kept <= kept_limit
+        return self.incremental < 0.8 * self.dense and self.kept * itemsize <= kept_limit
+
+
+def _kept_limit(device: torch.device) -> float:  # bytes
+    "What may be kept of the wild type: 2 GiB, or a quarter of the memory that is free, if that is less."
+    if device.type == "cuda": free = torch.cuda.mem_get_info(device)[0]
+    else:
+        try: free = next(int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
+        except OSError: free = float("inf")   # not Linux: not known
+    return min(2.0 ** 31, free / 4)
 
 
 def _macs(config: CARPConfig, counts: list[int], length: int) -> int:
@@ -255,11 +268,13 @@ def masked_log_probs(
     batch_tokens: int = 16384,      # tokens at a time
     path: str | None = None,        # dense, incremental; None: the cheaper one
 ) -> list[Tensor]:                  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
-    "What `CARP.log_probs` answers, by the cheaper of two exact ways. Raises ValueError for a position outside the sequence."
+    "What `CARP.log_probs` answers, by the cheaper of two exact ways. Raises ValueError for a position outside the sequence or an unknown path."
+    if path not in (None, "dense", "incremental"): raise ValueError(f"path is {path!r}; use dense, incremental, or None for the cheaper one.")
     at = masked if at is None else at
     tokens = PROTEIN.encode(wild_type, "wild type").to(model.embed.weight.device)
     check_positions(len(tokens), masked, at)
     counted = plan(model.config, len(tokens), masked, at, batch_tokens)
-    if not (path == "incremental" or path is None and counted.pays()): return _log_probs(model, wild_type, masked, at, batch_tokens)
+    pays = lambda: counted.pays(model.embed.weight.element_size(), _kept_limit(tokens.device))
+    if not (path == "incremental" or path is None and pays()): return _log_probs(model, wild_type, masked, at, batch_tokens)
     answers = _incremental(model, tokens, masked, at, batch_tokens, counted)
     return [answer.float().log_softmax(-1)[:, :len(AMINO_ACIDS)].cpu() for answer in answers]

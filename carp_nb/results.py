@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BUDGETS', 'Results', 'get_budget', 'provenance', 'device_name', 'Run', 'model_colour', 'published',
-           'zero_shot_figure', 'scan_figure', 'ranked_figure', 'learning_curve', 'styled', 'scan_table', 'mean_table',
-           'depth_table', 'loss_by_size_figure', 'loss_by_length', 'loss_by_length_figure', 'long_bins',
+           'zero_shot_figure', 'scan_figure', 'ranked_figure', 'learning_curve', 'describe_run', 'styled', 'scan_table',
+           'mean_table', 'depth_table', 'loss_by_size_figure', 'loss_by_length', 'loss_by_length_figure', 'long_bins',
            'calibration_figure', 'cost_exponents', 'cost_figure', 'cost_claims', 'stated_table', 'best_rows',
            'summarised', 'against_paper', 'paper_table', 'other_table', 'against_paper_figure', 'training_size_figure',
            'rows_so_far', 'kept_rows', 'checkpoint_points', 'loss_rank_correlations', 'falls_furthest',
@@ -32,17 +32,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.colors import PowerNorm, TwoSlopeNorm
+from matplotlib.colors import PowerNorm, TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy.stats import spearmanr
 
 from .alphabet import AMINO_ACIDS
+from .batching import Corpus
+from .carp import CARP, n_parameters
 from .datasets import DMS, parse_mutant, project_root
+from .esm import ESM
 from .fetch import replacing
+from .mlm import ngram_counts
+from .pretrain import held_out_table, model_card, write_text
 from .pretrained import pick_device
-from .timing import exponent
+from .timing import exponent, random_model
 from .training import write_table
 
 # %% ../nbs/18_results.ipynb #af94e8e9
@@ -384,6 +389,22 @@ def learning_curve(
     plt.close(figure)
     return figure
 
+# %% ../nbs/18_results.ipynb #2513b530
+def describe_run(
+    folder: Path,             # of a finished run of `pretrain`
+    model: CARP | ESM,        # that it made
+    train_set: Corpus,        # the baselines are counted on it
+    valid_set: Sequence[str], # held-out sequences, as the run had them
+    valid_name: str,
+) -> tuple[pd.DataFrame, Figure]:  # loss by length (as `held_out_table` gives it); the learning curve
+    "Write README.md, the model card, and learning_curve.svg into the folder of a run; one that is there stays."
+    table = held_out_table(model, ngram_counts(train_set[i] for i in range(len(train_set))), valid_set)
+    figure = learning_curve(pd.read_parquet(folder / "metrics.parquet"), pd.read_parquet(folder / "held_out.parquet"), table.loc["all"], model.name)
+    if not (curve := folder / "learning_curve.svg").exists():
+        with replacing(curve) as temporary: figure.savefig(temporary, format="svg", bbox_inches="tight")
+    if not (card := folder / "README.md").exists(): write_text(card, model_card(folder, model, train_set, table, valid_name))
+    return table, figure
+
 # %% ../nbs/18_results.ipynb #5ca578d9
 def styled(
     table: pd.DataFrame,
@@ -468,25 +489,29 @@ def loss_by_size_figure(
 def loss_by_length(
     answers: pd.DataFrame,  # of an `mlm.Evaluation`
     window: int = 30,       # sequences, in the order of their length
+    longest: float = np.inf,  # residues; longer sequences are left out, as too few
 ) -> pd.DataFrame:          # length, loss (nats per masked residue), smoothed
     "Loss against length, a running mean over neighbouring sequences (Figure 1e); shorter windows at the ends are left out."
-    per = answers.groupby("sequence").agg(length=("length", "first"), nats=("nats", "sum"), n=("nats", "size")).sort_values("length", kind="stable")
+    per = answers[answers.length <= longest].groupby("sequence").agg(length=("length", "first"), nats=("nats", "sum"), n=("nats", "size")).sort_values("length", kind="stable")
     rolled = per.rolling(window, center=True)[["nats", "n"]].sum()
     return pd.DataFrame({"length": per.length.rolling(window, center=True).median(), "loss": rolled.nats / rolled.n}).dropna().reset_index(drop=True)
 
 
 def loss_by_length_figure(
     curves: dict[str, pd.DataFrame],  # model -> length, loss
-    points: dict[str, pd.DataFrame],  # model -> length, loss, lo, hi of bins too sparse for a running mean
+    points: dict[str, pd.DataFrame],  # model -> length, loss, lo, hi of bins of sequences that the curve leaves out
     crop: int,                        # longest training crop, in residues
     window: int = 30,                 # sequences of the running mean, for the caption
 ) -> Figure:
     "Held-out loss against sequence length (Figure 1e)."
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    families = [model_colour(name) for name in curves]
     for i, (name, curve) in enumerate(curves.items()):
-        axes.plot(curve.length, curve.loss, color=model_colour(name), ls=["-", "--", ":"][i % 3], lw=1.4, label=f"{name}, running mean over {window} sequences")
+        pale = min(0.6, 0.45 * families[:i].count(families[i]))   # of one family each is paler than the one before
+        colour = [part + (1 - part) * pale for part in to_rgb(families[i])]
+        axes.plot(curve.length, curve.loss, color=colour, ls=["-", "--", ":"][i % 3], lw=1.4, label=f"{name}, running mean over {window} sequences")
         p = points[name]
-        axes.errorbar(p.length, p.loss, [p.loss - p.lo, p.hi - p.loss], fmt="o", ms=4, color=model_colour(name), capsize=2, lw=1)
+        axes.errorbar(p.length * 1.03 ** i, p.loss, np.maximum([p.loss - p.lo, p.hi - p.loss], 0), fmt="os^Dv"[i % 5], ms=4, color=colour, capsize=2, lw=1)   # side by side
     axes.axvline(crop, color="0.7", lw=1); axes.annotate(f"training crop\n{crop:,}", (crop, axes.get_ylim()[1]), xytext=(4, -2), textcoords="offset points", va="top", fontsize=8, color="0.4")
     axes.set_xscale("log"); axes.set_xticks([32, 64, 128, 256, 512, 1024, 2048, 4096], ["32", "64", "128", "256", "512", "1,024", "2,048", "4,096"]); axes.minorticks_off()
     axes.set_xlabel("sequence length (residues)"); axes.set_ylabel("held-out loss (nats per masked residue)")
@@ -538,14 +563,17 @@ def cost_exponents(
     cost: pd.DataFrame,   # of `timing.cost_against_length`
     clock: str = "cpu",   # wall, cpu
     longest: int = 4,     # lengths of the fit
-) -> pd.DataFrame:        # shape, quantity (time, memory), exponent, lo, hi, from_length, to_length, n
-    "The powers of the length with which run time and activation memory grow."
+) -> pd.DataFrame:        # shape, quantity (time, memory), exponent, lo, hi, from_length, to_length, n; the same of the last doubling: last, last_lo, last_hi, last_from
+    "The powers of the length with which run time and activation memory grow. Memory counts once per length: its repeats do not vary."
     rows, fits = [], cost.dropna(subset="wall")
     for shape, group in fits.groupby("shape", sort=False):
-        above = group[group.peak > group.weights]
+        above = group[group.peak > group.weights].groupby("length")[["peak", "weights"]].median().reset_index()
         for quantity, part, values in [("time", group, group[clock]), ("memory", above, above.peak - above.weights)]:
-            if part.length.nunique() > 1: rows.append({"shape": shape, "quantity": quantity, **exponent(part.length, values, longest)})
-    return pd.DataFrame(rows, columns=["shape", "quantity", "exponent", "lo", "hi", "from_length", "to_length", "n"])
+            if part.length.nunique() < 2: continue
+            last = exponent(part.length, values, 2)
+            rows.append({"shape": shape, "quantity": quantity, **exponent(part.length, values, longest),
+                         "last": last["exponent"], "last_lo": last["lo"], "last_hi": last["hi"], "last_from": last["from_length"]})
+    return pd.DataFrame(rows, columns=["shape", "quantity", "exponent", "lo", "hi", "from_length", "to_length", "n", "last", "last_lo", "last_hi", "last_from"])
 
 # %% ../nbs/18_results.ipynb #e32be776
 def _cost_panel(axes, cost: pd.DataFrame, value: str, scale: float) -> None:
@@ -588,7 +616,9 @@ def _similar(cost: pd.DataFrame, shape: str, against: str, value: str, length: i
     medians = cost.dropna(subset="wall").groupby(["length", "shape"])[value].median().unstack()
     if not {shape, against} <= set(medians) or length not in medians.index: return "not measured here", ""
     ratios = (medians[against] / medians[shape]).loc[:length].dropna()
-    return ("yes" if ratios.between(1 / 1.5, 1.5).all() else "no"), f"{against} / {shape}: {ratios.min():.2f} to {ratios.max():.2f} at {ratios.index[0]} to {ratios.index[-1]} residues"
+    sizes = [f"{n_parameters(random_model(s, cost.length.max(), 'meta')) / 1e6:.1f} M" for s in (against, shape)]
+    return ("yes" if ratios.between(1 / 1.5, 1.5).all() else "no"), (f"{against} / {shape}: {ratios.min():.2f} to {ratios.max():.2f} at {ratios.index[0]} to {ratios.index[-1]} residues; "
+                                                                     f"{sizes[0]} parameters, positions for {cost.length.max():,} residues included, against {sizes[1]}")
 
 
 def _reaches(cost: pd.DataFrame, shape: str, length: int, ends: bool) -> tuple[str, str]:
@@ -611,7 +641,17 @@ def _answer_claim(claim, cost: pd.DataFrame, exponents: pd.DataFrame, shape: str
     fit = exponents[(exponents["shape"] == shape) & (exponents.quantity == quantity.split()[0])]
     if fit.empty: return "not measured here", ""
     fit = fit.iloc[0]
-    return ("yes" if fit.lo - 0.1 <= claim.length <= fit.hi + 0.1 else "no"), f"{fit.exponent:.2f} ({fit.lo:.2f} to {fit.hi:.2f}), {fit.from_length:,.0f} to {fit.to_length:,.0f} residues"
+    power = lambda value, lo, hi: f"{value:.2f}" + (f" ({lo:.2f} to {hi:.2f})" if lo < hi else "")
+    answer = "yes" if abs(fit["last"] - claim.length) <= 0.1 else "undecided" if fit.last_lo - 0.1 <= claim.length <= fit.last_hi + 0.1 else "no"
+    return answer, (f"{power(fit['last'], fit.last_lo, fit.last_hi)} from {fit.last_from:,.0f} to {fit.to_length:,.0f} residues; "
+                    f"{power(fit.exponent, fit.lo, fit.hi)} from {fit.from_length:,.0f}")
+
+
+def _means_yes(claim) -> str:
+    "What counts as yes."
+    if claim.quantity in ("time", "memory"): return f"a ratio of 1/1.5 to 1.5 at every length up to {claim.length:,.0f}"
+    if claim.quantity == "ends": return f"runs at {claim.length:,.0f}, not at {2 * claim.length:,.0f}"
+    return f"runs at {claim.length:,.0f}" if claim.quantity == "runs" else f"power of the last doubling within 0.1 of {claim.length:g}"
 
 # %% ../nbs/18_results.ipynb #01152faf
 def cost_claims(
@@ -620,7 +660,7 @@ def cost_claims(
     stated: pd.DataFrame,     # `published("scaling")`
     memory: float,            # GiB that the models were given; 0: not limited
     clock: str = "cpu",       # wall, cpu
-) -> pd.DataFrame:            # claim, where, answer, seen, the same question, its answer, what was seen
+) -> pd.DataFrame:            # claim, where, what counts as yes, answer, seen, the same question, its answer, what was seen
     "The paper's claims about cost, each answered for its own shapes, and asked again of the first CARP and the first plain Transformer measured."
     shapes, rows = list(cost["shape"].unique()), []
     carp, plain = next((s for s in shapes if s.startswith("carp")), ""), next((s for s in shapes if s.endswith(":plain")), "")
@@ -631,7 +671,7 @@ def cost_claims(
         here = _answer_claim(claim, cost, exponents, other, plain, clock)
         small = f"{other} and {plain}" if claim.quantity in ("time", "memory") else other
         if claim.quantity in ("ends", "runs"): small += f" in {memory:g} GiB" if memory else ", memory not limited"
-        rows.append({"claim": claim.claim, "where": claim.where, "answer": own[0], "seen": own[1], "same question of": small, "its answer": here[0], "there": here[1]})
+        rows.append({"claim": claim.claim, "where": claim.where, "yes means": _means_yes(claim), "answer": own[0], "seen": own[1], "same question of": small, "its answer": here[0], "there": here[1]})
     return pd.DataFrame(rows)
 
 # %% ../nbs/18_results.ipynb #8620d484

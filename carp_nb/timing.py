@@ -8,14 +8,16 @@ __all__ = ['ESM_SHAPES', 'measured', 'interleave', 'clock_for', 'paired_ratio', 
 
 # %% ../nbs/03b_timing.ipynb #1730f022
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +72,7 @@ def paired_ratio(
     clock: str = "cpu",   # wall, cpu
     n_boot: int = 1000,
     seed: int = 0,
-) -> tuple[float, float, float]:  # median over repeats of slow / fast, and its 95 % bootstrap interval
+) -> tuple[float, float, float]:  # median over repeats of slow / fast, and its 95 % bootstrap interval, which is the range of up to five repeats
     "How many times faster one way is than another."
     wide = times.pivot(index="repeat", columns="way", values=clock)
     ratios = (wide[slow] / wide[fast]).to_numpy()
@@ -190,13 +192,15 @@ class ModelProcess:
     dtype: str = "float32"  # float32, bfloat16, auto, or autocast (automatic mixed precision)
     device: str = "cpu"
     memory: float = 0.0     # bytes for weights and activations; 0: all there is
+    exact: bool = False     # memory to within a percent, time too long (CPU, glibc)
 
     def __enter__(self) -> "ModelProcess":
         random_model(self.shape, 1, "meta")   # refuses an unknown shape here
         task = json.dumps({**self.__dict__, "device": str(self.device), "threads": torch.get_num_threads()})
         self.errors = tempfile.TemporaryFile("w+")
         code = "import sys; from carp_nb.timing import _serve; _serve(sys.argv[1])"
-        self.process = subprocess.Popen([sys.executable, "-c", code, task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
+        pages = {"MALLOC_MMAP_THRESHOLD_": "131072"} if self.exact else {}   # stated, it stays; otherwise it rises to the largest tensor freed
+        self.process = subprocess.Popen([sys.executable, "-c", code, task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=os.environ | pages)
         self.weights = self._answer().get("weights")   # None: not even the weights fit
         return self
 
@@ -228,19 +232,19 @@ def cost_against_length(
     device: torch.device | str = "cpu",
     memory: float = 0.0,  # bytes for weights and activations; 0: all there is
     progress: bool = True,
-) -> pd.DataFrame:        # shape, length, repeat, wall, cpu (seconds), peak, weights (bytes); without numbers where memory is short
+) -> pd.DataFrame:        # shape, length, repeat, wall, cpu (seconds), peak (one of a length on a CPU), weights (bytes); without numbers where memory is short
     "Run time and peak memory of forward passes (Figure 1f)."
-    rows, models = [], [ModelProcess(s, max(lengths), dtype, device, memory) for s in shapes]
-    started, ended = [], set()
-    try:
-        for model in models: started.append(model.__enter__())
+    process = partial(ModelProcess, longest=max(lengths), dtype=dtype, device=device, memory=memory)
+    rows, ended, peaks = [], set(), {}
+    with ExitStack() as started:
+        timed = [started.enter_context(process(s)) for s in shapes]
+        exact = [started.enter_context(process(s, exact=True)) for s in shapes] if torch.device(device).type == "cpu" else []
         for length in tqdm(sorted(lengths), disable=not progress, desc="lengths"):
             for repeat in range(-1, repeats):
-                for model in models:
+                for model in (exact if repeat < 0 else []) + timed:
                     if model.shape in ended: continue
                     answer = model.forward(length)
                     if not answer: ended.add(model.shape)
-                    if repeat >= 0 or not answer: rows.append({"shape": model.shape, "length": length, "repeat": max(0, repeat), **answer})
-    finally:
-        for model in started: model.__exit__()
+                    elif model.exact: peaks[model.shape] = {"peak": answer["peak"]}
+                    if not answer or repeat >= 0: rows.append({"shape": model.shape, "length": length, "repeat": max(0, repeat), **answer, **(peaks.get(model.shape, {}) if answer else {})})
     return pd.DataFrame(rows, columns=["shape", "length", "repeat", "wall", "cpu", "peak", "weights"])

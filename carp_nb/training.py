@@ -89,6 +89,7 @@ def _stop_on(batch, value: float, step: int, run) -> None:
     path = run.folder / "non_finite_batch.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     if run.main: torch.save({"batch": batch, "step": step}, path)
+    processes().wait_for_everyone()   # a launcher ends all processes as soon as one has failed
     raise NonFiniteLoss(f"the loss of update {step + 1} is {value}; the batch is saved in {path}. Lower the learning rate or look at the batch.")
 
 # %% ../nbs/09_training.ipynb #d6b30175
@@ -117,7 +118,9 @@ def _gradients(model, batch, loss, config: TrainConfig, step: int, accelerator: 
             value, tokens, *terms = loss(model, share, generator)
         terms = terms[0] if terms else _n_rows(share) if parts > 1 else 1
         sums += torch.stack([value.detach().double() * terms, torch.tensor(terms, device=device), torch.tensor(tokens, device=device)])
-        if not torch.isfinite(sums[0]): break
+        failed = (~torch.isfinite(sums[0])).float()
+        if ranks > 1: failed = accelerator.reduce(failed, "sum")   # before the backward, which waits for all
+        if failed: break
         last = part + ranks >= parts
         with nullcontext() if last or ranks == 1 else accelerator.no_sync(model): accelerator.backward(value if parts == 1 else value * terms)
     if ranks > 1: sums = accelerator.reduce(sums, "sum")
@@ -218,13 +221,15 @@ def train(
     memory: dict | None = None,  # what the calls of `after` remember (numbers, text, tensors); saved and restored with the weights
     save_at: frozenset[int] = frozenset(),  # updates after which a checkpoint is written, besides those due by time
 ) -> pd.DataFrame:               # the metrics: step, tokens, loss, lr, seconds, tokens_per_second
-    """Train, or go on from the last checkpoint in `folder`; Ctrl-C saves one. Under `accelerate launch`, or `torchrun` on CPUs, every process
+    """Train, or go on from the last checkpoint in `folder`. Ctrl-C saves one, unless it falls between an update and what is done after it:
+    then the run goes on from the one before. Under `accelerate launch`, or `torchrun` on CPUs, every process
     takes its share of each batch, and the first one writes. Raises NonFiniteLoss."""
     processes()   # before the accelerator, which would not look for them on a CPU
     accelerator, after = Accelerator(), after or {}
     run = _Run(model, config, folder, {} if memory is None else memory, accelerator)
     bar = tqdm(total=config.steps, initial=run.at["step"], disable=not progress or not run.main, desc="updates", mininterval=5)
     model.train()
+    whole = True   # weights, counters and `memory` are of one step
     try:
         for batch in _ahead(batches, run.at["step"], config.steps if not run.at.get("ended") else 0):
             step = run.at["step"]
@@ -232,16 +237,18 @@ def train(
             run.optimizer.zero_grad(set_to_none=True)
             value, tokens = _gradients(run.wrapped, batch, loss, config, step, accelerator)
             if not np.isfinite(value): _stop_on(batch, value, step, run)
+            whole = False
             run.optimizer.step()
             run.advance(value, tokens)
-            bar.update(); bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             if step + 1 in after: run.at["ended"] = _call(after[step + 1], model, accelerator)
+            whole = True
+            bar.update(); bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             if step + 1 in save_at: run.save()
             if run.at.get("ended"): break
             run.save_when_due()
         return run.save()
     except KeyboardInterrupt:
-        run.save()
+        if whole: run.save()
         raise
     finally:
         bar.close(); model.eval()

@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -27,10 +28,11 @@ from matplotlib.figure import Figure
 
 import carp_nb
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .datasets import _THREE, DMS, Mutation, format_mutant, list_datasets, load_dataset, parse_mutant, read_dms, read_fasta
-from .fetch import replacing
+from .datasets import _THREE, DMS, SOURCES, Mutation, format_mutant, list_datasets, load_dataset, parse_mutant, read_dms, read_fasta
+from .fetch import cache_dir, replacing
 from .kernels import as_dtype
-from .pretrained import list_models, load_model
+from .pretrained import list_models, load_model, own_weights, shipped_weights
+from .protbert import ProtBert
 from .results import _STATES, scan_figure
 from .scoring import mutation_scan, score_mutants, spearman_interval
 
@@ -194,7 +196,8 @@ def read_state(
         raise ValueError(f"the state lacks {missing[0]}; copy the whole string.")
     wild_type = clean_sequence(fields.pop("wild_type"))
     if str(len(wild_type)) != (said := fields.pop("residues")): raise ValueError(f"the state says {said} residues and holds {len(wild_type)}; copy the whole string.")
-    if not re.fullmatch(r"-?\d+", fields["offset"]): raise ValueError(f"the state says offset={fields['offset']!r}, which is not a whole number.")
+    for key in ("offset", "scan_offset"):
+        if not re.fullmatch(r"-?\d+", fields.get(key, "1")): raise ValueError(f"the state says {key}={fields[key]!r}, which is not a whole number.")
     m = Mutant(wild_type, int(fields.pop("offset")))
     for action in ("mutant", "freeze", "allow"):
         m = ACTIONS["add" if action == "mutant" else action](m, fields.pop({"freeze": "frozen", "allow": "allowed"}.get(action, action)))
@@ -244,6 +247,14 @@ def _chunk_size(
     each = max((eight - one) / 7, 1e-4)
     return int(np.clip(round(max(0.25, one - each) / each), 1, 64))
 
+# %% ../nbs/19_widget.ipynb #2d1c37aa
+def _source(model) -> str:
+    "What opens a model again: its name, or the file that it was read from."
+    path = getattr(model, "path", None)
+    if isinstance(model, ProtBert): path = path.parent   # a folder in the layout of Hugging Face
+    if path is None or path.parent == cache_dir() / "weights" or path in {**shipped_weights(), **own_weights()}.values(): return model.name
+    return str(path.resolve())
+
 # %% ../nbs/19_widget.ipynb #2f675145
 class Explorer:
     "A mutant and what a model says of it. `step` computes, everything else only reads."
@@ -256,12 +267,12 @@ class Explorer:
         direction: int = 1,          # +1: a higher measurement is fitter; -1: it is harm
         dtype: str = "float32",      # float32, bfloat16, auto
         label: str = "",             # the protein's name, for files and titles
-        scan: str = "",              # the measurements' name in list_datasets(), for the state string
+        scan: str = "",              # the measurements' name in list_datasets(), or their file: without it the state string does not hold them
     ):
         if model.max_length and len(mutant.wild_type) > model.max_length:
             raise ValueError(f"{model.name} takes at most {model.max_length} residues and the protein has {len(mutant.wild_type)}; cut it to a domain and set the offset.")
-        self.model, self.history, self.direction = model, History(mutant), direction
-        self.label, self.scan = label or "protein", scan
+        self.model, self.source, self.history = model, _source(model), History(mutant)
+        self.measured, self.direction, self.label, self.scan = measured, direction, label or "protein", scan if measured is not None else ""
         self.given = "wild type"     # or "mutant": what the list of additions starts from
         self.cancelled, self.focus = False, 0
         self._computing, self._chunk, self._trials = as_dtype(model, dtype), _TRIALS[0], []   # converted once, not for every step
@@ -403,7 +414,7 @@ def _fasta(self: Explorer) -> str:
 
 
 Explorer.table, Explorer.fasta = _table, _fasta
-Explorer.state = property(lambda self: write_state(self.mutant, label=self.label, model=self.model.name, scan=self.scan))
+Explorer.state = property(lambda self: write_state(self.mutant, label=self.label, model=self.source, scan=self.scan, scan_offset=str(self.measured.attrs["offset"]) if Path(self.scan).is_absolute() else ""))
 
 # %% ../nbs/19_widget.ipynb #61a57a7e
 def _figure(self: Explorer) -> Figure:
@@ -458,36 +469,43 @@ Explorer.export, Explorer.save = _export, _save
 
 # %% ../nbs/19_widget.ipynb #1d41bc84
 def _protein(
-    sequence: str,  # residues, a name out of list_datasets(), or a FASTA file
+    sequence: str,  # residues, a scan's name in any case, or a FASTA file
 ) -> tuple[str, str, DMS | None]:  # label, residues, the scan of that name
-    "Find out which protein is meant. Raises ValueError, FileNotFoundError as the readers do."
-    text = sequence.strip()
-    if text in list_datasets().query("kind == 'dms'").index: return text, (scan := load_dataset(text)).wild_type, scan
+    "Find out which protein is meant. Raises ValueError for a name that is none, else as the readers do."
+    text, names = sequence.strip(), {s.name.lower(): s.name for s in SOURCES if s.kind == "dms"}
+    if name := names.get(text.lower()): return name, (scan := load_dataset(name)).wild_type, scan
     if re.search(r"\.(fa|fasta|faa)(\.gz)?$", text): return *next(read_fasta(text)), None
+    if re.fullmatch(r"[^\s>]{1,50}", text):
+        near = [name for key, name in names.items() if key.split("_")[0] == text.lower()] or [names[key] for key in get_close_matches(text.lower(), names, 3, 0.75)]
+        if near or re.search(r"\d", text) or len(text) < 30 and re.search("[BJOUZ]", text.upper()):   # words have letters that peptides have not
+            raise ValueError(f"{text!r} looks like a name and no scan has it" + (f", did you mean {' or '.join(near)}" if near else "") + "; residues are given without numbers, or in a line after '>name'.")
     header = re.match(r">\s*(\S+)", text)
     return header[1] if header else "protein", clean_sequence(text), None
 
-
+# %% ../nbs/19_widget.ipynb #f3bf91af
 def explore(
     sequence: str = "abeta42",           # residues, the name of a scan, or a FASTA file, of which the first record is taken
     model="",                            # a name or file for `load_model`, or any scorer; empty: the state's, else carp_600k_sprot50
-    scan: str = "",                      # measurements: a name out of list_datasets(), or a table with mutants and scores
+    scan: str = "",                      # measurements: a name out of list_datasets(), or a table with mutants and scores; empty: the state's
     offset: int = 1,                     # number of the first residue; a named scan brings its own
-    state: str = "",                     # a state string: its protein, numbering, mutant and scan go before the others
+    state: str = "",                     # a state string: its protein, numbering and mutant go before the others
     device: str = "auto", dtype: str = "auto",
 ) -> Explorer:
-    "Everything that a map needs. Raises ValueError for a scan of another protein; else as the readers do."
+    "Everything that a map needs. Raises ValueError for a scan of another protein, and for a word that is no protein; else as the readers do."
     if state: (mutant, settings), found = read_state(state), None
     else:
         label, residues, found = _protein(sequence)
         mutant, settings = Mutant(residues, found.offset if found else offset), {"label": label}
-    scan = scan or settings.get("scan", "")
-    if scan and not (found and found.name == scan): found = load_dataset(scan) if scan in list_datasets().index else None
-    if found and found.wild_type != mutant.wild_type:
-        raise ValueError(f"the scan {scan} is of another protein; its wild type is {found.wild_type[:10]}... with {len(found.wild_type)} residues.")
-    measured = found.table if found else read_dms(scan, mutant.wild_type, mutant.offset) if scan else None
+    first = mutant.offset if scan else int(settings.get("scan_offset", mutant.offset))   # a file keeps its numbers when the protein gets others
+    scan = scan or settings.get("scan", "") or (found.name if found else "")
+    if named := any(s.name == scan and s.kind == "dms" for s in SOURCES):
+        found = found if found and found.name == scan else load_dataset(scan)
+        if found.wild_type != mutant.wild_type:
+            raise ValueError(f"the scan {scan} is of another protein; its wild type is {found.wild_type[:10]}... with {len(found.wild_type)} residues.")
+        measured, direction = found.table, found.direction
+    else: measured, direction = read_dms(scan, mutant.wild_type, first) if scan else None, 1
     if isinstance(model, (str, Path)): model = load_model(model or settings.get("model") or "carp_600k_sprot50", device)
-    return Explorer(model, mutant, measured, found.direction if found else 1, dtype, settings.get("label", ""), found.name if found else "")
+    return Explorer(model, mutant, measured, direction, dtype, settings.get("label", ""), scan if named or not scan else str(Path(scan).resolve()))
 
 # %% ../nbs/19_widget.ipynb #29d83490
 def placed_chain(
@@ -558,8 +576,8 @@ class MutationMap(anywidget.AnyWidget):
         super().__init__()
         self.explorer, self._device, self._dtype = explorer, device, dtype
         self._structure = _structure(pdb, explorer.mutant.wild_type) if pdb else []
-        self._lock, self._thread, self._request = threading.RLock(), None, None
-        self._sent = np.zeros(len(explorer.mutant.wild_type), bool)
+        self._lock, self._thread, self._requests = threading.RLock(), None, []
+        self._sent, self._offered = np.zeros(len(explorer.mutant.wild_type), bool), []   # rows, models
         self.on_msg(lambda _, message, buffers: self.receive(message))
         self._work()
 
@@ -578,7 +596,7 @@ def _receive(
             elif word in ("cancel", "resume"): self.explorer.cancelled, self.explorer.given_up = word == "cancel", None
             elif word in ("undo", "redo"): getattr(self.explorer.history, word)()
             elif word == "export": self._hand_over(*arguments)
-            elif word == "open": self._request = dict(arguments[0])
+            elif word == "open": self._requests.append(dict(arguments[0]))
             else: self.explorer.history.do(word, *arguments)
     except (ValueError, TypeError) as error: self.send({"kind": "error", "text": str(error)})
     if word == "hello": self._introduce()
@@ -599,10 +617,10 @@ def _introduce(self: MutationMap) -> None:
     "What does not change while a protein is open: its letters, what can be chosen instead, measurements and structure."
     e, packed = self.explorer, []
     data = list_datasets().query("kind == 'dms' and here")
-    models = list_models().query("cached").name.tolist()
-    message = {"kind": "protein", "wild_type": e.mutant.wild_type, "label": e.label, "model": e.model.name, "measured": e._measured is not None,
+    self._offered = list(dict.fromkeys([*self._offered, e.source, *list_models().query("cached").name]))
+    message = {"kind": "protein", "wild_type": e.mutant.wild_type, "label": e.label, "model": e.source, "measured": e._measured is not None,
                "structure": bool(self._structure), "proteins": data.sort_values("ships", ascending=False, kind="stable").index.tolist(),
-               "models": models if e.model.name in models else [e.model.name, *models]}
+               "models": self._offered}
     if e._measured is not None: packed.append(_centred(e._measured).astype(np.float32).tobytes())
     self.send(message, packed + self._structure)
 
@@ -649,26 +667,28 @@ def _work(self: MutationMap) -> None:
 def _loop(self: MutationMap) -> None:
     "Compute until nothing is left to do."
     while True:
+        with self._lock: request = self._requests.pop(0) if self._requests else None
         try:
-            if request := self._request: self._request = None; self._open(**request)
+            if request: self._open(**request)
             elif self.explorer.step(): self._publish()
         except Exception as error:   # out of memory, a file that is gone: the page has to say so, whatever it was
-            self.explorer.cancelled = True
-            self.explorer.given_up = self.explorer.mutant.mutations
+            if not request: self.explorer.cancelled, self.explorer.given_up = True, self.explorer.mutant.mutations
             self.send({"kind": "error", "text": f"{type(error).__name__}: {error}" if not isinstance(error, (ValueError, OSError)) else str(error)})
         with self._lock:
-            if self._request is None and not self.explorer.pending:
+            if not self._requests and not self.explorer.pending:
                 self._thread = None
                 return self._publish()
 
 
-def _open(self: MutationMap, **given) -> None:
-    "Another protein, model or state: arguments of `explore`. The one that is open stays if that fails."
-    model = given.pop("model", "") or (read_state(given["state"])[1].get("model", "") if given.get("state") else "") or self.explorer.model.name
-    self.send({"kind": "opening", "text": model})
-    new = explore(**given, model=self.explorer.model if model == self.explorer.model.name else model, device=self._device, dtype=self._dtype)
+def _open(self: MutationMap, model: str = "", **given) -> None:
+    "Another protein or state, as for `explore`; or another model alone, which keeps all else. What is open stays if that fails."
+    old, asked = self.explorer, model or (read_state(given["state"])[1].get("model", "") if given.get("state") else "")
+    self.send({"kind": "opening", "text": asked or old.source})
+    model = old.model if asked in ("", old.source) else load_model(asked, self._device)
+    new = explore(**given, model=model, dtype=self._dtype) if given else Explorer(model, old.mutant, old.measured, old.direction, self._dtype, old.label, old.scan)
     with self._lock:
-        if new.mutant.wild_type != self.explorer.mutant.wild_type: self._structure = []
+        if not given: new.history, new.given, new.focus = old.history, old.given, old.focus
+        if new.mutant.wild_type != old.mutant.wild_type: self._structure = []
         self.explorer, self._sent = new, np.zeros(len(new.mutant.wild_type), bool)
         self._introduce(); self._publish()
 

@@ -81,7 +81,7 @@ def measured_rates(
     for path in sorted(Path(outputs).rglob("metrics.parquet")):
         record = json.loads((path.parent / "config.json").read_text()) if (path.parent / "config.json").exists() else {}
         history = pd.read_parquet(path)
-        if "tokens_per_second" in history and "config" in record:
+        if "tokens_per_second" in history and "size" in record.get("config", {}):   # else of another kind of training
             rows.append({"size": record["config"]["size"], "work": "train", "device": record.get("device", "not recorded"),
                          "residues_per_second": history.tokens_per_second.median(), "source": str(path.parent)})
     return pd.DataFrame(rows, columns=["size", "work", "device", "residues_per_second", "source"])

@@ -27,8 +27,8 @@ SCANS = [("amyloid", "abeta42", 1, None),
 # Debian-sourced entries only: these can be shipped with their licence
 DEBIAN = ("src=SwissProt_2014_01", "src=UniProtKB_MMseqs2_example")
 CHAINS = {"train": 40, "valid": 8, "test": 12}
-# the held-out sample comes from test alone: valid steers training
-SAMPLES = [("sprot_train_sample", "train", 2000), ("sprot_heldout_sample", "test", 400)]
+# the held-out sample comes from test alone: the sample of valid steers training
+SAMPLES = [("sprot_train_sample", "train", 2000), ("sprot_valid_sample", "valid", 200), ("sprot_heldout_sample", "test", 400)]
 
 
 def official(path: str) -> Path:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOW_TO = "score embed finetune pretrain cluster cite".split()
 PAPER = "pretraining_loss scaling structure zero_shot flip in_domain checkpoints report".split()
 OWN = "mutate finetune pretrain".split()
-NOTE = "*This page shows the notebook without its output. `papermill nbs/{0}.ipynb outputs/{0}/mine/notebook.ipynb` makes it, and the next build of these pages shows it.*"
+NOTE = "*This page shows the notebook without its output. `mkdir -p outputs/{0}/mine && papermill nbs/{0}.ipynb outputs/{0}/mine/notebook.ipynb -p output_dir outputs/{0}/mine` makes it, and the next build of these pages shows it.*"
 
 
 # the reference: signatures and their comments, out of the modules' text
@@ -106,23 +106,41 @@ def executed(section: str) -> list[Path]:
     return sorted(found, key=lambda p: json.loads((p.parent / "run.json").read_text())["when"], reverse=True)
 
 
+def anchor(run: str) -> str:
+    "What the heading of a run is called in links."
+    return re.sub(r"[^\w -]", "", f"run {run}".lower()).replace(" ", "-")
+
+
+def with_runs(file: Path) -> nbformat.NotebookNode:
+    "A notebook followed by its kept runs, each under a heading with its name; as it stands if there is none."
+    nb = nbformat.read(file, as_version=4)
+    if runs := executed(file.stem): nb.cells = nb.cells[:1]
+    for n, run in enumerate(runs):
+        cells = nbformat.read(run, as_version=4).cells[1:]
+        for i, cell in enumerate(cells):
+            cell.id = f"run{n}-{i}"
+            if cell.cell_type == "markdown": cell.source = re.sub(r"^(#+ )", r"#\1", cell.source, flags=re.M)
+        nb.cells += [nbformat.v4.new_markdown_cell(f"## Run `{run.parent.name}`", id=f"run{n}"), *cells]
+    return nb
+
+
 def stage(folder: Path) -> None:
     "Lay out pages under the paths that they have in the project, so that their links hold."
-    moved = {f"outputs/{s}/{p.parent.name}/notebook.ipynb": f"nbs/{s}.ipynb" for s in PAPER + OWN for p in executed(s)[:1]}
+    moved = {f"outputs/{s}/{p.parent.name}/notebook.ipynb": f"nbs/{s}.ipynb#{anchor(p.parent.name)}" for s in PAPER + OWN for p in executed(s)}
 
     def place(text: str, page: str, at: str = "") -> str:
         "Links of a page, which moves to `at`: to a run that a page shows, to that page; to another file of the project, to a copy."
         def link(match):
-            target, _, anchor = match[2].partition("#")
+            target, _, section = match[2].partition("#")
             if not target or re.match(r"[a-z]+:", target): return match[0]
             file = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
-            file = moved.get(file, file)
+            file, _, run = moved.get(file, file).partition("#")
             source = ROOT / file
             if source.is_dir(): return match[0]
             if source.is_file() and not (folder / file).exists() and file != page:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, folder / file)
-            return match[1] + posixpath.relpath(file, posixpath.dirname(at or page) or ".") + (f"#{anchor}" if anchor else "")
+            return match[1] + posixpath.relpath(file, posixpath.dirname(at or page) or ".") + (f"#{section or run}" if section or run else "")
         return re.sub(r"(\]\()([^)\s]+)", link, text)
 
     pages = {f"docs/{name}.md": (ROOT / f"docs/{name}.md").read_text() for name in HOW_TO}
@@ -134,10 +152,8 @@ def stage(folder: Path) -> None:
     sections = [s for s in PAPER if (ROOT / f"nbs/{s}.ipynb").exists()]
     own = [p.stem for p in notebooks if p.stem not in [*library, *sections, "index"]]
     for file in notebooks:
-        run = next(iter(executed(file.stem)), None)
-        nb = nbformat.read(run or file, as_version=4)
-        nb.metadata.pop("widgets", None)
-        nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*(default_exp|hide)\b", c.source) and "injected-parameters" not in c.metadata.get("tags", []) or run]
+        nb = with_runs(file)
+        nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*(default_exp|hide)\b", c.source)]
         shows = any(c.get("outputs") for c in nb.cells)
         if file.stem not in library and not shows: nb.cells.insert(1, nbformat.v4.new_markdown_cell(NOTE.format(file.stem), id="note"))
         for cell in nb.cells:

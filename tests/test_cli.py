@@ -116,4 +116,5 @@ def test_pretrain_from_a_corpus(tmp_path, processes):
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "carp_nb.cli"]
         done = subprocess.run([*launch, *map(str, words)], text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     assert done.stdout.count("held-out loss") == 1, done.stderr   # the first process speaks for all
-    assert (tmp_path / "run/carp_4k.safetensors").exists()
+    assert {"carp_4k.safetensors", "config.json", "metrics.parquet", "learning_curve.svg"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    assert "| validation loss |" in (tmp_path / "run/README.md").read_text()

@@ -26,14 +26,14 @@ def official(path: str) -> Path:
 
 
 def test_no_heldout_sequence_is_in_the_training_set():
-    heldout = {sequence for _, sequence in load_dataset("sprot_heldout_sample")}
-    assert len(heldout) == 400
+    heldout = {sequence for name in ("sprot_valid_sample", "sprot_heldout_sample") for _, sequence in load_dataset(name)}
+    assert len(heldout) == 600
     train = official("pretrain/train.fasta.gz")
     assert not [name for name, sequence in read_fasta(train) if sequence in heldout]
 
 
 def test_samples_hold_only_entries_that_may_ship():
-    for name, n in (("sprot_train_sample", 2000), ("sprot_heldout_sample", 400)):
+    for name, n in (("sprot_train_sample", 2000), ("sprot_valid_sample", 200), ("sprot_heldout_sample", 400)):
         headers = [h for h in gzip.open(DATA / f"sequences/{name}.fasta.gz", "rt") if h.startswith(">")]
         assert len(headers) == n
         assert {h.split()[2] for h in headers} <= {"src=SwissProt_2014_01", "src=UniProtKB_MMseqs2_example"}

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +49,15 @@ def test_every_notebook_and_how_to_page_and_module_is_there(site, pages):
     expected = {f"nbs/{p.stem}" for p in ROOT.glob("nbs/*.ipynb")} | {f"docs/{p.stem}" for p in ROOT.glob("docs/*.md") if p.stem != "index"}
     expected |= {f"api/{p.stem}" for p in ROOT.glob("carp_nb/*.py") if not p.stem.startswith("_")} | {"index"}
     assert expected <= {path.relative_to(site).with_suffix("").as_posix() for path in pages}
+
+
+def test_every_kept_run_is_shown_with_its_figures(site):
+    for run in ROOT.glob("outputs/*/*/notebook.ipynb"):
+        if not (run.parent / "run.json").is_file(): continue
+        page = (site / f"nbs/{run.parent.parent.name}.html").read_text(encoding="utf-8")
+        after = page.partition(f'Run <code class="docutils literal notranslate"><span class="pre">{run.parent.name}</span></code>')[2]
+        outputs = [o for c in nbformat.read(run, as_version=4).cells for o in c.get("outputs", [])]
+        assert after and after.partition(">Run <code")[0].count("<img") >= sum("image/png" in o.get("data", {}) for o in outputs), run
 
 
 def test_reference_has_the_public_names_and_their_comments(site):

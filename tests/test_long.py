@@ -13,13 +13,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from benchmarks.memory import TITIN, long_protein
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
 from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.datasets import load_dataset
 from carp_nb.embed import embed, read_embeddings
 from carp_nb.scoring import mutation_scan, score_mutants
-
-TITIN = 34350  # residues of Q8WZ42, the longest protein of the pretraining set
 
 
 @torch.no_grad()
@@ -86,47 +85,22 @@ def test_scores_of_a_long_protein_are_those_of_whole_passes(name):
 
 # memory
 
-CHILD = """
-import json, sys, time, torch
-from carp_nb.alphabet import AMINO_ACIDS
-from carp_nb.carp import CARP, TABLE_S1
-from carp_nb.embed import embed
-from carp_nb.scoring import score_mutants
-
-def peak():  # MB of this process since it began
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
-
-name, sequence, work, path = json.load(sys.stdin)
-torch.manual_seed(0)
-model = CARP(TABLE_S1[name], name).eval()
-with torch.inference_mode(): model(torch.zeros(1, 16, dtype=torch.long))
-before, start = peak(), time.time()
-if work == "embed": embed(model, {"long": sequence}, path, "sequence", progress=False)
-if work == "residues": embed(model, {"long": sequence}, path, "residue", progress=False)
-mutants = [f"{sequence[i]}{i + 1}{'A' if sequence[i] != 'A' else 'W'}" for i in (0, len(sequence) // 2, len(sequence) - 1)]
-mutants.append(f"{mutants[0]}:{mutants[1]}")
-if work in ("masked", "wild-type"): assert score_mutants(model, sequence, mutants, method=work).all()
-print(json.dumps([peak() - before, time.time() - start]))
-"""
-
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 
 
-def extra_memory(name: str, sequence: str, work: str, path) -> float:
+def extra_memory(name: str, sequence: str, work: str) -> float:
     "MB above the weights at the peak, in a process of its own."
-    done = subprocess.run([sys.executable, "-c", CHILD], input=json.dumps([name, sequence, work, str(path)]), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    megabytes, seconds = json.loads(done.stdout)
+    megabytes, seconds = long_protein(name, sequence, work)
     print(f"{name}, {len(sequence)} residues, {work}: {megabytes:.0f} MB above the weights, {seconds:.0f} s")
     return megabytes
 
 
 @needs_linux
 @pytest.mark.slow
-@pytest.mark.parametrize("work", ["embed", "masked", "wild-type"])
-def test_memory_does_not_grow_with_length(work, tmp_path):
+@pytest.mark.parametrize("work", ["sequence", "masked", "wild-type"])
+def test_memory_does_not_grow_with_length(work):
     long = "".join(random.Random(0).choices(AMINO_ACIDS, k=150_000))
-    grown = extra_memory("carp_600k", long, work, tmp_path / "b.safetensors") - extra_memory("carp_600k", long[:TITIN], work, tmp_path / "a.safetensors")
+    grown = extra_memory("carp_600k", long, work) - extra_memory("carp_600k", long[:TITIN], work)
     one_activation = (len(long) - TITIN) * 128 * 4 / 2 ** 20  # of which a plain pass holds several
     assert grown < one_activation
 
@@ -141,9 +115,9 @@ def titin() -> str:
 @needs_linux
 @pytest.mark.slow
 @pytest.mark.skipif("CARP_NB_DATA" not in os.environ, reason="titin is in the pretraining set, which CARP_NB_DATA does not name")
-@pytest.mark.parametrize("work", ["embed", "residues", "masked", "wild-type"])
-def test_titin_under_two_gigabytes(titin, work, tmp_path):
-    assert extra_memory("carp_38m", titin, work, tmp_path / "titin.safetensors") < 2000
+@pytest.mark.parametrize("work", ["sequence", "residue", "masked", "wild-type"])
+def test_titin_under_two_gigabytes(titin, work):
+    assert extra_memory("carp_38m", titin, work) < 2000
 
 
 # a kill

@@ -16,7 +16,7 @@ import torch
 
 from carp_nb.batching import Corpus, uniref50_records
 from carp_nb.datasets import load_dataset
-from carp_nb.pretrain import PretrainConfig, pretrain
+from carp_nb.pretrain import PretrainConfig, pretrain, pretrain_here
 from carp_nb.pretrained import load_model
 
 CONFIG = PretrainConfig("carp_4k", tokens=60_000, batch_tokens=1024, max_length=128, lr=1e-2, cooldown=0.2, seed=3, name="small")
@@ -90,27 +90,34 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_p
     assert_same(tmp_path, undisturbed)
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from carp_nb.training import processes
-from test_pretrain import CONFIG, data, pretrain, replace
-assert processes().num_processes == 2
-pretrain(replace(CONFIG, accumulate=int(sys.argv[2])), *data(), sys.argv[1], progress=False)
-"""
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_train_as_one(undisturbed, tmp_path, accumulate):
-    (script := tmp_path / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    launch = [*TORCHRUN, "--master_port", str(random.randint(20_000, 60_000)), str(script), str(tmp_path / "two"), str(accumulate)]
-    done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_train_as_one(undisturbed, tmp_path):
+    sets = {"train": [r for r in load_dataset("sprot_train_sample") if len(r[1]) < 300][:120], "valid": enumerate(data()[1])}
+    for name, records in sets.items(): (tmp_path / f"{name}.fasta").write_text("".join(f">{i}\n{s}\n" for i, s in records))
+    pretrain_here(2, replace(CONFIG, accumulate=2), f"{tmp_path}/train.fasta", f"{tmp_path}/valid.fasta", tmp_path / "two", "cpu")
     (weights, metrics, held_out), (one, metrics_of_one, held_out_of_one) = outcome(tmp_path / "two"), outcome(undisturbed)
     pd.testing.assert_frame_equal(metrics, metrics_of_one, rtol=1e-4)          # sums in another order
     pd.testing.assert_frame_equal(held_out, held_out_of_one, rtol=1e-3)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["steps"] == int(metrics.step.iloc[-1])
+
+
+FAILS_ON_ONE = """
+import sys, torch
+from carp_nb.training import NonFiniteLoss, TrainConfig, processes, train
+rank = processes().process_index
+assert processes().num_processes == 2
+loss = lambda model, rows, generator: (model(rows).mean() * (float("nan") if rank and rows[0, 0] == 5 else 1), 1)   # update 2, the second process
+batches = [torch.full((4, 1), value) for value in (1.0, 5.0)]
+try: train(torch.nn.Linear(1, 1), batches, loss, TrainConfig(2), sys.argv[1], progress=False)
+except NonFiniteLoss as error: print("both are told:", error)
+"""
+
+
+def test_a_loss_that_fails_on_one_process_stops_both_with_the_batch(tmp_path):
+    (tmp_path / "script.py").write_text(FAILS_ON_ONE)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "script.py"), str(tmp_path / "run")]
+    done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, timeout=120)
+    assert done.returncode == 0 and done.stdout.count("both are told: the loss of update 2 is nan") == 2, done.stdout + done.stderr[-3000:]
+    assert torch.load(tmp_path / "run/non_finite_batch.pt", weights_only=True)["step"] == 1
 
 
 def test_parts_and_recomputed_activations_change_memory_not_the_run(undisturbed, tmp_path):

@@ -331,14 +331,15 @@ function render({ model, el }) {
     const most = Math.max(...now.additions.map(a => Math.abs(a.effect)), 0.01);
     $.additions.replaceChildren(...now.additions.map(a => element("button", { className: "cm-addition", title: `add ${a.mutation}`, onclick: () => say("add", a.mutation) },
       element("span", {}, a.mutation), element("span", { className: "cm-barbox" }, element("span", { className: a.effect < 0 ? "cm-less" : "cm-more", style: `width:${100 * Math.abs(a.effect) / most}%` })), element("span", {}, signed(a.effect)))));
-    if (!now.additions.length) $.additions.textContent = now.done ? "nothing can be added" : "";
+    const waiting = now.given === "mutant" ? now.given_done < 1 : !now.done;
+    if (!now.additions.length) $.additions.textContent = !waiting ? "nothing can be added" : now.cancelled ? "cancelled: Go on computes them" : "";
     for (const b of $.letters.children) b.setAttribute("aria-pressed", now.allowed.includes(b.textContent));
     const changed = new Set(now.cells.map(c => c[0]));
     $.sequence.replaceChildren(...(length() > 6000 ? [now.sequence] : [...now.sequence].map((a, i) => changed.has(i) ? element("mark", {}, a) : a)));
     const part = now.done / length();
     $.fill.style.width = 100 * part + "%"; $.progress.dataset.full = part === 1;
     $.count.textContent = part === 1 ? `${length().toLocaleString("en")} positions` : `${now.done.toLocaleString("en")} of ${length().toLocaleString("en")} positions`;
-    $.cancel.hidden = part === 1; $.cancel.textContent = now.cancelled ? "Go on" : "Cancel";
+    $.cancel.hidden = part === 1 && !waiting && !now.cancelled; $.cancel.textContent = now.cancelled ? "Go on" : "Cancel";
     root.dataset.busy = now.busy;
   }
   const complain = text => { $.error.textContent = text; $.error.hidden = !text; };
@@ -346,7 +347,7 @@ function render({ model, el }) {
   // ---- messages ----------------------------------------------------------------------------------------------------------------------------
   const asArray = (Kind, buffer) => new Kind(buffer.buffer ? buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength) : buffer);
   function receive(message, buffers) {
-    if (message.kind === "error") { complain(message.text); $.count.textContent = $.count.textContent.replace(/^loading .*/, ""); return; }
+    if (message.kind === "error") { complain(message.text); $.count.textContent = $.count.textContent.replace(/^loading .*/, ""); if (protein) chosen(); return; }
     if (message.kind === "opening") { $.count.textContent = `loading ${message.text}`; return; }
     if (message.kind === "file") return save(message.name, buffers[0]);
     if (message.kind === "protein") {
@@ -354,8 +355,7 @@ function render({ model, el }) {
       protein = message; const parts = [...buffers];
       measured = message.measured ? asArray(Float32Array, parts.shift()) : null;
       rows = new Float32Array(22 * length()); known = new Uint8Array(length()); pixels = null;
-      choose($.protein, message.proteins, message.proteins.includes(message.label) ? message.label : "", message.label);
-      choose($.model, message.models, message.model);
+      chosen();
       if (other || !message.structure || !structure) openStructure(...(message.structure ? parts : []));
       if (fresh) { first = 0; cursor = hover = null; width = 13; whole = false; }
       return;
@@ -367,10 +367,14 @@ function render({ model, el }) {
     repaint(limit === now.limit && pixels ? places : null);
     words(); view(first, width); paintStructure();
   }
-  function choose(select, names, chosen, other) {
-    const options = names.map(n => element("option", { value: n, selected: n === chosen }, n));
-    if (!chosen) options.unshift(element("option", { value: "", selected: true }, other));
+  function choose(select, names, current, other) {
+    const options = names.map(n => element("option", { value: n, title: n, selected: n === current }, n.split(/[\\/]/).pop()));
+    if (!current) options.unshift(element("option", { value: "", selected: true }, other));
     select.replaceChildren(...options);
+  }
+  function chosen() {   // what is open, whatever was asked for
+    choose($.protein, protein.proteins, protein.proteins.includes(protein.label) ? protein.label : "", protein.label);
+    choose($.model, protein.models, protein.model);
   }
   function save(name, buffer) {
     const link = element("a", { href: URL.createObjectURL(new Blob([asArray(Uint8Array, buffer)])), download: name });
@@ -441,7 +445,7 @@ function render({ model, el }) {
   const HEAD_OF_STATE = "carp-nb-mutant-";
   click("openit", () => { const text = $.paste.value.trim(); say("open", text.startsWith(HEAD_OF_STATE) ? { state: text } : { sequence: text, offset: Number($.offset.value) || 1 }); });
   $.protein.addEventListener("change", () => { complain(""); if ($.protein.value) say("open", { sequence: $.protein.value }); });
-  $.model.addEventListener("change", () => { complain(""); say("open", { state: now.state, model: $.model.value }); });
+  $.model.addEventListener("change", () => { complain(""); say("open", { model: $.model.value }); });
   $.letters.append(...[...ORDER].map(a => element("button", { onclick: () => say("allow", now.allowed.includes(a) ? now.allowed.replace(a, "") : now.allowed + a) }, a)));
 
   // ---- life --------------------------------------------------------------------------------------------------------------------------------
