@@ -8,6 +8,7 @@ __all__ = ['LETTERS', 'Blosum62', 'RidgeBaseline', 'fit_ridge', 'SmallCNN', 'CNN
 
 # %% ../nbs/16_baselines.ipynb #11e06cdf
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class RidgeBaseline:
         sequences: Sequence[str],
     ) -> np.ndarray:  # float64: numbers [N]; of two classes a score of the second [N], cut at 0.5; of more, scores [N, classes]
         "Predict. Raises ValueError for a symbol that is not a residue."
+        if n := sum(len(s) > self.length for s in sequences): warnings.warn(f"{n} of {len(sequences)} sequences are longer than the {self.length} residues of training and cropped to their first ones.")
         letters = _one_hot(list(sequences), self.length)
         return (self.estimator.decision_function(letters) + 1) / 2 if self.classes else self.estimator.predict(letters)
 

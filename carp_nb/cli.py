@@ -9,7 +9,7 @@ __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Set', 'inventory',
 # %% ../nbs/20_cli.ipynb #6af66793
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -91,10 +91,10 @@ def _dataset(source: datasets.Source) -> Set:
     return Set(source.name, source.kind, str(here[0]) if here else "", size, max(state, key=_WORST.index))
 
 # %% ../nbs/20_cli.ipynb #2eff137d
-def _models() -> Iterator[Set]:
+def _models(wanted: Container[str]) -> Iterator[Set]:
     own, shipped, sizes = own_weights(), shipped_weights(), list_models().set_index("name").size_mb
     for name in dict.fromkeys([*shipped, *PUBLISHED, *own]):
-        if name not in sizes: continue   # weights of another program
+        if name not in sizes or name not in wanted: continue   # not in sizes: weights of another program
         cached = cache_dir() / "weights" / PUBLISHED[name].file if name in PUBLISHED else None
         file = own.get(name) or shipped.get(name) or (cached if cached and cached.is_file() else None)
         known = sha256_of(shipped[name]) if name in shipped else PUBLISHED[name].sha256 if name in PUBLISHED else None
@@ -102,9 +102,12 @@ def _models() -> Iterator[Set]:
         yield Set(name, "model", str(file or ""), file.stat().st_size if file else int(1e6 * sizes[name]), checksum)
 
 
-def inventory() -> list[Set]:
-    "Every dataset and every model that is one file, checked against its known SHA-256."
-    return [*_models(), *map(_dataset, datasets.SOURCES)]
+def inventory(
+    names: Container[str] | None = None,  # None: all
+) -> list[Set]:
+    "Datasets and models that are one file, checked against their known SHA-256."
+    wanted = {*list_models().name, *(s.name for s in datasets.SOURCES)} if names is None else names
+    return [*_models(wanted), *(_dataset(s) for s in datasets.SOURCES if s.name in wanted)]
 
 
 def _size(n: float) -> str: return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB" if n else "unknown"
@@ -161,8 +164,9 @@ def fetch(
     sets: Annotated[list[str], Argument(metavar="SET...", help="datasets and models by name, or: all")],
 ) -> None:
     "Fetch data and weights that are not here, and check them; a broken download goes on where it was."
-    known, urls = {s.name: s for s in inventory()}, {s.name: s.url for s in datasets.SOURCES}
-    chosen = [known.get(name, Set(name, "model", "", 0, "missing")) for name in _known_names(sets)]
+    names, urls = _known_names(sets), {s.name: s.url for s in datasets.SOURCES}
+    known = {s.name: s for s in inventory(names)}
+    chosen = [known.get(name, Set(name, "model", "", 0, "missing")) for name in names]
     chosen = [s if s.bytes else s._replace(bytes=_remote_bytes(urls.get(s.name, ""))) for s in chosen]
     _show(_table(chosen))
     wanted, failed = [s for s in chosen if s.checksum in ("missing", "WRONG")], []

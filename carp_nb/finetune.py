@@ -137,9 +137,11 @@ def read_assay(
     kind: str = "regression",           # or classification
     how: str = "",                      # a split is made: one of SPLIT_WAYS; empty: the file's own
     wild_type: str | None = None,       # a scan brings its own
-    seed: int = 0, rows: int | None = None,  # of each split, keep that many rows, drawn at random; None: all
-) -> pd.DataFrame:                      # sequence, target, split; .attrs["dropped"]: what was left out, counted
+    seed: int = 0, rows: int | None = None,  # of a split that is made and of the rows; of each split, keep that many rows, drawn at random; None: all
+    most: int = 1,                      # mutations of a training sequence, if mutations split
+) -> pd.DataFrame:                      # sequence, target, split; .attrs: dropped (what was left out, counted), wild_type, how
     "An assay of one's own as a task. Warns of what is left out. Raises ValueError, FileNotFoundError."
+    given = wild_type
     if str(source).lower().endswith((".csv", ".tsv", ".gz", ".txt")) or os.sep in str(source) or Path(source).is_file():
         for i, sequence in enumerate(read_sequences(source, sequence_column or None), 1): PROTEIN.to_ids(sequence, f"{source}, row {i}")
         table = read_labelled(source, sequence_column or None, target_column or None, split_column or None, kind)
@@ -149,11 +151,12 @@ def read_assay(
         table, wild_type, how = scan_sequences(scan).assign(split="train"), wild_type or scan.wild_type, how or "mutations"
     dropped = {why: n for why, n in table.attrs.get("dropped", {}).items() if n}
     if dropped: warnings.warn(f"{source}: left out " + ", ".join(f"{n} rows ({why})" for why, n in dropped.items()) + ".")
-    if how: table = make_split(table, how, wild_type, seed=seed)
+    if how == "low-vs-high" and given and given not in set(table.sequence): raise ValueError("the wild type was not measured, so it gives no cut between low and high; leave wild_type empty for the median.")
+    if how: table = make_split(table, how, wild_type, most, seed=seed)
     elif set(table.split) == {"train"}: raise ValueError(f"{source} has no split of its own; give split_column, or let how make one: {', '.join(SPLIT_WAYS)}.")
     if rows: table = pd.concat([part.sample(min(rows, len(part)), random_state=seed) for _, part in table.groupby("split")]).sort_index()
     task = table[["sequence", "target", "split"]].reset_index(drop=True)
-    task.attrs = {"dropped": dropped, "wild_type": wild_type}
+    task.attrs = {"dropped": dropped, "wild_type": wild_type, "how": how}
     return task
 
 # %% ../nbs/15_finetune.ipynb #438740ac
@@ -194,7 +197,9 @@ def evaluate_predictions(
         number = {c: i for i, c in enumerate(sorted(set(target)) if classes is None else classes)}
         target = np.array([number.get(t, -1) for t in target])   # a class that training never met is never right
     else: target, number = np.asarray(target, float), {}
-    rng, found = np.random.default_rng(seed), _metrics(kind, predicted.ndim == 1)
+    unseen = kind == "classification" and int((target == -1).sum())
+    if unseen and predicted.ndim == 1: warnings.warn(f"{unseen} of {len(target)} targets are of a class that the model does not know; they count as wrong, and there is no AUROC.")
+    rng, found = np.random.default_rng(seed), _metrics(kind, predicted.ndim == 1 and not unseen)
     draws = [rng.integers(0, len(target), len(target)) for _ in range(n_boot)]
     rows = []
     for name, metric in found.items():
@@ -706,6 +711,7 @@ def _train(model: FineTuned, train_rows: pd.DataFrame, valid_rows: pd.DataFrame,
 
     ends = {epoch * batches.per_epoch: stopping for epoch in range(1, config.epochs + 1)}
     metrics = train(module, batches, loss, plan, folder, ends, progress, memory)
+    if memory and "weights" not in memory: raise ValueError("the validation loss was a finite number in no epoch; check the validation labels.")
     if memory: module.load_state_dict(memory["weights"])
     losses = memory.get("history", [])
     return pd.DataFrame({"epoch": range(1, len(losses) + 1), "train_loss": metrics.loss.to_numpy()[:len(losses)], "valid_loss": losses,

@@ -37,6 +37,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy.stats import spearmanr
+from scipy.stats import t as student_t
 
 from .alphabet import AMINO_ACIDS
 from .batching import Corpus
@@ -681,8 +682,9 @@ _BUDGET_ORDER = {"smoke": 0, "laptop": 1, "paper": 2}
 def stated_table(
     name: str,              # as `published` takes it
 ) -> pd.DataFrame:          # printed: the method as printed, where that is a misprint
-    "A table of the paper by method and model; a method that its note corrects stands under the right name, baselines under `baseline`."
+    "A table of the paper by method and model, percents as shares; a method that its note corrects stands under the right name, baselines under `baseline`."
     stated = published(name)
+    stated["value"] = stated.value.where(~stated.note.astype(str).str.contains("in percent"), stated.value / 100)
     right = stated.note.str.extract(r"must be (\S+)", expand=False)
     return stated.assign(printed=stated.method.where(right.notna()), method=right.fillna(stated.method).fillna("baseline"))
 
@@ -697,20 +699,28 @@ def best_rows(
     return rows.drop_duplicates([*cell, "seed"], keep="last")
 
 
+def _of_seeds(
+    sd, n,  # standard deviation of a value over seeds, and how many there are
+):          # half of the 95 % interval of their mean (Student's t); 0 where the spread is not known
+    n = np.asarray(n, float)
+    return np.nan_to_num(student_t.ppf(0.975, n - 1) * np.asarray(sd, float) / np.sqrt(n))
+
+
 def summarised(
     rows: pd.DataFrame,  # results rows
     metrics: Sequence[str] = ("spearman", "auroc"),  # those that tables show, one per task
 ) -> pd.DataFrame:       # one line per task, split, model and method: here, sd, seeds, lo, hi, n, train_rows, train_all, test_all, partial
-    "Means over seeds of the best rows, and whether they stand for all of the data and three seeds."
+    "Means over seeds of the best rows with intervals over test rows and seeds, and whether they stand for all of the data and three seeds."
     rows = best_rows(rows)
     lines = []
     for (task, split, model, method), group in rows.groupby(["task", "split", "model", "method"], sort=False, dropna=False):
         values, size = group[group.metric.isin(metrics)], group.drop_duplicates("metric").set_index("metric")
         if values.empty: continue
         read, there = ([size[column].get(f"{s}_rows", np.nan) for s in ("train", "test")] for column in ("value", "n"))
-        lines.append({"set": task, "split": split, "model": model, "method": method, "here": values.value.mean(), "sd": values.value.std(), "seeds": values.seed.nunique(),
-                      "lo": values.lo.astype(float).mean(), "hi": values.hi.astype(float).mean(), "n": int(values.n.iloc[0]), "train_rows": read[0], "train_all": there[0], "test_all": there[1],
-                      "partial": bool((np.array(read, float) < np.array(there, float)).any() or (model != "ridge" and values.seed.nunique() < 3))})
+        here, sd, seeds = values.value.mean(), values.value.std(), values.seed.nunique()
+        lines.append({"set": task, "split": split, "model": model, "method": method, "here": here, "sd": sd, "seeds": seeds,
+                      "lo": here - np.hypot(here - values.lo.astype(float).mean(), _of_seeds(sd, seeds)), "hi": here + np.hypot(values.hi.astype(float).mean() - here, _of_seeds(sd, seeds)), "n": int(values.n.iloc[0]), "train_rows": read[0], "train_all": there[0], "test_all": there[1],
+                      "partial": bool((np.array(read, float) < np.array(there, float)).any() or (model != "ridge" and seeds < 3))})
     return pd.DataFrame(lines, columns=["set", "split", "model", "method", "here", "sd", "seeds", "lo", "hi", "n", "train_rows", "train_all", "test_all", "partial"])
 
 # %% ../nbs/18_results.ipynb #5e0cba2e
@@ -719,8 +729,8 @@ def against_paper(
     stated: pd.DataFrame,            # as `stated_table` gives it
     columns: dict[tuple[str, str], str],  # (task, split) of a row -> `task` of the stated table
     metrics: Sequence[str] = ("spearman", "auroc"),
-) -> pd.DataFrame:                   # paper_model, method, printed, model (here; "" for none), task, paper, paper_sd, then as `summarised`, difference, d_lo, d_hi
-    "Every cell of a table of the paper with what was computed here, one line per cell and model."
+) -> pd.DataFrame:                   # paper_model, method, printed, model (here; "" for none), task, paper, paper_sd, paper_seeds, then as `summarised`, difference, d_lo, d_hi
+    "Every cell of a table of the paper with what was computed here, one line per cell and model. The interval of a difference is that over our test rows and over the seeds of both."
     here = summarised(rows, metrics)
     here = here[np.array([key in columns for key in zip(here["set"], here.split)], bool)]
     family = {m[:3].lower(): m for m in stated.model}
@@ -734,9 +744,10 @@ def against_paper(
     order = {key: i for i, key in enumerate(dict.fromkeys(zip(stated.method, stated.model)))}
     lines = lines.iloc[np.argsort([order.get(key, len(order)) for key in zip(lines.method, lines.paper_model)], kind="stable")]
     cells = lines.merge(pd.DataFrame({"task": list(columns.values())}), "cross")
-    paper = stated.rename(columns={"model": "paper_model", "value": "paper", "sd": "paper_sd"})[["method", "paper_model", "task", "paper", "paper_sd"]]
+    paper = stated.rename(columns={"model": "paper_model", "value": "paper", "sd": "paper_sd", "seeds": "paper_seeds"})[["method", "paper_model", "task", "paper", "paper_sd", "paper_seeds"]]
     cells = cells.merge(paper, "left", ["method", "paper_model", "task"]).merge(here, "left", ["method", "paper_model", "model", "task"])
-    return cells.assign(model=cells.model.fillna(""), difference=cells.here - cells.paper, d_lo=cells.lo - cells.paper, d_hi=cells.hi - cells.paper)
+    theirs, difference = _of_seeds(cells.paper_sd, cells.paper_seeds), cells.here - cells.paper
+    return cells.assign(model=cells.model.fillna(""), difference=difference, d_lo=difference - np.hypot((cells.here - cells.lo).astype(float), theirs), d_hi=difference + np.hypot((cells.hi - cells.here).astype(float), theirs))
 
 # %% ../nbs/18_results.ipynb #633f56ba
 def _cell_texts(cell) -> tuple[str, str, str]:
@@ -959,9 +970,9 @@ def zero_shot_along_figure(
     if runs:
         shown = falls_furthest(points[points.run == runs[-1]]).index[0]
         for i, name in enumerate(runs): _along(one, points[(points.run == name) & (points.task == shown)], i, name)
-        one.set_title(f"{shown}: falls furthest from its best", fontsize=8)
+        one.set_title(f"{shown}: falls furthest from its best in {runs[-1]}", fontsize=8)
     for axes in (mean, one): axes.axhline(0, color="0.8", lw=0.8, zorder=0); axes.set_ylabel("Spearman correlation\n(expected direction)", fontsize=8); _loss_axis(axes)
-    if runs: mean.legend(frameon=False, fontsize=7)
+    for axes in (mean, one) if runs else (): axes.legend(frameon=False, fontsize=7)
     plt.close(figure)
     return figure
 

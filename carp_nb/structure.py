@@ -10,6 +10,7 @@ __all__ = ['RANGES', 'STRUCTURE_TASKS', 'DEFAULT_SETS', 'THREE_STATES', 'ONE_HOT
 
 # %% ../nbs/17_structure.ipynb #8270ab40
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,10 +95,33 @@ def _place(
     return trace[:, 1]
 
 
+def _deposited(path: Path, chain: str) -> str:
+    "The sequence that a file states for a chain (SEQRES, entity_poly); empty where it states none."
+    if path.suffix.lower() == ".cif":
+        table = CIFFile.read(path).block.get("entity_poly")
+        if table is None or not {"pdbx_strand_id", "pdbx_seq_one_letter_code_can"} <= set(table): return ""
+        rows = zip(table["pdbx_strand_id"].as_array(str), table["pdbx_seq_one_letter_code_can"].as_array(str))
+        written = next(("".join(s.split()) for chains, s in rows if chain in chains.split(",")), "")
+    else:
+        names = [n for line in PDBFile.read(path).lines if line.startswith("SEQRES") and line[11:12].strip() == chain for n in line[19:70].split()]
+        written = "".join(info.one_letter_code(n) or "X" for n in names if n in info.amino_acid_names())
+    return "".join(a if a in PROTEIN.residues else "X" for a in written)
+
+
+def _whole(path: Path, chain: str, observed: str, numbers: np.ndarray) -> tuple[np.ndarray, str]:  # places, sequence
+    "The deposited sequence of a chain, or with a warning where residues may lack what has coordinates."
+    try:
+        if sequence := _deposited(path, chain): return _place(observed, sequence, str(path)), sequence
+    except ValueError: warnings.warn(f"{path}: the deposited sequence of chain {chain} does not fit its residues, which are numbered over what has coordinates; give the sequence.")
+    else:
+        if n := int((np.diff(numbers) > 1).sum()): warnings.warn(f"{path}: residue numbers jump {n} times and no sequence is deposited, so separations across a gap are too small; give the sequence.")
+    return np.arange(len(observed)), observed
+
+# %% ../nbs/17_structure.ipynb #372025d9
 def read_chain(
     path: str | Path,            # .pdb, .ent or .cif
     chain: str | None = None,    # None: the only one
-    sequence: str | None = None, # whole sequence, unresolved residues included; None: what has coordinates
+    sequence: str | None = None, # whole sequence, unresolved residues included; None: the deposited one, else what has coordinates
 ) -> Chain:
     "Read one chain. Raises FileNotFoundError, or ValueError for what is no protein structure, a chain that is not there, or another sequence."
     path = Path(path)
@@ -108,9 +132,11 @@ def read_chain(
     if chain is not None and chain not in chains: raise ValueError(f"{path} has no chain {chain!r}; its chains are {', '.join(chains)}.")
     atoms = atoms[atoms.chain_id == (chain or chains[0])]
     starts = get_residue_starts(atoms, add_exclusive_stop=True)
-    letters, ca, cb = zip(*(_residue(atoms[i:j]) for i, j in zip(starts, starts[1:])))
+    found = [_residue(atoms[i:j]) for i, j in zip(starts, starts[1:])]
+    while len(found) > 1 and atoms.hetero[starts[len(found) - 1]] and not np.linalg.norm(found[-1][1] - found[-2][1]) < 4.5: found.pop()   # a free amino acid, no part of the chain
+    letters, ca, cb = zip(*found)
     observed, name = "".join(letters), path.stem
-    where, sequence = (_place(observed, sequence, str(path)), sequence) if sequence else (np.arange(len(observed)), observed)
+    where, sequence = (_place(observed, sequence, str(path)), sequence) if sequence else _whole(path, str(atoms.chain_id[0]), observed, atoms.res_id[starts[:len(found)]])
     whole = np.full((2, len(sequence), 3), np.nan)
     whole[0, where], whole[1, where] = ca, cb
     return Chain(name, sequence, *whole)
@@ -154,7 +180,7 @@ def mean_precision(
 # %% ../nbs/17_structure.ipynb #1cd56de3
 STRUCTURE_TASKS = {"secondary_structure": "per_residue", "remote_homology": "classification", "contacts": "contacts"}
 DEFAULT_SETS = {"secondary_structure": "pdb_chains_sample", "remote_homology": "remote_homology_recovered", "contacts": "pdb_chains_sample"}   # the second does not ship
-THREE_STATES = str.maketrans("HGIEBTSC-", "HHHEECCCC")
+THREE_STATES = str.maketrans("HGIEBTSPC-", "HHHEECCCCC")
 
 
 def _labels(table: pd.DataFrame, task: str) -> pd.Series:
@@ -163,7 +189,9 @@ def _labels(table: pd.DataFrame, task: str) -> pd.Series:
     if task == "contacts" and kind == "contacts":
         if (distances := table.target.str.endswith(".npz")).any(): raise ValueError(f"{table.target[distances].iloc[0]} holds distances and no coordinates; give the chains as PDB or mmCIF files.")
         return pd.Series([read_chain(path, sequence=sequence).cb.astype(np.float32) for path, sequence in zip(table.target, table.sequence)], table.index, dtype=object)
-    if task == "secondary_structure" and "dssp8" in table: return table.dssp8.str.translate(THREE_STATES)
+    if task == "secondary_structure" and "dssp8" in table:
+        if odd := sorted(set("".join(table.dssp8)) - set(map(chr, THREE_STATES))): raise ValueError(f"DSSP has no state {', '.join(odd)}; its letters are {''.join(map(chr, THREE_STATES))}.")
+        return table.dssp8.str.translate(THREE_STATES)
     if task == "secondary_structure" and kind == "per_residue":
         return pd.Series(["".join(letter if m == "1" else UNLABELLED for letter, m in zip(*row)) for row in zip(table.target, table["mask"])], table.index)
     if task == "remote_homology" and kind == "classification": return table.target
@@ -186,18 +214,22 @@ def load_structure_task(
     task: str,   # one of STRUCTURE_TASKS
     name: str,   # out of list_datasets(); or TRAIN+TEST, the second of which gives the test chains
     rows: int | None = None, test: int | None = None,  # at most so many of train and of valid; of test
-) -> pd.DataFrame:  # id, sequence, target, split; .attrs: kind, sha256, available
+) -> pd.DataFrame:  # id, sequence, target, split; .attrs: kind, sha256, available, dropped
     "A task of Table 1 out of a set. Raises ValueError for an unknown task or a set without its labels, FileNotFoundError."
     if task not in STRUCTURE_TASKS: raise ValueError(f"task is {task!r}; use {', '.join(STRUCTURE_TASKS)}.")
     tables = [load_dataset(part) for part in name.split("+")]
     if any(not isinstance(t, pd.DataFrame) for t in tables): raise ValueError(f"{name} is no labelled set; choose one for {task.replace('_', ' ')} out of list_datasets().")
-    parts = [part_of(t, rows, test) for t in tables]
+    if len(tables) > 2: raise ValueError(f"{name} names {len(tables)} sets; give one, or TRAIN+TEST.")
+    held_out = tables[-1].sequence[tables[-1].split == "test"]
+    shared = [(t.split != "test") & t.sequence.isin(held_out) for t in tables]
+    parts = [part_of(t[~both], rows, test) for t, both in zip(tables, shared)]
     if len(parts) == 2: parts = [parts[0].query("split != 'test'"), parts[1].query("split == 'test'")]
     found = pd.concat([p.assign(target=_labels(p, task)) for p in parts], ignore_index=True)
     found = found[[c for c in ("id", "sequence", "target", "split") if c in found]]
     sums = sorted({s for t in tables for s in t.attrs["sha256"].values()})
     found.attrs = {"kind": STRUCTURE_TASKS[task], "sha256": hashlib.sha256(" ".join(sums).encode()).hexdigest() if len(sums) > 1 else sums[0],
-                   "available": {s: p.attrs["available"].get(s, 0) for s, p in zip(SPLITS, [parts[0], parts[0], parts[-1]])}}
+                   "available": {s: p.attrs["available"].get(s, 0) for s, p in zip(SPLITS, [parts[0], parts[0], parts[-1]])},
+                   "dropped": {**tables[0].attrs.get("dropped", {}), "of train and valid in the test of the other set": int(shared[0].sum()) if len(tables) == 2 else 0}}
     return found
 
 # %% ../nbs/17_structure.ipynb #c352fce9
@@ -267,6 +299,7 @@ def structure_jobs(
 ) -> list[tuple]:  # method, encoder, seed; one-hot has its own encoder
     "Every fit that is asked for and that Table 1 has; pt-ft and na-ft of contacts are left out."
     ways = [m for m in methods if not (task == "contacts" and m.endswith("ft"))]
+    if not ways: warnings.warn(f"contacts have no fits of {', '.join(methods)}: their encoder stays frozen; use pt-fr, na-fr or one-hot.")
     return [(method, encoder, seed) for method in ways for encoder in ([OneHot()] if method == ONE_HOT else encoders) for seed in seeds]
 
 

@@ -43,3 +43,14 @@ def test_an_interrupted_cnn_goes_on_as_if_nothing_had_happened(tmp_path, monkeyp
     np.testing.assert_array_equal(resumed.predict(rows.sequence.tolist()), whole.predict(rows.sequence.tolist()))
     pd.testing.assert_frame_equal(resumed.history, whole.history)
     shutil.rmtree(tmp_path / "cut")
+
+
+def test_a_cnn_whose_validation_score_is_never_defined_keeps_its_last_weights(tmp_path):
+    rows = pd.DataFrame({"sequence": ["ACDE", "AADE", "CCDE", "ACCC"], "target": [1.0, 2.0, 3.0, 2.0]})
+    fitted = fit_cnn(rows, rows[:1], tmp_path, epochs=5, patience=2, channels=8, features=8, device="cpu")   # one row has no rank
+    assert fitted.history.valid_score.isna().all() and np.isfinite(fitted.predict(rows.sequence.tolist())).all()
+
+
+def test_ridge_says_what_it_crops():
+    rows = pd.DataFrame({"sequence": ["ACDE", "AADE"], "target": [1.0, 2.0]})
+    with pytest.warns(UserWarning, match="1 of 2 sequences are longer than the 4 residues"): fit_ridge(rows).predict(["ACDEF", "ACDE"])

@@ -14,7 +14,7 @@ import torch
 from carp_nb import finetune as module
 from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.esm import ESM, TABLE_S2
-from carp_nb.finetune import METHODS, EpochBatches, FinetuneConfig, FineTuned, finetune, run_task, untrained
+from carp_nb.finetune import METHODS, EpochBatches, FinetuneConfig, FineTuned, evaluate_predictions, finetune, read_assay, run_task, untrained
 from carp_nb.heads import PooledHead
 from carp_nb.training import processes
 
@@ -263,3 +263,14 @@ def test_rows_left_out_are_counted_and_said(tmp_path):
 def test_one_class_is_refused(tmp_path):
     labelled().assign(target="a").to_csv(path := tmp_path / "mine.csv", index=False)
     with pytest.raises(ValueError, match="all training targets are a; there is nothing to learn from one class"): module.check_task(module.read_assay(path, kind="classification"), "classification")
+
+
+def test_an_unseen_class_has_no_auroc():
+    with pytest.warns(UserWarning, match="1 of 3 targets are of a class"): found = evaluate_predictions(["a", "b", "c"], np.array([0.1, 0.9, 0.4]), "classification", 10, classes=["a", "b"])
+    assert found.metric.tolist() == ["accuracy"] and found.value[0] == pytest.approx(2 / 3)
+
+
+def test_a_wild_type_without_a_measurement_is_no_cut(tmp_path):
+    pd.DataFrame({"sequence": ["AC", "AD", "AE", "AF"], "target": [1.0, 2.0, 3.0, 4.0]}).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match="the wild type was not measured"): read_assay(tmp_path / "a.csv", how="low-vs-high", wild_type="AA")
+    assert (read_assay(tmp_path / "a.csv", how="low-vs-high").split == "test").tolist() == [False, False, True, True]

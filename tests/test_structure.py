@@ -34,7 +34,8 @@ def test_ubiquitin():
 @here
 def test_a_file_with_several_chains_asks_which():   # 3hsy has a third one, of sugars
     with pytest.raises(ValueError, match=r"holds 2 chains; choose one of A, B\."): read_chain(DEPOSITED / "3hsy.pdb")
-    assert np.isfinite(read_chain(DEPOSITED / "3hsy.pdb", "A").ca).all()
+    chain = read_chain(DEPOSITED / "3hsy.pdb", "A")
+    assert (len(chain), chain.resolved.sum()) == (376, 354)   # SEQRES; the loops without coordinates count nowhere
 
 
 def test_contact_head_in_bfloat16():
@@ -154,3 +155,16 @@ def test_smoke_on_what_ships(tmp_path):
 def test_a_wrong_task_is_one_sentence(tmp_path):
     status, shown = papermill(tmp_path, task="folds")
     assert status != 0 and "task has 'folds'; use secondary_structure, remote_homology, contacts." in shown, shown
+
+
+def test_training_sequences_in_the_test_of_the_other_set_are_dropped(monkeypatch):
+    def labelled(rows):
+        table = pd.DataFrame(rows, columns=["sequence", "target", "split"]).assign(id="x")
+        table.attrs = {"kind": "classification", "sha256": {"a": "0"}, "dropped": {}}
+        return table
+    sets = {"a": labelled([("ACD", "1", "train"), ("AAA", "2", "train"), ("CCC", "1", "valid"), ("DDD", "2", "valid"), ("EEE", "1", "test")]),
+            "b": labelled([("ACD", "1", "test"), ("CCC", "1", "test"), ("FFF", "2", "train")])}
+    monkeypatch.setattr("carp_nb.structure.load_dataset", sets.get)
+    task = load_structure_task("remote_homology", "a+b")
+    assert task[["sequence", "split"]].to_numpy().tolist() == [["AAA", "train"], ["DDD", "valid"], ["ACD", "test"], ["CCC", "test"]]
+    assert sum(task.attrs["dropped"].values()) == 2 and task.attrs["available"] == {"train": 1, "valid": 1, "test": 2}

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from carp_nb.results import _notebook_parameters
-from carp_nb.workflow import read_plan
+from carp_nb.report import _PARTS
+from carp_nb.workflow import estimate, measured_rates, read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
@@ -83,6 +84,26 @@ def test_dry_run_plans_every_run(words):
     done = snakemake("-n", "--forceall", *words)
     assert done.returncode == 0, done.stdout
     assert {f"{words[0]}_{run.name}" for run in read_plan(words[0])} <= planned(done.stdout).keys()
+
+
+def test_one_gpu_gets_one_process():
+    done = snakemake("-n", "--forceall", "paper", "--profile", "profiles/gpu")
+    assert set(re.findall(r"-p processes (\d+)", done.stdout)) == {"1"} and set(re.findall(r"gpu=(\d+)", done.stdout)) == {"0", "1"}
+
+
+def test_a_run_may_take_as_long_as_it_is_expected_to():
+    attempts = 1 + int(re.search(r"retries: (\d+)", (ROOT / "profiles/slurm/config.yaml").read_text())[1])
+    runs = read_plan("paper")
+    costs = estimate(runs, measured_rates(ROOT / "data"))       # nothing measured: the assumed rates
+    late = {r.name: costs["GPU hours"][r.name] / r.gpus for r in runs if r.gpus and costs["GPU hours"][r.name] / r.gpus > r.minutes / 60 * attempts}
+    assert not late
+
+
+def test_the_report_names_the_commands_of_the_plan():
+    planned = {run.notebook: run.parameters for run in read_plan("paper")}
+    for part in _PARTS.itertuples():
+        for name, value in re.findall(r"-p (\w+) (\S+)", part.options):
+            if part.section in ("checkpoints", "scaling") and name != "device": assert str(planned[part.section][name]) == value
 
 
 def test_killed_and_started_again_runs_only_what_is_missing(small):
