@@ -52,7 +52,8 @@ def limits(line: Line, ratio: float, job: Ways, medians: pd.Series, dtype: str) 
     if line.floor is None or verdict(line, ratio) == "aim": return ""
     rates = {t: 1 / medians[f"products {t}"] for t in ("float32", "bfloat16")}   # operations per second
     least = job.operations / rates[dtype]
-    said = f"matrix products alone, at {rates[dtype] / 1e9:.0f} GFLOP/s ({dtype}, one thread), take {least / medians['ours']:.0%} of our time; with nothing else it would be {medians['peer'] / least:.1f} times"
+    share = least / medians["ours"]
+    said = f"matrix products alone, at {rates[dtype] / 1e9:.0f} GFLOP/s ({dtype}, one thread), take {f'{share:.0%}' if share < 1 else 'all'} of our time; with nothing else it would be {medians['peer'] / least:.1f} times"
     slow = f"; this processor has no fast bf16 products (fp32: {rates['float32'] / 1e9:.0f} GFLOP/s)"
     return said + (slow if dtype == "bfloat16" and rates["bfloat16"] < 2 * rates["float32"] else "")
 

@@ -181,7 +181,7 @@ def mixed_lengths() -> Ways:
     found = real_sequences()
     model, peer = ours("carp_38m", CYCLE), huggingface(768, 2, 12, 3392, 1024)
     lengths = np.array([len(s) for s in found])
-    batches = [PROTEIN.batch([found[i] for i in chosen])[0] for chosen in bucketed_batches(lengths, 4096, np.random.default_rng(0))]
+    batches = [PROTEIN.batch([found[i] for i in chosen])[0] for chosen in bucketed_batches(lengths, 2048, np.random.default_rng(0))]
     fast = as_dtype(model, "bfloat16")
 
     def padded(size: int):

@@ -218,7 +218,8 @@ def embed(
     model: Model = "carp_600k_sprot50",
     per: Annotated[str, Option(help="sequence (mean over residues) or residue")] = "sequence",
     layer: Annotated[int, Option(help="0 = embedding, -1 = last")] = -1,
-    dtype: Dtype = "float32", device: Device = "auto", batch_tokens: BatchTokens = 16384,
+    dtype: Dtype = "float32", device: Device = "auto",
+    batch_tokens: Annotated[int | None, Option(help="residues per forward pass", show_default="16384, on a CPU 2048")] = None,
 ) -> None:
     "Write representations of sequences; one that was stopped goes on where it was."
     made = embed_sequences(load_model(model, device), fasta, output, per, layer, dtype, batch_tokens)
