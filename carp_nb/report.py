@@ -194,7 +194,7 @@ def agreement_table(
         for c in table[table.here.notna() & table.paper.notna()].itertuples():
             half = 0.005   # the paper prints two decimals
             inside = c.d_lo - half <= 0 <= c.d_hi + half
-            why = "; ".join(["part of the data or fewer seeds"] * bool(c.partial) + [f"{c.model} instead of {c.paper_model}"] * (c.method != "baseline"))
+            why = "; ".join(["part of the data or fewer seeds"] * bool(c.partial) + ["fitted without the validation rows"] * (c.model == "ridge") + [f"{c.model} instead of {c.paper_model}"] * (c.method != "baseline"))
             lines.append({"table": title, "method": c.method, "paper's model": c.paper_model, "model here": c.model, "task": c.task, "paper": c.paper, "here": c.here,
                           "difference": c.difference, "95 % interval": f"{c.d_lo:+.2f} to {c.d_hi:+.2f}", "agrees": "yes" if inside else "no", "what differs": why or ("nothing" if inside else "nothing that is known")})
     return pd.DataFrame(lines)

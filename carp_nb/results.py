@@ -32,7 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.colors import PowerNorm, TwoSlopeNorm, to_rgb
+from matplotlib.colors import PowerNorm, TwoSlopeNorm, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -252,6 +252,13 @@ Run.save = _save
 def model_colour(name: str) -> str:
     "The colour of a model: CARP blue, ESM orange, everything else grey."
     return "#1f6fb4" if "carp" in name.lower() else "#e07b00" if "esm" in name.lower() else "#7f7f7f"
+
+
+def _shades(names: Sequence[str]) -> dict[str, str]:
+    "Colours for models drawn together: of one family each is paler than the one before."
+    families = [model_colour(name) for name in dict.fromkeys(names)]
+    pale = [min(0.6, 0.3 * families[:i].count(family)) for i, family in enumerate(families)]
+    return {name: to_hex([part + (1 - part) * p for part in to_rgb(family)]) for name, family, p in zip(dict.fromkeys(names), families, pale)}
 
 
 def _intervals(axes, x: pd.Series, lo: pd.Series, hi: pd.Series, colour: str) -> None:
@@ -506,10 +513,7 @@ def loss_by_length_figure(
 ) -> Figure:
     "Held-out loss against sequence length (Figure 1e)."
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    families = [model_colour(name) for name in curves]
-    for i, (name, curve) in enumerate(curves.items()):
-        pale = min(0.6, 0.45 * families[:i].count(families[i]))   # of one family each is paler than the one before
-        colour = [part + (1 - part) * pale for part in to_rgb(families[i])]
+    for i, ((name, curve), colour) in enumerate(zip(curves.items(), _shades(curves).values())):
         axes.plot(curve.length, curve.loss, color=colour, ls=["-", "--", ":"][i % 3], lw=1.4, label=f"{name}, running mean over {window} sequences")
         p = points[name]
         axes.errorbar(p.length * 1.03 ** i, p.loss, np.maximum([p.loss - p.lo, p.hi - p.loss], 0), fmt="os^Dv"[i % 5], ms=4, color=colour, capsize=2, lw=1)   # side by side
@@ -813,24 +817,37 @@ def _clean(figure: Figure, axes) -> Figure:
 def against_paper_figure(
     compared: dict[str, pd.DataFrame],  # title of a table -> as `against_paper` gives it
 ) -> Figure:
-    "Ours against the paper's; hollow: partial. Bars: our 95 % interval, the paper's standard deviation."
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    "Ours against the paper's, a panel for each table that has both; hollow: partial. Bars: our 95 % interval, the paper's standard deviation."
     both = pd.concat([t.assign(table=name) for name, t in compared.items()]).dropna(subset=["here", "paper"])
-    for (name, model, method), points in both.groupby(["table", "model", "method"], sort=False):
-        colour, x, y = model_colour(model), points.paper.astype(float), points.here.astype(float)
+    tables = list(dict.fromkeys(both.table)) or list(compared)[:1]
+    figure, panels = plt.subplots(len(tables), 1, figsize=(6.6, 3.9 * len(tables)), squeeze=False, layout="constrained")
+    for name, axes in zip(tables, panels[:, 0]): _against(axes, name, both[both.table == name])
+    plt.close(figure)
+    return figure
+
+
+def _against(axes, name: str, both: pd.DataFrame) -> None:
+    "One panel of `against_paper_figure`; a label that would cover another is left out."
+    shades = _shades(both.model)
+    for (model, method), points in both.groupby(["model", "method"], sort=False):
+        colour, x, y = shades[model] if model not in ("ridge", "ridge, train + valid", "cnn") else model_colour(model), points.paper.astype(float), points.here.astype(float)
         sd = points.paper_sd.astype(float)
         axes.hlines(y, x - sd, x + sd, color=colour, alpha=0.4, lw=1)
         _intervals(axes, x, points.lo, points.hi, colour)
         axes.scatter(x, y, s=36, marker="X" if "valid" in model else "P" if model == "cnn" else _MARKS.get(method, "o"), facecolor=np.where(points.partial.astype(bool), "white", colour), edgecolor=colour, zorder=3,
-                     label=f"{name}: {model}" + ("" if method == "baseline" else f" {method}"))
-    for (name, task, paper), points in both.groupby(["table", "task", "paper"], sort=False):   # one label for all that stand above one published number
+                     label=model + ("" if method == "baseline" else f" {method}"))
+    placed = []
+    for (task, paper), points in both.groupby(["task", "paper"], sort=False):   # one label for all that stand above one published number
         above = (points.here > points.paper).all()
+        at = np.array([paper - 0.1 * above, points.here.max() + 0.04 if above else points.here.min() - 0.04])
+        if any(abs(at - other)[0] < 0.18 and abs(at - other)[1] < 0.055 for other in placed): continue
+        placed.append(at)
         axes.annotate(task, (paper, points.here.max() if above else points.here.min()), xytext=(-5, 4) if above else (5, -9), ha="right" if above else "left",
                       textcoords="offset points", fontsize=7, color=model_colour(points.model.iloc[0]))
     axes.axline((0, 0), slope=1, color="0.7", lw=0.8, zorder=0)
-    axes.set_xlim(-0.1, 1); axes.set_ylim(-0.3, 1)
-    axes.set_xlabel("as published (models and data: see the table)"); axes.set_ylabel("here (hollow: part of the data\nor fewer than three seeds)")
-    return _clean(figure, axes)
+    axes.set_xlim(-0.1, 1); axes.set_ylim(-0.3, 1); axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(f"{name} as published (models and data: see the table)"); axes.set_ylabel("here (hollow: part of the data\nor fewer than three seeds)")
+    if len(both): axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 # %% ../nbs/18_results.ipynb #351754ed
 def training_size_figure(
@@ -840,8 +857,9 @@ def training_size_figure(
     "Test score against the number of training rows, one mark per set and split; hollow: partial."
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     lines = summarised(rows, metrics).dropna(subset="train_rows")
+    shades = _shades(lines.model)
     for (model, method), points in lines.groupby(["model", "method"], sort=False):
-        colour = model_colour(model)
+        colour = model_colour(model) if model in ("ridge", "cnn") else shades[model]
         _intervals(axes, points.train_rows, points.lo, points.hi, colour)
         axes.scatter(points.train_rows, points.here, s=36, marker=_MARKS.get(method, "X" if method == "train + valid" else "P" if model == "cnn" else "D"), facecolor=np.where(points.partial, "white", colour), edgecolor=colour, zorder=3, label=f"{model} {method}")
     for (name, split, _), points in lines.groupby(["set", "split", "partial"], sort=False):
@@ -924,9 +942,9 @@ def _loss_axis(axes) -> None:
     axes.invert_xaxis(); axes.set_xlabel("held-out pretraining loss (nats)\ntraining runs to the right", fontsize=8); axes.spines[["top", "right"]].set_visible(False)
 
 
-def _along(axes, g: pd.DataFrame, i: int, label: str | None, thin: bool = False) -> None:
+def _along(axes, g: pd.DataFrame, i: int, colour: str, label: str | None, thin: bool = False) -> None:
     "One curve of a run, with the intervals that it has; hollow where it stands for part of the data."
-    g, colour = g.sort_values("step"), model_colour(g.run.iloc[0])
+    g = g.sort_values("step")
     style = dict(color=colour, ls=["-", "--", ":", "-."][i % 4])
     if thin: axes.plot(g.loss, g.value, lw=0.7, alpha=0.3, **style); return
     if "lo" in g: _intervals(axes, g.loss, g.lo, g.hi, colour)
@@ -938,14 +956,14 @@ def downstream_figure(
 ) -> Figure:
     "Downstream score against pretraining loss, one panel per task (Figures 3 and S2)."
     points = points[points.kind == "downstream"]
-    tasks, runs = list(dict.fromkeys(points.task)), list(dict.fromkeys(points.run))
+    tasks, runs, shades = list(dict.fromkeys(points.task)), list(dict.fromkeys(points.run)), _shades(points.run)
     columns = max(1, min(3, len(tasks)))
     figure, panels = plt.subplots(max(1, -(-len(tasks) // columns)), columns, figsize=(3.6 * columns, 3.2 * max(1, -(-len(tasks) // columns))), squeeze=False, layout="constrained")
     for axes in panels.flat[len(tasks):]: axes.axis("off")
     for task, axes in zip(tasks, panels.flat):
         for i, name in enumerate(runs):
             own = points[(points.task == task) & (points.run == name)]
-            for method, g in own.dropna(subset="loss").groupby("method"): _along(axes, g, i, f"{name} {method}")
+            for method, g in own.dropna(subset="loss").groupby("method"): _along(axes, g, i, shades[name], f"{name} {method}")
             for r in own[own.loss.isna()].itertuples(): axes.axhline(r.value, color="0.5", ls="--", lw=1, label=f"{name} {r.method}, never pretrained")
         metric, n = points[points.task == task].metric.iloc[0], int(points[points.task == task].n.max())
         axes.set_title(task, fontsize=8); axes.tick_params(labelsize=8)
@@ -961,15 +979,15 @@ def zero_shot_along_figure(
     "Mean zero-shot correlation against pretraining loss with every scan behind it, and the scan that `falls_furthest` in the last run (Figure 4)."
     points = points[points.kind == "zero-shot"].dropna(subset="loss")
     figure, (mean, one) = plt.subplots(1, 2, figsize=(8.6, 3.8), layout="constrained")
-    runs, scans = list(dict.fromkeys(points.run)), points.task.nunique()
+    runs, scans, shades = list(dict.fromkeys(points.run)), points.task.nunique(), _shades(points.run)
     for i, name in enumerate(runs):
         own = points[points.run == name]
-        for _, g in own.groupby("task"): _along(mean, g, i, None, thin=True)
+        for _, g in own.groupby("task"): _along(mean, g, i, shades[name], None, thin=True)
         over = own.groupby(["run", "step", "loss"], as_index=False).agg(value=("value", "mean"), partial=("partial", "any"))
-        _along(mean, over, i, f"{name}, mean over {scans} scans")
+        _along(mean, over, i, shades[name], f"{name}, mean over {scans} scans")
     if runs:
         shown = falls_furthest(points[points.run == runs[-1]]).index[0]
-        for i, name in enumerate(runs): _along(one, points[(points.run == name) & (points.task == shown)], i, name)
+        for i, name in enumerate(runs): _along(one, points[(points.run == name) & (points.task == shown)], i, shades[name], name)
         one.set_title(f"{shown}: falls furthest from its best in {runs[-1]}", fontsize=8)
     for axes in (mean, one): axes.axhline(0, color="0.8", lw=0.8, zorder=0); axes.set_ylabel("Spearman correlation\n(expected direction)", fontsize=8); _loss_axis(axes)
     for axes in (mean, one) if runs else (): axes.legend(frameon=False, fontsize=7)
