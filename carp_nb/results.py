@@ -211,6 +211,7 @@ class Run:
             parameters |= {"budget": "smoke", "output_dir": tempfile.mkdtemp()}
         namespace.update(parameters)
         folder = Path(parameters["output_dir"] or project_root() / "outputs" / section / _folder_name(section, parameters))
+        if not parameters["output_dir"] and folder.is_relative_to(Path.cwd()): folder = folder.relative_to(Path.cwd())   # so that a kept notebook names no home folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (probe := folder / ".writable").touch(); probe.unlink()
