@@ -41,6 +41,9 @@ def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
     rows = [dict(section="flip", task="flip_gb1", split="low_vs_high", model="ridge", method="train", metric="spearman", value=0.3437, commit="aaaaaaa", **common)]
     rows += [dict(section="zero_shot", task=t, model=m, method="wild-type", metric="spearman", value=v, commit="bbbbbbb", **common)
              for t, v in [("abeta42", 0.21), ("tdp43", 0.11)] for m in ("carp_4k", "blosum62")]
+    rows += [dict(section="structure", task=t, split="test", model="carp_4k", method="pt-fr", metric=m, value=v, commit="bbbbbbb", **common)
+             for t, m, v in [("secondary_structure: netsurfp2_cb513", "q3", 0.6543), ("contacts: pdb_chains_25", "precision long L", 0.0876)]]
+    rows += [dict(section="scaling", task=f"{length} residues", model="carp_4k", metric=m, value=length, commit="bbbbbbb", **common) for length in (64, 128) for m in ("seconds (cpu)", "peak memory (bytes)")]
     losses, scores = [3.0, 2.8, 2.7], [0.1234, 0.2, 0.3]
     for step, (loss, score) in enumerate(zip(losses, scores), 1):
         rows += [dict(section="checkpoints", task="masked language modelling", split="held out", model=f"carp_4k@{step}", metric="loss", value=loss, commit="bbbbbbb", **common),
@@ -52,10 +55,12 @@ def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
     assert done.returncode == 0, done.stderr
     text = "\n".join(outputs_of(tmp_path / "report.ipynb"))
     assert "2 states of the code: aaaaaaa, bbbbbbb" in text
-    assert "0.344" in text and "papermill nbs/structure.ipynb" in text      # its cell of Table 3; Table 1 has none
+    assert "0.344" in text and "0.654" in text and "papermill nbs/structure.ipynb" in text      # cells of Tables 3 and 1; the others have none
+    assert "0.088" in text and "contacts: pdb_chains_25" in text and "Table 2: 0 of" in text     # a set that the paper does not have, under its own name
+    assert pd.read_csv(out / "table_1.csv").here.notna().sum() == 1
     table = pd.read_csv(out / "table_3.csv")
     assert table.here.notna().sum() == 1 and table.paper.notna().sum() == 40
-    assert {p.name for p in out.glob("*.svg")} == {"figure_2.svg", "figure_4_masked.svg", "figure_s1_masked.svg", "against_paper.svg"}
+    assert {p.name for p in out.glob("*.svg")} == {"figure_1f.svg", "figure_2.svg", "figure_4_masked.svg", "figure_s1_masked.svg", "against_paper.svg"}
     errata = pd.read_csv(out / "errata.csv")
     assert {"Table S1, CARP-24M", "Table S2, 86.5M", "Table 2, second na-fr line of CARP-640M"} <= set(errata["where"])
 
