@@ -863,10 +863,14 @@ def training_size_figure(
         colour = model_colour(model) if model in ("ridge", "cnn") else shades[model]
         _intervals(axes, points.train_rows, points.lo, points.hi, colour)
         axes.scatter(points.train_rows, points.here, s=36, marker=_MARKS.get(method, "X" if method == "train + valid" else "P" if model == "cnn" else "D"), facecolor=np.where(points.partial, "white", colour), edgecolor=colour, zorder=3, label=f"{model} {method}")
-    for (name, split, _), points in lines.groupby(["set", "split", "partial"], sort=False):
+    placed = []
+    for (name, split), points in lines.groupby(["set", "split"], sort=False):   # a label that would cover another is left out
         top = points.loc[points.here.idxmax()]
+        at = np.array([np.log10(top.train_rows) / 5, top.here])
+        if any(abs(at - other)[0] < 0.08 and abs(at - other)[1] < 0.07 for other in placed): continue
+        placed.append(at)
         axes.annotate(split.replace("_", " ") if split != "official" else name.removeprefix("tape_"), (top.train_rows, top.here), xytext=(0, 7), ha="center", textcoords="offset points", fontsize=7, color="0.35")
-    axes.set_xscale("log"); axes.margins(x=0.1); axes.tick_params(axis="x", which="minor", labelbottom=False); axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+    axes.set_xscale("log"); axes.margins(x=0.1); axes.set_ylim(-0.3, 1); axes.tick_params(axis="x", which="minor", labelbottom=False); axes.axhline(0, color="0.8", lw=0.8, zorder=0)
     axes.set_xlabel("rows fitted on"); axes.set_ylabel("Spearman or AUROC on the test rows\n(hollow: part of the data or fewer than three seeds)", fontsize=8)
     return _clean(figure, axes)
 
