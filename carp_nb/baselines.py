@@ -186,7 +186,7 @@ def fit_cnn(
     valid_rows: pd.DataFrame,  # watched, never trained on; may be empty
     folder: str | Path,        # of the run: checkpoints/ and metrics.parquet; an interrupted run goes on from there
     kind: str = "regression",  # or classification
-    epochs: int = 100, patience: int = 20, batch: int = 256, seed: int = 0,
+    epochs: int = 1000, patience: int = 20, batch: int = 256, seed: int = 0,
     channels: int = 1024, features: int = 2048,
     batch_tokens: int = 16384, # padded residues per forward pass; a larger batch is cut into parts, for the same update
     device: str = "auto", progress: bool = False,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNLABELLED', 'SPLIT_WAYS', 'METHODS', 'check_task', 'make_split', 'scan_sequences', 'read_sequences', 'read_assay',
-           'evaluate_predictions', 'prediction_columns', 'run_task', 'over_seeds', 'FinetuneConfig', 'touching',
+           'evaluate_predictions', 'prediction_columns', 'run_task', 'over_seeds', 'FinetuneConfig', 'touching', 'Maps',
            'Targets', 'TokenRows', 'RepresentedRows', 'CachedRows', 'SharedRepresentations', 'SharedRows', 'WholeModel',
            'head_outputs', 'FineTuned', 'OneHotConfig', 'OneHot', 'EpochBatches', 'EarlyStopping', 'untrained',
            'finetune']
@@ -48,10 +48,10 @@ UNLABELLED = "-"  # in a string of labels, a residue without one: unresolved, or
 
 
 def _check_labels(task: pd.DataFrame, kind: str) -> None:
-    "Raises ValueError for labels that are not one per residue: a letter, or the coordinates of an atom."
-    right = (lambda t, n: isinstance(t, str) and len(t) == n) if kind == "per_residue" else (lambda t, n: np.shape(t) == (n, 3))
+    "Raises ValueError for labels that are not one per residue: a letter, or the coordinates of an atom, or a row of a map of contacts."
+    right = (lambda t, n: isinstance(t, str) and len(t) == n) if kind == "per_residue" else (lambda t, n: np.shape(t) in ((n, 3), (n, n)))
     odd = [(i, len(s), len(t) if hasattr(t, "__len__") else 0) for i, (s, t) in enumerate(zip(task.sequence, task.target), 1) if not right(t, len(s))]
-    if odd: raise ValueError(f"{len(odd)} of {len(task)} rows do not have one label per residue, the first is row {odd[0][0]} with {odd[0][1]} residues and {odd[0][2]} labels; give a letter for each, or with contacts the coordinates of an atom.")
+    if odd: raise ValueError(f"{len(odd)} of {len(task)} rows do not have one label per residue, the first is row {odd[0][0]} with {odd[0][1]} residues and {odd[0][2]} labels; give a letter for each, or with contacts the coordinates of an atom or a map.")
 
 
 def check_task(
@@ -294,16 +294,30 @@ class FinetuneConfig:
 
 # %% ../nbs/15_finetune.ipynb #8a0f3a19
 def touching(
-    xyz: Tensor,          # [..., L, 3] Å, NaN where unresolved
-    below: float = 8.0,   # Å
-) -> Tensor:              # [..., L, L] in the dtype of xyz: 1 contact, 0 none, NaN where a residue is unresolved
-    distance = (xyz.unsqueeze(-2) - xyz.unsqueeze(-3)).norm(dim=-1)
-    return torch.where(distance.isnan(), distance, (distance < below).to(xyz.dtype))
+    label: Tensor,        # coordinates [..., L, 3] in Å, NaN where unresolved; or int8 [..., L, L]: 1 contact, 0 none, -1 unresolved
+    below: float = 8.0,   # Å, of coordinates
+) -> Tensor:              # [..., L, L]: 1 contact, 0 none, NaN where a residue is unresolved; float32, of coordinates in their dtype
+    if label.dtype == torch.int8: return label.float().masked_fill(label < 0, torch.nan)
+    distance = (label.unsqueeze(-2) - label.unsqueeze(-3)).norm(dim=-1)
+    return torch.where(distance.isnan(), distance, (distance < below).to(label.dtype))
 
 
-def _counted(xyz: Tensor) -> tuple[Tensor, BoolTensor]:  # contacts [..., L, L]; the pairs that a loss counts: resolved, 6 residues apart or more
-    truth, at = touching(xyz), torch.arange(xyz.shape[-2], device=xyz.device)
+def _counted(label: Tensor) -> tuple[Tensor, BoolTensor]:  # contacts [..., L, L]; the pairs that a loss counts: resolved, 6 residues apart or more
+    truth, at = touching(label), torch.arange(label.shape[-2], device=label.device)
     return truth, ~truth.isnan() & ((at[:, None] - at).abs() >= 6)
+
+
+def _square(maps: Sequence[Tensor]) -> Tensor:  # int8 [L, L] each -> [B, L, L]
+    longest = max(map(len, maps))
+    return torch.stack([F.pad(m, (0, longest - len(m)) * 2, value=-1) for m in maps])
+
+
+class Maps:
+    "Maps of contacts, each as large as its chain; rows in, padded batch out."
+
+    def __init__(self, maps: Sequence[Tensor]): self.maps = maps
+
+    def __getitem__(self, chosen: Tensor) -> Tensor: return _square([self.maps[i] for i in chosen.tolist()])   # int8 [B, L, L]
 
 # %% ../nbs/15_finetune.ipynb #aea8a698
 @dataclass(frozen=True)
@@ -327,10 +341,11 @@ class Targets:
     @property
     def pooled(self) -> bool: return self.kind in ("regression", "classification")   # one prediction per sequence
 
-    def encode(self, target: Sequence, longest: int | None = None) -> Tensor:  # [N]; int8 [N, L] with -1 for no label; coordinates [N, L, 3]
+    def encode(self, target: Sequence, longest: int | None = None) -> "Tensor | Maps":  # [N]; int8 [N, L] with -1 for no label; coordinates [N, L, 3], or maps
         if self.kind == "per_residue":
             number = {c: i for i, c in enumerate(self.classes)}
             return pad_sequence([torch.tensor([number.get(c, -1) for c in t[:longest]], dtype=torch.int8) for t in target], batch_first=True, padding_value=-1)
+        if self.kind == "contacts" and any(np.asarray(t).dtype == np.int8 for t in target): return Maps([touching(torch.from_numpy(t)).nan_to_num(-1).to(torch.int8)[:longest, :longest] for t in target])
         if self.kind == "contacts": return pad_sequence([torch.tensor(np.asarray(t, np.float32)[:longest]) for t in target], batch_first=True, padding_value=np.nan)
         if self.kind == "classification": return torch.tensor([self.classes.index(t) for t in target])
         return (torch.tensor(np.asarray(target, float)) - self.mean).div(self.std).float()
@@ -641,7 +656,8 @@ def _cropped(x: Tensor, mask: BoolTensor, target: Tensor, crop: int, rng: np.ran
     residues = mask.sum(1).tolist()
     windows = [slice(start := int(rng.integers(max(1, n - crop + 1))), min(n, start + crop)) for n in residues]
     x = pad_sequence([x[i][mask[i]][w] for i, w in enumerate(windows)], batch_first=True)
-    target = pad_sequence([target[i, w] for i, w in enumerate(windows)], batch_first=True, padding_value=np.nan)
+    if target.dtype == torch.int8: target = _square([target[i, w, w] for i, w in enumerate(windows)])
+    else: target = pad_sequence([target[i, w] for i, w in enumerate(windows)], batch_first=True, padding_value=np.nan)
     inside = torch.tensor([w.stop - w.start for w in windows], device=x.device)
     return x, torch.arange(x.shape[1], device=x.device) < inside[:, None], target
 

@@ -97,7 +97,7 @@ BUDGETS = {
     # rows: of train and of valid, test: of test, for all but ridge; epochs: at most, of all weights, of a frozen encoder's head, of the CNN
     "flip": {"smoke": {"rows": 32, "ridge_rows": 300, "test": 64, "epochs": 1, "epochs_frozen": 2, "epochs_cnn": 1, "seeds": 1, "n_boot": 50},
              "laptop": {"rows": 400, "ridge_rows": None, "test": 1000, "epochs": 10, "epochs_frozen": 100, "epochs_cnn": 5, "seeds": 1, "n_boot": 500},
-             "paper": {"rows": None, "ridge_rows": None, "test": None, "epochs": 500, "epochs_frozen": 500, "epochs_cnn": 100, "seeds": 3, "n_boot": 2000}},
+             "paper": {"rows": None, "ridge_rows": None, "test": None, "epochs": 500, "epochs_frozen": 500, "epochs_cnn": 1000, "seeds": 3, "n_boot": 2000}},
     "checkpoints": {"smoke": {"checkpoints": 4, "sequences": 20, "mutants": 200, "n_boot": 50, "tasks": "gb1_olson_sample:low-vs-high", "rows": 100, "test": 200, "epochs_frozen": 3},   # evenly along a run
                     "laptop": {"checkpoints": None, "sequences": 100, "mutants": 1000, "n_boot": 100, "tasks": "gb1_olson_sample:low-vs-high,tdp43:mutations", "rows": 400, "test": 1000, "epochs_frozen": 30},
                     "paper": {"checkpoints": None, "sequences": None, "mutants": None, "n_boot": 2000, "rows": None, "test": None, "epochs_frozen": 500,

@@ -146,9 +146,10 @@ RANGES = {"long": (24, None), "medium": (12, 24), "short": (6, 12)}  # separatio
 
 
 def contact_map(
-    chain: Chain, below: float = 8.0,  # Å between Cβ
-) -> np.ndarray:                       # float32 [L, L]: 1 contact, 0 none, NaN where a residue is unresolved
-    return touching(torch.from_numpy(chain.cb), below).numpy().astype(np.float32)
+    chain: Chain | np.ndarray,  # or the target of a contact task: coordinates of Cβ or a map
+    below: float = 8.0,         # Å between Cβ
+) -> np.ndarray:                # float32 [L, L]: 1 contact, 0 none, NaN where a residue is unresolved
+    return touching(torch.from_numpy(chain.cb if isinstance(chain, Chain) else chain), below).numpy().astype(np.float32)
 
 
 def contact_precision(
@@ -183,12 +184,20 @@ DEFAULT_SETS = {"secondary_structure": "pdb_chains_sample", "remote_homology": "
 THREE_STATES = str.maketrans("HGIEBTSPC-", "HHHEECCCCC")
 
 
+def _labelled_pairs(path: str, sequence: str) -> np.ndarray:  # [L, 3] coordinates of Cβ; of trRosetta's .npz int8 [L, L] as `touching` reads it
+    "The target of a chain. Raises ValueError for a file that does not hold it."
+    if not path.endswith(".npz"): return read_chain(path, sequence=sequence).cb.astype(np.float32)
+    with np.load(path) as data: distance = data["dist6d"] if "dist6d" in data else np.empty(0)   # Å between Cβ, 0 beyond 20
+    if distance.shape != (len(sequence),) * 2: raise ValueError(f"{path} has {len(sequence)} residues and distances of shape {distance.shape} under dist6d; it is not of trRosetta's set.")
+    near, resolved = distance > 0, (distance > 0).any(1)   # the neighbour along the chain is never 20 Å away
+    return np.where(resolved[:, None] & resolved, near & (distance < 8), -1).astype(np.int8)
+
+
 def _labels(table: pd.DataFrame, task: str) -> pd.Series:
     "The targets of a task out of a set. Raises ValueError for a set that does not have them."
     kind, name = table.attrs["kind"], task.replace("_", " ")
     if task == "contacts" and kind == "contacts":
-        if (distances := table.target.str.endswith(".npz")).any(): raise ValueError(f"{table.target[distances].iloc[0]} holds distances and no coordinates; give the chains as PDB or mmCIF files.")
-        return pd.Series([read_chain(path, sequence=sequence).cb.astype(np.float32) for path, sequence in zip(table.target, table.sequence)], table.index, dtype=object)
+        return pd.Series([_labelled_pairs(path, sequence) for path, sequence in zip(table.target, table.sequence)], table.index, dtype=object)
     if task == "secondary_structure" and "dssp8" in table:
         if odd := sorted(set("".join(table.dssp8)) - set(map(chr, THREE_STATES))): raise ValueError(f"DSSP has no state {', '.join(odd)}; its letters are {''.join(map(chr, THREE_STATES))}.")
         return table.dssp8.str.translate(THREE_STATES)
@@ -268,7 +277,7 @@ def _q3(target, predicted, classes: Sequence[str], n_boot: int, rng: np.random.G
 # %% ../nbs/17_structure.ipynb #7f34f865
 def _precisions(target, predicted, n_boot: int, rng: np.random.Generator) -> pd.DataFrame:
     padded = [np.pad(p, (0, len(t) - len(p))) for t, p in zip(target, predicted)]
-    maps = [contact_map(Chain("", "", t, t)) for t in target]
+    maps = [contact_map(t) for t in target]
     tables = [contact_precision(p, m) for p, m in zip(padded, maps)]
     draws, rows = rng.integers(0, len(tables), (n_boot, len(tables))), []
     for row in mean_precision(tables).itertuples():

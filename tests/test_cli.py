@@ -113,7 +113,7 @@ def test_pretrain_from_a_corpus(tmp_path, processes):
              "--tokens", "20000", "--batch-tokens", "4096", "--max-length", "256", "--device", "cpu", "--dtype", "float32"]
     if processes == 1: done = typed(*words)
     else:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "carp_nb.cli"]
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "carp_nb.cli"]
         done = subprocess.run([*launch, *map(str, words)], text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     assert done.stdout.count("held-out loss") == 1, done.stderr   # the first process speaks for all
     assert {"carp_4k.safetensors", "config.json", "metrics.parquet", "learning_curve.svg"} <= {p.name for p in (tmp_path / "run").iterdir()}

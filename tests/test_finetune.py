@@ -1,6 +1,5 @@
 """Fine-tuning as its users rely on it: repeatable, resumable, honest about the test set, and clear about bad input."""
 import os
-import random
 import subprocess
 import sys
 import warnings
@@ -179,7 +178,7 @@ def one_thread():
 
 def test_two_processes_fit_as_one(tmp_path, one_thread):
     (script := tmp_path / "script.py").write_text(IN_EACH.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(random.randint(20_000, 60_000)), str(script)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-3000:]
     sequences = labelled().sequence.tolist()

@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from biotite.structure.io.pdb import PDBFile
-from biotite.structure.io.pdbx import CIFFile, set_structure
+from biotite.structure.io.pdbx import CIFCategory, CIFFile, set_structure
 
 from carp_nb.finetune import FinetuneConfig, FineTuned, OneHot, check_task, finetune
 from carp_nb.heads import ContactHead
 from carp_nb.pretrained import load_model
-from carp_nb.structure import Chain, contact_map, contact_precision, evaluate_structure, load_structure_task, mean_precision, read_chain
+from carp_nb.structure import contact_map, contact_precision, evaluate_structure, load_structure_task, mean_precision, read_chain
+from carp_nb.tasks import read_contacts
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,6 +56,10 @@ def test_mmcif_gives_the_chain_that_pdb_gives(tmp_path):
     pdb, cif = read_chain(DEPOSITED / "1ubi.pdb"), read_chain(tmp_path / "1ubi.cif")
     assert pdb.sequence == cif.sequence
     np.testing.assert_allclose(pdb.cb, cif.cb, atol=1e-3)
+    file.block["entity_poly"] = CIFCategory({"entity_id": ["1", "2"], "pdbx_strand_id": ["B", "C,A"], "pdbx_seq_one_letter_code_can": ["GG", f"MA{pdb.sequence[:40]}\n{pdb.sequence[40:]}"]})
+    file.write(tmp_path / "1ubi.cif")
+    whole = read_chain(tmp_path / "1ubi.cif")   # two residues in front have no coordinates
+    assert whole.sequence == "MA" + pdb.sequence and not whole.resolved[:2].any() and whole.resolved[2:].all()
 
 
 def chains(n: int, longest: int) -> pd.DataFrame:
@@ -65,7 +70,7 @@ def chains(n: int, longest: int) -> pd.DataFrame:
 
 
 def long_range(maps: list, rows: pd.DataFrame) -> float:   # precision of the best L/5 pairs, over that of the true map
-    truth = [contact_map(Chain("", "", t, t)) for t in rows.target]
+    truth = [contact_map(t) for t in rows.target]
     own, best = (mean_precision([contact_precision(m, t) for m, t in zip(maps_, truth)]).set_index(["range", "top"]).value["long", "L/5"] for maps_ in (maps, [np.nan_to_num(t) for t in truth]))
     return own / best
 
@@ -168,3 +173,21 @@ def test_training_sequences_in_the_test_of_the_other_set_are_dropped(monkeypatch
     task = load_structure_task("remote_homology", "a+b")
     assert task[["sequence", "split"]].to_numpy().tolist() == [["AAA", "train"], ["DDD", "valid"], ["ACD", "test"], ["CCC", "test"]]
     assert sum(task.attrs["dropped"].values()) == 2 and task.attrs["available"] == {"train": 1, "valid": 1, "test": 2}
+
+
+def test_distances_of_trrosetta_train_as_the_coordinates_they_come_from(tmp_path, monkeypatch):
+    rows = chains(3, 80)
+    for name, sequence, xyz in zip(rows.id, rows.sequence, rows.target):
+        distance = np.nan_to_num(np.linalg.norm(xyz[:, None] - xyz, axis=-1))
+        np.savez(tmp_path / f"{name}.npz", msa=np.array([["ARNDCQEGHILKMFPSTWYV-".find(a) for a in sequence]], np.int8), dist6d=np.where(distance < 20, distance, 0))
+    table = read_contacts(tmp_path, "train").set_index("id").loc[rows.id].reset_index()
+    table.attrs = {"kind": "contacts", "sha256": {"a": "0"}, "available": {}}
+    monkeypatch.setattr("carp_nb.structure.load_dataset", lambda name: table)
+    maps = load_structure_task("contacts", "trrosetta").set_index("id").loc[rows.id].reset_index()
+    off = lambda m: m[~np.eye(len(m), dtype=bool)]
+    for known, found in zip(rows.target, maps.target): np.testing.assert_array_equal(off(contact_map(found)), off(contact_map(known)))
+    config = FinetuneConfig("pt-fr", "contacts", 1e-3, epochs=2, batch=2, channels=4, layers=2, crop=32)
+    one, other = (finetune(OneHot(), t, rows, config, tmp_path / name, "cpu", progress=False).predict(rows.sequence.tolist()) for name, t in (("xyz", rows), ("maps", maps)))
+    for a, b in zip(one, other): np.testing.assert_allclose(a, b, atol=1e-6)
+    np.savez(tmp_path / f"{rows.id[0]}.npz", msa=np.zeros((1, 4), np.int8), dist6d=np.zeros((5, 5)))
+    with pytest.raises(ValueError, match=r"distances of shape \(5, 5\)"): load_structure_task("contacts", "trrosetta")
