@@ -963,17 +963,17 @@ def downstream_figure(
     points = points[points.kind == "downstream"]
     tasks, runs, shades = list(dict.fromkeys(points.task)), list(dict.fromkeys(points.run)), _shades(points.run)
     columns = max(1, min(3, len(tasks)))
-    figure, panels = plt.subplots(max(1, -(-len(tasks) // columns)), columns, figsize=(3.6 * columns, 3.2 * max(1, -(-len(tasks) // columns))), squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(max(1, -(-len(tasks) // columns)), columns, figsize=(3.6 * columns, 3.5 * max(1, -(-len(tasks) // columns))), squeeze=False, layout="constrained")
     for axes in panels.flat[len(tasks):]: axes.axis("off")
     for task, axes in zip(tasks, panels.flat):
         for i, name in enumerate(runs):
             own = points[(points.task == task) & (points.run == name)]
             for method, g in own.dropna(subset="loss").groupby("method"): _along(axes, g, i, shades[name], f"{name} {method}")
-            for r in own[own.loss.isna()].itertuples(): axes.axhline(r.value, color="0.5", ls="--", lw=1, label=f"{name} {r.method}, never pretrained")
+            for r in own[own.loss.isna()].itertuples(): axes.axhline(r.value, color=shades[name], ls=(i, (1, 2)), lw=1.4, label=f"{name} {r.method}, never pretrained")
         metric, n = points[points.task == task].metric.iloc[0], int(points[points.task == task].n.max())
         axes.set_title(task, fontsize=8); axes.tick_params(labelsize=8)
         axes.set_ylabel({"spearman": f"Spearman correlation\n({n:,} test rows)", "accuracy": f"accuracy\n({n:,} test rows)", "q3": f"Q3, share of residues\nwith the right state ({n:,} test chains)"}[metric], fontsize=8)
-        _loss_axis(axes); axes.margins(y=0.25); axes.legend(frameon=False, fontsize=6, loc="upper left")
+        _loss_axis(axes); axes.margins(y=0.1); axes.legend(frameon=False, fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.24))
     plt.close(figure)
     return figure
 
