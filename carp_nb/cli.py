@@ -10,7 +10,9 @@ __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Set', 'inventory',
 import sys
 import warnings
 from collections.abc import Container, Iterator
+from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, NamedTuple
 
 import pandas as pd
@@ -19,7 +21,6 @@ import typer
 from typer import Argument, Option
 
 from . import datasets
-from .alphabet import PROTEIN
 from .batching import build_corpus, uniref50_records
 from .datasets import content_sha256, load_dataset, project_root, read_fasta
 from .embed import embed as embed_sequences
@@ -28,7 +29,7 @@ from .kernels import resolve_dtype
 from .pretrain import PretrainConfig, as_corpus, pretrain as train_model, read_records
 from .pretrained import ENSEMBLES, PUBLISHED, find_weights, list_models, load_model, model_key, own_weights, pick_device, shipped_weights
 from .results import describe_run, provenance
-from .scoring import rank_proteins, read_mutants
+from .scoring import rank_proteins, read_mutants, read_proteins
 from .training import NonFiniteLoss, processes, write_table
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 
@@ -116,6 +117,25 @@ def _size(n: float) -> str: return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1
 def _table(sets: list[Set]) -> pd.DataFrame:
     return pd.DataFrame([{**s._asdict(), "bytes": _size(s.bytes), "where": s.where or "–"} for s in sets]).rename(columns={"bytes": "size"})[["name", "kind", "size", "checksum", "where"]]
 
+# %% ../nbs/20_cli.ipynb #8ddff608
+def _known_names(names: list[str]) -> list[str]:
+    "Names as the registries write them. Raises ValueError for an unknown one."
+    everything, found = [*PUBLISHED, *(s.name for s in datasets.SOURCES)], []
+    known = {name.lower(): [name] for name in [*everything, *list_models().name]} | ENSEMBLES | {"all": everything}
+    for name in names:
+        key = name.lower() if name.lower() in known else model_key(name)
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            raise ValueError(f"no dataset or model is named {name!r}; " + (f"did you mean {near[0]!r}? " if near else "") + "`carp-nb verify` lists them all.")
+        found += known[key]
+    return list(dict.fromkeys(found))
+
+
+def _chosen(names: list[str]) -> list[Set]:
+    "The sets of these names, in this order; a model of several files is no file to check."
+    known, models = {s.name: s for s in inventory(names)}, list_models().set_index("name")
+    return [known.get(n) or Set(n, "model", "", int(1e6 * models.size_mb[n]), "not verified" if models.cached[n] else "missing") for n in names]
+
 # %% ../nbs/20_cli.ipynb #cd1743f2
 @app.command()
 def models() -> None:
@@ -124,32 +144,21 @@ def models() -> None:
 
 
 @app.command()
-def verify() -> None:
+def verify(
+    sets: Annotated[list[str] | None, Argument(metavar="[SET...]", help="datasets and models by name; left out: all")] = None,
+) -> None:
     "Say what is on this machine: where, how large, and whether its checksum is right."
-    sets = inventory()
-    _show(_table(sets))
-    print(", ".join(f"{sum(s.checksum == state for s in sets)} {state}" for state in _WORST))
-    if wrong := [s for s in sets if s.checksum == "WRONG"]:
-        raise ValueError(f"{len(wrong)} of {len(sets)} sets are damaged or another version, first {wrong[0].name} at {wrong[0].where}; delete it and fetch it again.")
+    found = _chosen(_known_names(sets)) if sets else inventory()
+    _show(_table(found))
+    print(", ".join(f"{sum(s.checksum == state for s in found)} {state}" for state in _WORST))
+    if wrong := [s for s in found if s.checksum == "WRONG"]:
+        raise ValueError(f"{len(wrong)} of {len(found)} sets are damaged or another version, first {wrong[0].name} at {wrong[0].where}; delete it and fetch it again.")
 
 # %% ../nbs/20_cli.ipynb #4c9c07e3
 def _remote_bytes(url: str) -> int:  # 0: not said
     "The size of a file at its source."
     try: return int(requests.head(url, allow_redirects=True, timeout=10).headers.get("Content-Length", 0)) if url else 0
     except (requests.RequestException, ValueError): return 0
-
-
-def _known_names(names: list[str]) -> list[str]:
-    "Names as the registries write them. Raises ValueError for an unknown one."
-    known = [*PUBLISHED, *(s.name for s in datasets.SOURCES)]
-    if names == ["all"]: return known
-    found, models = [], set(list_models().name)
-    for name in names:
-        key = model_key(name)
-        if key in ENSEMBLES: found += ENSEMBLES[key]
-        elif key in models: found.append(key)
-        else: found.append(datasets.find_source(name).name)
-    return list(dict.fromkeys(found))
 
 
 def _get(name: str) -> None:
@@ -164,10 +173,8 @@ def fetch(
     sets: Annotated[list[str], Argument(metavar="SET...", help="datasets and models by name, or: all")],
 ) -> None:
     "Fetch data and weights that are not here, and check them; a broken download goes on where it was."
-    names, urls = _known_names(sets), {s.name: s.url for s in datasets.SOURCES}
-    known = {s.name: s for s in inventory(names)}
-    chosen = [known.get(name, Set(name, "model", "", 0, "missing")) for name in names]
-    chosen = [s if s.bytes else s._replace(bytes=_remote_bytes(urls.get(s.name, ""))) for s in chosen]
+    urls = {s.name: s.url for s in datasets.SOURCES}
+    chosen = [s if s.bytes else s._replace(bytes=_remote_bytes(urls.get(s.name, ""))) for s in _chosen(_known_names(sets))]
     _show(_table(chosen))
     wanted, failed = [s for s in chosen if s.checksum in ("missing", "WRONG")], []
     print(f"{len(wanted)} of {len(chosen)} to fetch, {_size(sum(s.bytes for s in wanted)) if wanted else 'nothing'}", flush=True)
@@ -181,34 +188,41 @@ def fetch(
 Model = Annotated[str, Option(help="a name out of `carp-nb models`, or a .pt or .safetensors file")]
 Device = Annotated[str, Option(help="auto, cpu, cuda")]
 Dtype = Annotated[str, Option(help="float32 (exact), bfloat16, auto (bfloat16 where the hardware is fast at it)")]
-BatchTokens = Annotated[int, Option(help="residues per forward pass")]
+BatchTokens = Annotated[int, Option(min=1, help="residues per forward pass")]
 
 
-def _proteins(text: str) -> list[tuple[str, str]]:
-    "A FASTA file, or one sequence. Raises ValueError, FileNotFoundError."
-    if Path(text).is_file(): return list(read_fasta(text))
-    if any(mark in text for mark in "./\\"): raise FileNotFoundError(f"{text} is not a file; give a FASTA file or a sequence.")
-    return [("sequence", PROTEIN.decode(PROTEIN.encode(text, "sequence")))]
+def _must_be_writable(output: Path) -> None:
+    "Raises OSError before hours of work, not after."
+    if output.is_dir(): raise OSError(f"{output} is a folder; give the name of a file in it.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output.parent): pass
+    except OSError as error: raise OSError(f"{output} cannot be written: {error.strerror}; choose another place.") from error
 
 
 @app.command()
 def score(
-    protein: Annotated[str, Argument(help="a sequence, or a FASTA file with one or more")],
+    protein: Annotated[str, Argument(help="a sequence, a FASTA file with one or more, or the name of a scan, such as abeta42")],
     mutants: Annotated[str, Option(help="A24C,D30E:K31R, or a csv with a column mutant; left out: every single substitution")] = "",
     model: Model = "carp_600k_sprot50",
     output: Annotated[str, Option("--output", "-o", help="csv to write; left out: standard output")] = "",
-    offset: Annotated[int, Option(help="number of the first residue")] = 1,
+    offset: Annotated[int | None, Option(help="number of the first residue", show_default="1, of a scan its own")] = None,
     method: Annotated[str, Option(help="masked (equation 1), masked-each (ESM, ProteinGym), wild-type")] = "masked",
     dtype: Dtype = "float32", device: Device = "auto", batch_tokens: BatchTokens = 16384,
 ) -> None:
     "Score mutants, best first: protein, mutant, score in nats, percentile."
-    proteins, wanted = _proteins(protein), read_mutants(mutants) if mutants else None
+    if output: _must_be_writable(Path(output))
+    (records, scan), wanted = read_proteins(protein), read_mutants(mutants) if mutants else None
+    proteins = [(name or "sequence", residues) for name, residues in records]
+    first = offset if offset is not None else scan.offset if scan else 1
     scorer = load_model(model, device)
     scorer.batch_tokens = batch_tokens
-    ranked = rank_proteins([scorer], proteins, wanted, offset, method, dtype, progress=bool(output))
+    ranked = rank_proteins([scorer], proteins, wanted, first, method, dtype, progress=bool(output))
     table = pd.concat([t.assign(protein=name)[["protein", "mutant", "score", "percentile"]] for (name, _), t in ranked.items()])
     if output: write_table(table, Path(output)); print(f"{len(table):,} mutants by {scorer.name}: {output}")
     else: print(table.to_csv(index=False), end="")
+    if scan: _say(f"scored the protein of {scan.name}, whose first residue is number {first}.")
+    elif proteins[0][0] == "sequence": _say(f"scored as a sequence of {len(proteins[0][1]):,} residues.")
 
 # %% ../nbs/20_cli.ipynb #a94c1842
 @app.command()
@@ -219,7 +233,7 @@ def embed(
     per: Annotated[str, Option(help="sequence (mean over residues) or residue")] = "sequence",
     layer: Annotated[int, Option(help="0 = embedding, -1 = last")] = -1,
     dtype: Dtype = "float32", device: Device = "auto",
-    batch_tokens: Annotated[int | None, Option(help="residues per forward pass", show_default="16384, on a CPU 2048")] = None,
+    batch_tokens: Annotated[int | None, Option(min=1, help="residues per forward pass", show_default="16384, on a CPU 2048")] = None,
 ) -> None:
     "Write representations of sequences; one that was stopped goes on where it was."
     made = embed_sequences(load_model(model, device), fasta, output, per, layer, dtype, batch_tokens)
@@ -282,10 +296,12 @@ def plan(
     "Print jobs, GPU hours and disk of a plan, and where each number is from."
     runs = read_plan(which)
     costs = estimate(runs, measured_rates(outputs or project_root() / "outputs"), tflops, bandwidth, utilisation)
-    print(costs.round({"GPU hours": 2, "disk (GB)": 2}).to_string())
+    costs = costs.drop(columns="minutes asked for") if costs.GPUs.any() else costs[["minutes asked for", "disk (GB)"]]
+    print(costs.round({"GPU hours": 2, "disk (GB)": 3}).to_string())
+    time = f"{costs['GPU hours'].sum():,.0f} GPU hours" if "GPUs" in costs else f"no GPU, {costs['minutes asked for'].sum():,.0f} minutes asked for"
     size, unknown = fetched_bytes(runs)
-    print(f"{len(runs)} jobs, {costs['GPU hours'].sum():,.0f} GPU hours, {costs['disk (GB)'].sum() + size / 1e9:,.1f} GB of disk, of which {_size(size)} are downloaded"
-          + (f" (and {len(unknown)} sets of unknown size: {', '.join(unknown)})" if unknown else ""))
+    downloads = [_size(size)] * bool(size) + [f"{len(unknown)} sets of unknown size ({', '.join(unknown)})"] * bool(unknown)
+    print(f"{len(runs)} jobs, {time}, {costs['disk (GB)'].sum() + size / 1e9:,.2f} GB of disk, " + (f"of which {' and '.join(downloads)} are downloaded" if downloads else "nothing is downloaded"))
 
 # %% ../nbs/20_cli.ipynb #32566512
 #| eval: false

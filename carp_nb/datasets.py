@@ -51,6 +51,7 @@ def _unreadable(
 ) -> ValueError:
     "The one sentence for a string that is not a set of substitutions."
     what = ("an insertion, deletion or frameshift" if _INDEL.search(part) else
+            "a change to X, which is no amino acid (older tables write a stop codon so)" if re.search(r"\dX$", part) else
             "a stop codon" if _STOP.search(part) else "not a substitution")
     return ValueError(f"mutant {mutant!r}: {part or 'an empty piece'} is {what}; write substitutions as A24C, several as A24C:D30E.")
 
@@ -692,7 +693,7 @@ def find_source(
     "Look a dataset up. Raises ValueError with the nearest name."
     names = {s.name.lower(): s for s in SOURCES}
     if str(name).lower() in names: return names[str(name).lower()]
-    near = get_close_matches(str(name).lower(), names, n=1, cutoff=0.4)
+    near = get_close_matches(str(name).lower(), names, n=1)
     hint = f"did you mean {names[near[0]].name!r}? " if near else ""
     raise ValueError(f"there is no dataset {name!r}; {hint}list_datasets() shows them all.")
 

@@ -215,7 +215,7 @@ def embed(
     "Representations of many sequences, streamed to disk (section 4.3). Raises ValueError for what cannot be embedded, before it starts."
     path = Path(path)
     if per not in ("sequence", "residue"): raise ValueError(f"per is {per!r}; use sequence or residue.")
-    if path.suffix != ".safetensors": raise ValueError(f"{path.name}: embeddings are written as .safetensors; give the path that suffix.")
+    if path.suffix != ".safetensors": raise ValueError(f"{path}: embeddings are written as .safetensors; give a path that ends in it.")
     records = _records(sequences)
     _must_fit_model(model, records)
     working = as_dtype(model, dtype)

@@ -447,8 +447,10 @@ def mean_table(
     rows: pd.DataFrame,  # results rows
     scans: list[DMS],
 ) -> pd.DataFrame:       # one line per model and method, then what the paper states
-    "Mean Spearman over scans with an interval bootstrapped over scans, and on how many scans a model is ahead of BLOSUM62."
-    wide = rows[rows.metric == "spearman"].pivot_table(index="task", columns=["model", "method"], values="value", sort=False)
+    """Mean Spearman over scans with an interval bootstrapped over scans, and on how many scans a model is ahead of BLOSUM62.
+    Where some scans are among the paper's 41, over these alone."""
+    kept = [s.name for s in scans if s.benchmark] or [s.name for s in scans]
+    wide = rows[(rows.metric == "spearman") & rows.task.isin(kept)].pivot_table(index="task", columns=["model", "method"], values="value", sort=False)
     blosum = wide["blosum62"].iloc[:, 0]
     of_41 = len({s.benchmark for s in scans if s.benchmark})
     rng = np.random.default_rng(0)
@@ -686,10 +688,12 @@ _BUDGET_ORDER = {"smoke": 0, "laptop": 1, "paper": 2}
 
 def stated_table(
     name: str,              # as `published` takes it
-) -> pd.DataFrame:          # printed: the method as printed, where that is a misprint
+) -> pd.DataFrame:          # printed: the method as printed, where that is a misprint; step: the last printed digit
     "A table of the paper by method and model, percents as shares; a method that its note corrects stands under the right name, baselines under `baseline`."
     stated = published(name)
-    stated["value"] = stated.value.where(~stated.note.astype(str).str.contains("in percent"), stated.value / 100)
+    percent = stated.note.astype(str).str.contains("in percent")
+    stated["value"] = stated.value.where(~percent, stated.value / 100)
+    stated["step"] = np.where(percent, 0.001, 0.01)
     right = stated.note.str.extract(r"must be (\S+)", expand=False)
     return stated.assign(printed=stated.method.where(right.notna()), method=right.fillna(stated.method).fillna("baseline"))
 
@@ -734,7 +738,7 @@ def against_paper(
     stated: pd.DataFrame,            # as `stated_table` gives it
     columns: dict[tuple[str, str], str],  # (task, split) of a row -> `task` of the stated table
     metrics: Sequence[str] = ("spearman", "auroc"),
-) -> pd.DataFrame:                   # paper_model, method, printed, model (here; "" for none), task, paper, paper_sd, paper_seeds, then as `summarised`, difference, d_lo, d_hi
+) -> pd.DataFrame:                   # paper_model, method, printed, model (here; "" for none), task, paper, paper_sd, paper_seeds, paper_step, then as `summarised`, difference, d_lo, d_hi
     "Every cell of a table of the paper with what was computed here, one line per cell and model. The interval of a difference is that over our test rows and over the seeds of both."
     here = summarised(rows, metrics)
     here = here[np.array([key in columns for key in zip(here["set"], here.split)], bool)]
@@ -749,7 +753,7 @@ def against_paper(
     order = {key: i for i, key in enumerate(dict.fromkeys(zip(stated.method, stated.model)))}
     lines = lines.iloc[np.argsort([order.get(key, len(order)) for key in zip(lines.method, lines.paper_model)], kind="stable")]
     cells = lines.merge(pd.DataFrame({"task": list(columns.values())}), "cross")
-    paper = stated.rename(columns={"model": "paper_model", "value": "paper", "sd": "paper_sd", "seeds": "paper_seeds"})[["method", "paper_model", "task", "paper", "paper_sd", "paper_seeds"]]
+    paper = stated.rename(columns={"model": "paper_model", "value": "paper", "sd": "paper_sd", "seeds": "paper_seeds", "step": "paper_step"})[["method", "paper_model", "task", "paper", "paper_sd", "paper_seeds", "paper_step"]]
     cells = cells.merge(paper, "left", ["method", "paper_model", "task"]).merge(here, "left", ["method", "paper_model", "model", "task"])
     theirs, difference = _of_seeds(cells.paper_sd, cells.paper_seeds), cells.here - cells.paper
     return cells.assign(model=cells.model.fillna(""), difference=difference, d_lo=difference - np.hypot((cells.here - cells.lo).astype(float), theirs), d_hi=difference + np.hypot((cells.hi - cells.here).astype(float), theirs))
@@ -759,7 +763,7 @@ def _cell_texts(cell) -> tuple[str, str, str]:
     "here, paper and difference of one cell as html."
     spread = lambda sd: "" if pd.isna(sd) else f"\u00a0±\u00a0{sd:.2g}"
     signed = lambda x: f"{round(float(x), 2) + 0.0:+.2f}"   # no minus before a zero
-    paper = "–" if pd.isna(cell.paper) else f"{cell.paper:.2f}{spread(cell.paper_sd)}"
+    paper = "–" if pd.isna(cell.paper) else f"{cell.paper:.{3 if cell.paper_step < 0.01 else 2}f}{spread(cell.paper_sd)}"
     if pd.isna(cell.here): return "", paper, ""
     train = "" if pd.isna(cell.train_rows) else f"{cell.train_rows:,.0f}" + ("" if cell.train_rows == cell.train_all else f" of {cell.train_all:,.0f}") + " fitted,<br>"
     tested = f"{cell.n:,.0f}" + ("" if pd.isna(cell.test_all) or cell.n == cell.test_all else f" of {cell.test_all:,.0f}") + " tested"

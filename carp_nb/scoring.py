@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'method_name', 'score_mutants', 'mutation_scan', 'mutants_from_sequences', 'rank_mutants', 'rank_proteins',
-           'read_mutants', 'spearman_interval', 'top_recall', 'agreement', 'find_scans', 'score_scan']
+           'read_mutants', 'clean_sequence', 'read_proteins', 'spearman_interval', 'top_recall', 'agreement',
+           'find_scans', 'score_scan']
 
 # %% ../nbs/12_scoring.ipynb #f8bd774f
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .carp import CARP
-from .datasets import DMS, Mutation, format_mutant, list_datasets, load_dataset, parse_mutant
+from .datasets import DMS, SOURCES, Mutation, format_mutant, list_datasets, load_dataset, parse_mutant, read_fasta
 from .incremental import masked_log_probs
 from .kernels import as_dtype
 
@@ -193,7 +197,7 @@ def rank_mutants(
     wild_type: str,
     mutants: Iterable[str] | None = None,  # None: every single substitution
     offset: int = 1, method: str = "masked", dtype: str = "float32", progress: bool = False,
-) -> pd.DataFrame:             # mutant, score (nats), percentile (100 = best), best first
+) -> pd.DataFrame:             # mutant as `format_mutant` writes it, score (nats), percentile (100 = best), best first
     "Mutants from best to worst; the arguments are those of `score_mutants`."
     if mutants is None:
         scan = mutation_scan(model, wild_type, None, offset, method, dtype, progress).dropna()
@@ -203,7 +207,8 @@ def rank_mutants(
         table = table[[letters[n] != mt for n, mt in zip(table.position, table.mt)]][["mutant", "score"]]
     else:
         mutants = list(mutants)
-        table = pd.DataFrame({"mutant": mutants, "score": score_mutants(model, wild_type, mutants, offset, method, dtype, progress)})
+        scores = score_mutants(model, wild_type, mutants, offset, method, dtype, progress)
+        table = pd.DataFrame({"mutant": [format_mutant(parse_mutant(m)) for m in mutants], "score": scores})
     table["percentile"] = 100 * rankdata(table.score) / max(1, len(table))
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
@@ -230,7 +235,7 @@ def read_mutants(
 ) -> list[str]:
     "Mutants from a csv or a comma-separated string (sites of one mutant are joined by a colon). Raises ValueError for a missing column."
     looks_like_file = source.lower().endswith((".csv", ".csv.gz"))
-    if not looks_like_file and not Path(source).is_file(): mutants = [m.strip() for m in source.split(",") if m.strip()]
+    if not looks_like_file and not isfile(source): mutants = [m.strip() for m in source.split(",") if m.strip()]
     else: mutants = _mutant_column(source)
     if not mutants: raise ValueError(f"{source!r} holds no mutants; give at least one, or leave mutants empty for a full scan.")
     return mutants
@@ -243,6 +248,41 @@ def _mutant_column(path: str) -> list[str]:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error: raise ValueError(f"{path} cannot be read as a csv: {error}.") from error
     if "mutant" not in table: raise ValueError(f"{path}: there is no column 'mutant'; the columns are {', '.join(table.columns)}.")
     return table["mutant"].dropna().tolist()
+
+# %% ../nbs/12_scoring.ipynb #3f800a8d
+def clean_sequence(
+    text: str,  # residues, or one FASTA record; blanks, line ends and numbers are ignored
+) -> str:       # residues in capitals
+    "A pasted sequence. Raises ValueError for several records, an empty text, or a symbol that is not a residue letter."
+    lines = text.strip().splitlines()
+    if sum(line.startswith(">") for line in lines) > 1: raise ValueError("the text holds several FASTA records; paste one.")
+    residues = re.sub(r"[\s\d]", "", "".join(line for line in lines if not line.startswith(">"))).upper()
+    return PROTEIN.decode(PROTEIN.encode(residues, "sequence"))
+
+# %% ../nbs/12_scoring.ipynb #72453742
+_FASTA = re.compile(r"\.(fa|fasta|faa)(\.gz)?$", re.I)
+
+
+def _must_be_residues(word: str, scans: dict[str, str]) -> None:
+    "Raises ValueError for a word that is rather a name."
+    names = {_FASTA.sub("", p.name).lower(): p.name for p in Path().glob("*.*") if _FASTA.search(p.name)} | scans
+    near = [name for key, name in names.items() if key.split("_")[0] == word.lower()] or [names[key] for key in get_close_matches(word.lower(), names, 3, 0.75)]
+    if near or re.search(r"\d", word) or len(word) < 30 and re.search("[BJOUZ]", word.upper()):   # words have letters that peptides have not
+        raise ValueError(f"{word!r} looks like a name and no scan or file has it" + (f", did you mean {' or '.join(near)}" if near else "")
+                         + "; residues are given without numbers, or in a line after '>name'.")
+
+
+def read_proteins(
+    source: str,  # residues, one FASTA record, a FASTA file, or the name of a scan in any case
+) -> tuple[Iterator[tuple[str, str]], DMS | None]:  # (id, sequence) pairs, the id "" where none is given; the scan of that name
+    "Find out which proteins are meant. Raises ValueError for a name that is none, FileNotFoundError for a path that is none, else as the readers do."
+    text, scans = source.strip(), {s.name.lower(): s.name for s in SOURCES if s.kind == "dms"}
+    if name := scans.get(text.lower()): return iter([(name, (scan := load_dataset(name)).wild_type)]), scan
+    if isfile(text): return read_fasta(text), None
+    if re.fullmatch(r"[^>\n]{0,255}[./\\][^>\n]{0,255}", text): raise FileNotFoundError(f"{text} is not a file; give a FASTA file or a sequence, without gaps.")
+    if re.fullmatch(r"[^\s>]{1,50}", text): _must_be_residues(text, scans)
+    header = re.match(r">\s*(\S+)", text)
+    return iter([(header[1] if header else "", clean_sequence(text))]), None
 
 # %% ../nbs/12_scoring.ipynb #3ba7a60a
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:

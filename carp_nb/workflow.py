@@ -7,6 +7,7 @@ __all__ = ['PlannedRun', 'read_plan', 'measured_rates', 'estimate', 'fetched_byt
 
 # %% ../nbs/19a_workflow.ipynb #17c7f96d
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -113,8 +114,10 @@ def estimate(
     tflops: float = 989,          # peak of one GPU: an H100 in bfloat16 without sparsity, as its maker states it
     bandwidth: float = 3.35,      # TB/s of its memory, likewise
     utilisation: float = 0.25,    # share of either that is assumed where nothing was measured
-) -> pd.DataFrame:                # index: run; GPU hours, disk (GB), from
-    "What every run of a plan costs."
+) -> pd.DataFrame:                # index: run; GPUs, GPU hours, minutes asked for, disk (GB), from
+    "What every run of a plan costs. Raises ValueError for a peak or a share that cannot be."
+    for name, value, most in (("tflops", tflops, math.inf), ("bandwidth", bandwidth, math.inf), ("utilisation", utilisation, 1)):
+        if not 0 < value <= most: raise ValueError(f"{name} is {value:g}; it has to be above 0" + (" and at most 1." if most == 1 else "."))
     rows = []
     for run in runs:
         hours, sources = 0.0, []
@@ -122,7 +125,7 @@ def estimate(
             for size, residues in parts:
                 rate, source = _rate(size, work, rates, tflops, bandwidth, utilisation)
                 hours += residues / rate / 3600; sources.append(source)
-        rows.append({"run": run.name, "GPUs": run.gpus, "GPU hours": hours, "disk (GB)": _disk(run) / 1e9, "from": "; ".join(dict.fromkeys(sources)) or "no GPU"})
+        rows.append({"run": run.name, "GPUs": run.gpus, "GPU hours": hours, "minutes asked for": run.minutes, "disk (GB)": _disk(run) / 1e9, "from": "; ".join(dict.fromkeys(sources)) or "no GPU"})
     return pd.DataFrame(rows).set_index("run")
 
 

@@ -68,7 +68,41 @@ def test_errors_are_one_sentence(tmp_path):
     refused("fetch", "abeta", contains="did you mean 'abeta42'")
     refused("corpus", tmp_path, tmp_path / "made", contains="consensus.fasta is missing")
     refused("pretrain", tmp_path / "run", "--size", "carp_5k", contains="carp_4k")
+    refused("fetch", "all", "nonsense", contains="no dataset or model is named 'nonsense'; `carp-nb verify` lists them all")
     refused("plan", "papr", contains="there is no plan 'papr'")
+    refused("plan", "--utilisation", "-1", contains="utilisation is -1; it has to be above 0 and at most 1")
+
+
+def test_what_is_scored_is_said_and_a_name_is_no_sequence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vegfa.fasta").write_text(f">one\n{WILD_TYPE}\n")
+    refused("score", "proteins", "-o", "p.csv", contains="'proteins' looks like a name")
+    refused("score", "vegfa", contains="did you mean vegfa.fasta")
+    done = typed("score", WILD_TYPE * 30, "--mutants", "m1a")   # longer than the name of a file may be
+    assert done.exit_code == 0 and "sequence,M1A," in done.stdout and done.stderr == "scored as a sequence of 300 residues.\n"
+    done = typed("score", "TDP43", "--mutants", "G290N")
+    assert done.exit_code == 0 and "scored the protein of tdp43, whose first residue is number 1." in done.stderr
+
+
+def test_nothing_is_loaded_before_output_and_options_are_right(tmp_path, monkeypatch):
+    monkeypatch.setattr("carp_nb.cli.load_model", None)
+    refused("score", WILD_TYPE, "-o", tmp_path, contains="is a folder; give the name of a file in it")
+    (tmp_path / "file").touch()
+    refused("score", WILD_TYPE, "-o", tmp_path / "file" / "s.csv", contains="s.csv cannot be written")
+    done = typed("score", WILD_TYPE, "--batch-tokens", "0")
+    assert done.exit_code == 2 and "'--batch-tokens'" in done.stderr
+
+
+def test_plan_without_gpus_says_what_it_knows():
+    said = typed("plan", "smoke").stdout
+    assert "minutes asked for" in said and "GPU hours" not in said and said.endswith("nothing is downloaded\n")
+
+
+def test_verify_of_names_reads_nothing_else(monkeypatch):
+    read = []
+    monkeypatch.setattr("carp_nb.cli.content_sha256", lambda file: read.append(file.name) or "other")
+    refused("verify", "ABETA42", contains="1 of 1 sets are damaged or another version, first abeta42")
+    assert set(read) == {"abeta42.csv.gz", "wild_types.fasta"}
 
 
 def dataset_at(monkeypatch, url: str, sha256: str = SHA256) -> None:

@@ -38,7 +38,8 @@ def test_without_outputs_every_cell_is_empty(tmp_path):
 
 def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
     common = dict(seed=0, n=100, budget="laptop", device="cpu", dtype="float32", weights_sha="1", data_sha="x")
-    rows = [dict(section="flip", task="flip_gb1", split="low_vs_high", model="ridge", method="train", metric="spearman", value=0.3437, commit="aaaaaaa", **common)]
+    rows = [dict(section="flip", task=t, split=s, model="ridge", method="train", metric="spearman", value=v, commit="aaaaaaa", **common)
+            for t, s, v in [("flip_gb1", "low_vs_high", 0.3437), ("flip_aav_substitutions", "two_vs_many", 0.6954)]]
     rows += [dict(section="zero_shot", task=t, model=m, method="wild-type", metric="spearman", value=v, commit="bbbbbbb", **common)
              for t, v in [("abeta42", 0.21), ("tdp43", 0.11)] for m in ("carp_4k", "blosum62")]
     rows += [dict(section="structure", task=t, split="test", model="carp_4k", method="pt-fr", metric=m, value=v, commit="bbbbbbb", **common)
@@ -57,12 +58,16 @@ def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
     assert "2 states of the code: aaaaaaa, bbbbbbb" in text
     assert "0.344" in text and "0.654" in text and "papermill nbs/structure.ipynb" in text      # cells of Tables 3 and 1; the others have none
     assert "0.088" in text and "contacts: pdb_chains_25" in text and "Table 2: 0 of" in text     # a set that the paper does not have, under its own name
+    assert "flip_aav_substitutions" in text and "0.695" in text                                  # Table 2 has no such split
+    figures = pd.read_csv(out / "figures.csv")
+    assert {"2, Spearman on Cas9", "2, sets ahead of ESM-1b", "S1, lowest rank correlation"} <= set(figures.figure) and "not run: snakemake" in text
     assert pd.read_csv(out / "table_1.csv").here.notna().sum() == 1
     table = pd.read_csv(out / "table_3.csv")
     assert table.here.notna().sum() == 1 and table.paper.notna().sum() == 40
     assert {p.name for p in out.glob("*.svg")} == {"figure_1f.svg", "figure_2.svg", "figure_4_masked.svg", "figure_s1_masked.svg", "against_paper.svg"}
     errata = pd.read_csv(out / "errata.csv")
-    assert {"Table S1, CARP-24M", "Table S2, 86.5M", "Table 2, second na-fr line of CARP-640M"} <= set(errata["where"])
+    assert {"Table S1, CARP-24M", "Table S2, 86.5M", "Table 2, second na-fr line of CARP-640M", "Table 4, caption"} <= set(errata["where"])
+    assert set(errata.against) == {"the paper itself", "the authors' code", "the hardware"}
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,11 @@ from carp_nb.widget import Explorer, History, Mutant, MutationMap, read_state, w
 ROOT = Path(__file__).resolve().parent.parent
 WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
 POSITION = st.integers(-2, 60)
-STEP = st.one_of(st.tuples(st.just("toggle"), POSITION, st.sampled_from(AMINO_ACIDS)),
+STEP = st.one_of(st.tuples(st.just("toggle"), POSITION, st.sampled_from(AMINO_ACIDS + AMINO_ACIDS.lower())),
                  st.tuples(st.just("freeze"), st.lists(POSITION, max_size=3).map(lambda p: ",".join(map(str, p)))),
                  st.tuples(st.just("allow"), st.text(AMINO_ACIDS, min_size=1, max_size=6)),
-                 st.tuples(st.just("renumber"), st.integers(-10, 500)), st.tuples(st.just("reset")), st.tuples(st.just("undo")), st.tuples(st.just("redo")))
+                 st.tuples(st.just("renumber"), st.one_of(st.integers(-10, 500), st.sampled_from(["", "abc", "24", 2.7, 7.0]))),
+                 st.tuples(st.just("reset")), st.tuples(st.just("undo")), st.tuples(st.just("redo")))
 
 
 @settings(max_examples=60, deadline=None)
@@ -37,6 +38,7 @@ def test_any_actions_leave_a_mutant_that_can_be_written_and_undone(steps):
         assert now.frozen == before.frozen or now.mutations == before.mutations   # freezing mutates nothing
         if name == "toggle": assert not {i for i, _ in set(now.mutations) ^ set(before.mutations)} & now.frozen
         assert read_state(write_state(now))[0] == now
+        assert history.do("add", now.text) == now   # what is in can be added again, frozen or not
         assert score_mutants(Blosum62(), WILD_TYPE, [now.text], now.offset).shape == (1,)
     while history.past: history.undo()
     assert history.now == Mutant(WILD_TYPE)

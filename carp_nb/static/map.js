@@ -432,8 +432,8 @@ function render({ model, el }) {
   const onEnter = (input, act) => input.addEventListener("keydown", e => { if (e.key === "Enter") { complain(""); act(input.value); input.blur(); } if (e.key === "Escape") { input.blur(); words(); } });
   onEnter($.mutant, text => text.trim() ? say("set", text) : say("reset"));
   onEnter($.frozen, text => say("freeze", text));
-  onEnter($.offset, text => say("renumber", Number(text)));
-  $.offset.addEventListener("change", () => { if (now && Number($.offset.value) !== now.offset) say("renumber", Number($.offset.value)); });
+  onEnter($.offset, text => say("renumber", text));
+  $.offset.addEventListener("change", () => { if (now && $.offset.value !== String(now.offset)) say("renumber", $.offset.value); });
   const click = (name, act) => $[name].addEventListener("click", () => { complain(""); act(); });
   click("undo", () => say("undo")); click("redo", () => say("redo")); click("reset", () => say("reset"));
   click("givenwt", () => say("given", "wild type")); click("givenmut", () => say("given", "mutant"));
@@ -443,7 +443,7 @@ function render({ model, el }) {
   click("copy", () => { navigator.clipboard && navigator.clipboard.writeText(now.state); $.drawer.hidden = false; $.paste.value = now.state; $.paste.select(); });
   click("other", () => { $.drawer.hidden = !$.drawer.hidden; $.other.setAttribute("aria-expanded", !$.drawer.hidden); if (!$.drawer.hidden) $.paste.focus(); });
   const HEAD_OF_STATE = "carp-nb-mutant-";
-  click("openit", () => { const text = $.paste.value.trim(); say("open", text.startsWith(HEAD_OF_STATE) ? { state: text } : { sequence: text, offset: Number($.offset.value) || 1 }); });
+  click("openit", () => { const text = $.paste.value.trim(); say("open", text.startsWith(HEAD_OF_STATE) ? { state: text } : { sequence: text, offset: $.offset.value || 1 }); });
   $.protein.addEventListener("change", () => { complain(""); if ($.protein.value) say("open", { sequence: $.protein.value }); });
   $.model.addEventListener("change", () => { complain(""); say("open", { model: $.model.value }); });
   $.letters.append(...[...ORDER].map(a => element("button", { onclick: () => say("allow", now.allowed.includes(a) ? now.allowed.replace(a, "") : now.allowed + a) }, a)));
