@@ -172,7 +172,7 @@ def compared_tables(
     return {"Table 1": against_paper(structure, stated_table("table_1"), table_1_columns(structure), TABLE_1_METRICS)} | {
         f"Table {i}": against_paper(tuned, stated_table(f"table_{i}"), PAPER_COLUMNS[f"table_{i}"]) for i in (3, 2, 4)}
 
-
+# %% ../nbs/18a_report.ipynb #662b11a6
 def _plain(name: str) -> str: return re.sub(r"[-_]", "", name).lower()
 
 
@@ -301,7 +301,7 @@ def _zero_shot_beside(rows: pd.DataFrame) -> list[dict]:
         if not found: lines.append(_nothing_beside(f"2, {r.metric}", r.model, r.value, "zero_shot"))
     return lines
 
-
+# %% ../nbs/18a_report.ipynb #90428bc8
 def _loss_beside(losses: pd.DataFrame) -> list[dict]:
     "Figure 1d: the best loss of each family, and whether the loss falls with size where sizes were trained on equally many residues."
     lines = []
@@ -334,7 +334,7 @@ def _correlation_beside(correlations: pd.DataFrame) -> list[dict]:
                       "what agrees": "–", "what differs": "sizes, residues of training, scans and checkpoints"})
     return lines
 
-
+# %% ../nbs/18a_report.ipynb #f6a3b733
 def stated_beside(
     rows: pd.DataFrame,          # results rows
     losses: pd.DataFrame,        # of `loss_rows`
