@@ -951,13 +951,13 @@ def _loss_axis(axes) -> None:
     axes.invert_xaxis(); axes.set_xlabel("held-out pretraining loss (nats)\ntraining runs to the right", fontsize=8); axes.spines[["top", "right"]].set_visible(False)
 
 
-def _along(axes, g: pd.DataFrame, i: int, colour: str, label: str | None, thin: bool = False) -> None:
+def _along(axes, g: pd.DataFrame, i: int, colour: str, label: str | None, thin: bool = False, mark: str = "o") -> None:
     "One curve of a run, with the intervals that it has; hollow where it stands for part of the data."
     g = g.sort_values("step")
     style = dict(color=colour, ls=["-", "--", ":", "-."][i % 4])
     if thin: axes.plot(g.loss, g.value, lw=0.7, alpha=0.3, **style); return
     if "lo" in g: _intervals(axes, g.loss, g.lo, g.hi, colour)
-    axes.plot(g.loss, g.value, lw=1.6, marker="o", ms=4.5, mfc="white" if g.partial.any() else colour, mec=colour, label=label, zorder=3, **style)
+    axes.plot(g.loss, g.value, lw=1.6, marker=mark, ms=4.5, mfc="white" if g.partial.any() else colour, mec=colour, label=label, zorder=3, **style)
 
 
 def downstream_figure(
@@ -972,8 +972,8 @@ def downstream_figure(
     for task, axes in zip(tasks, panels.flat):
         for i, name in enumerate(runs):
             own = points[(points.task == task) & (points.run == name)]
-            for method, g in own.dropna(subset="loss").groupby("method"): _along(axes, g, i, shades[name], f"{name} {method}")
-            for r in own[own.loss.isna()].itertuples(): axes.axhline(r.value, color=shades[name], ls=(i, (1, 2)), lw=1.4, label=f"{name} {r.method}, never pretrained")
+            for method, g in own.dropna(subset="loss").groupby("method"): _along(axes, g, i, shades[name], f"{name} {method}", mark=_MARKS.get(method, "o"))
+            for r in own[own.loss.isna()].itertuples(): axes.axhline(r.value, color=shades[name], ls=(i, (1, 2) if r.method.endswith("fr") else (5, 1.5, 1, 1.5)), lw=1.4, label=f"{name} {r.method}, never pretrained")
         metric, n = points[points.task == task].metric.iloc[0], int(points[points.task == task].n.max())
         axes.set_title(task, fontsize=8); axes.tick_params(labelsize=8)
         axes.set_ylabel({"spearman": f"Spearman correlation\n({n:,} test rows)", "accuracy": f"accuracy\n({n:,} test rows)", "q3": f"Q3, share of residues\nwith the right state ({n:,} test chains)"}[metric], fontsize=8)
