@@ -33,9 +33,11 @@ def printed_interval(
     return float(digits) * scale - half, float(digits) * scale + half
 
 
-def _meta_parameters(family: type, config) -> int:
-    "Parameters of a shape, without making it."
-    with torch.device("meta"): return n_parameters(family(config))
+def _counted(printed, d_mlp: int | None = None) -> int:
+    "Parameters of the shape that a line of Table S1 or S2 prints, which is built without memory; `d_mlp` in place of the printed one."
+    with torch.device("meta"):
+        if hasattr(printed, "heads"): return n_parameters(ESM(ESMConfig(printed.d, printed.layers, printed.heads, d_mlp or printed.d_mlp)))
+        return n_parameters(CARP(CARPConfig(printed.d, printed.layers, slim=printed.d_mlp < printed.d)))
 
 # %% ../nbs/18a_report.ipynb #62f98feb
 def _within(count: float, text: str) -> bool: return printed_interval(text)[0] <= count <= printed_interval(text)[1]
@@ -43,8 +45,8 @@ def _within(count: float, text: str) -> bool: return printed_interval(text)[0] <
 
 def size_table() -> pd.DataFrame:  # table, model, printed, counted, agrees
     "Every parameter count of Tables S1 and S2 beside that of the printed shape, which is built and counted."
-    carp = [("S1", r.model, r.parameters, _meta_parameters(CARP, CARPConfig(r.d, r.layers, slim=r.d_mlp < r.d))) for r in published("table_s1").itertuples()]
-    esm = [("S2", f"ESM, {r.layers} layers, d {r.d}, d_MLP {r.d_mlp}", r.parameters, _meta_parameters(ESM, ESMConfig(r.d, r.layers, r.heads, r.d_mlp))) for r in published("table_s2").itertuples()]
+    carp = [("S1", r.model, r.parameters, _counted(r)) for r in published("table_s1").itertuples()]
+    esm = [("S2", f"ESM, {r.layers} layers, d {r.d}, d_MLP {r.d_mlp}", r.parameters, _counted(r)) for r in published("table_s2").itertuples()]
     return pd.DataFrame([{"table": t, "model": m, "printed": p, "counted": f"{n:,}", "agrees": "yes" if _within(n, p) else "no"} for t, m, p, n in carp + esm])
 
 
@@ -52,16 +54,16 @@ def _size_errata() -> list[dict]:
     "Printed parameter counts that the printed shape does not have."
     rows = []
     for r in published("table_s1").itertuples():
-        count = _meta_parameters(CARP, CARPConfig(r.d, r.layers, slim=r.d_mlp < r.d))
+        count = _counted(r)
         if not _within(count, r.parameters):
             rows.append({"where": f"Table S1, {r.model}", "printed": r.parameters, "computed": f"{count:,}",
                          "calculation": f"a CARP of {r.layers} layers, d {r.d}, d_MLP {r.d_mlp} is built and counted; printed / counted = {np.mean(printed_interval(r.parameters)) / count:.2f}"})
     for r in published("table_s2").itertuples():
-        count = lambda d_mlp: _meta_parameters(ESM, ESMConfig(r.d, r.layers, r.heads, d_mlp))
-        if _within(count(r.d_mlp), r.parameters): continue
-        fits = [k * r.d for k in range(1, 9) if _within(count(k * r.d), r.parameters)]
-        rows.append({"where": f"Table S2, {r.parameters}", "printed": f"{r.parameters} with d_MLP {r.d_mlp}", "computed": f"{count(r.d_mlp):,}",
-                     "calculation": f"a Transformer of {r.layers} layers, {r.heads} heads, d {r.d} is built and counted; of d_MLP = 1 to 8 times d only " + ", ".join(f"{d:,} gives {count(d):,}" for d in fits) + ", which is printed"})
+        count = _counted(r)
+        if _within(count, r.parameters): continue
+        fits = {k * r.d: n for k in range(1, 9) if _within(n := _counted(r, k * r.d), r.parameters)}
+        rows.append({"where": f"Table S2, {r.parameters}", "printed": f"{r.parameters} with d_MLP {r.d_mlp}", "computed": f"{count:,}",
+                     "calculation": f"a Transformer of {r.layers} layers, {r.heads} heads, d {r.d} is built and counted; of d_MLP = 1 to 8 times d only " + ", ".join(f"{d:,} gives {n:,}" for d, n in fits.items()) + ", which is printed"})
     return rows
 
 # %% ../nbs/18a_report.ipynb #e3253b0a
