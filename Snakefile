@@ -21,6 +21,10 @@ def parameters(plan, run):
     return given
 
 
+def words(given):
+    return " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in given.items())
+
+
 def inputs(plan, run):
     "The runs, sets and corpora that a run reads."
     runs = {r.name: r for r in PLANS[plan]}
@@ -67,7 +71,8 @@ for plan, runs in PLANS.items():
                 record=f"{run.folder(plan)}/run.json",
             params:
                 folder=run.folder(plan),
-                given=" ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in parameters(plan, run).items()),
+                given=words(parameters(plan, run)),
+                same=words({name: value for name, value in parameters(plan, run).items() if name not in ("processes", "accumulate")}),   # on other GPUs it is the same run
             log: f"outputs/{plan}/logs/{run.name}.txt"
             threads: run.cpus
             resources:
@@ -76,8 +81,8 @@ for plan, runs in PLANS.items():
                 gpu=min(run.gpus, GPUS),
             shell:
                 """
-                echo {params.given:q} | cmp -s - {params.folder}/.parameters || rm -rf {params.folder}
+                echo {params.same:q} | cmp -s - {params.folder}/.parameters || rm -rf {params.folder}
                 mkdir -p {params.folder}
-                echo {params.given:q} > {params.folder}/.parameters
+                echo {params.same:q} > {params.folder}/.parameters
                 OMP_NUM_THREADS={threads} papermill --no-progress-bar {input[0]} {output.notebook} {params.given} > {log} 2>&1
                 """

@@ -18,6 +18,7 @@ from typing import Annotated, NamedTuple
 import pandas as pd
 import requests
 import typer
+from torch import OutOfMemoryError
 from typer import Argument, Option
 
 from . import datasets
@@ -34,7 +35,7 @@ from .training import NonFiniteLoss, processes, write_table
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 
 # %% ../nbs/20_cli.ipynb #190f46a2
-_ERRORS = ValueError, OSError, KeyError, IndexError, TypeError, ImportError, MemoryError, NonFiniteLoss
+_ERRORS = ValueError, OSError, KeyError, IndexError, TypeError, ImportError, MemoryError, OutOfMemoryError, NonFiniteLoss
 
 
 def _say(text: str) -> None: print(text, file=sys.stderr)

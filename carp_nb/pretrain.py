@@ -103,11 +103,11 @@ def write_text(path: Path, text: str) -> None:
 
 # %% ../nbs/10_pretrain.ipynb #0e69b6a2
 def refuse_other_run(folder: Path, settings: dict) -> None:
-    "Raises ValueError for a folder that holds a run with other settings."
+    "Raises ValueError for a folder that holds a run with other settings. How its work is cut up may change: `accumulate` and `recompute` make the same updates."
     if not (path := folder / "config.json").exists(): return
     before = json.loads(path.read_text())["config"]
     for key, value in settings.items():
-        if key in before and before[key] != value:
+        if key in before and before[key] != value and key not in ("accumulate", "recompute"):
             raise ValueError(f"{folder} holds a run with {key}={before.get(key)!r}, not {value!r}; choose another folder, or delete that one.")
 
 # %% ../nbs/10_pretrain.ipynb #a965d0c2
@@ -177,7 +177,9 @@ def pretrain_here(
     folder: str | Path,       # run folder; the model is there afterwards
     device: str = "auto",
 ) -> None:
-    "`carp-nb pretrain` on several processes; across machines use `accelerate launch`, or on CPUs `torchrun`. Raises RuntimeError if it fails."
+    "`carp-nb pretrain` on several processes; across machines use `accelerate launch`, or on CPUs `torchrun`. Raises ValueError for more processes than GPUs, RuntimeError if it fails."
+    if pick_device(device).type == "cuda" and processes > torch.cuda.device_count():
+        raise ValueError(f"processes is {processes} and this machine has {torch.cuda.device_count()} GPUs; give at most that many.")
     options = {**asdict(config), "train": train, "valid": valid, "device": device}
     words = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in options.items() if value is not None and value is not False]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "carp_nb.cli"]

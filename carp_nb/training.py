@@ -12,8 +12,9 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -63,11 +64,12 @@ def _save_checkpoint(folder: Path, step: int, state: dict) -> None:
 
 
 def _load_checkpoint(folder: Path) -> dict | None:
-    "The newest readable checkpoint, or None where there is none."
+    "The newest readable checkpoint, or None where there is none. Raises what is not the file's fault: MemoryError, PermissionError."
     for path in sorted(folder.glob("*.pt"), reverse=True):
         try:
             return torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:  # truncated by a full disk, damaged ...: any failure means the same here
+        except Exception as error:  # truncated by a full disk, damaged ...
+            if isinstance(error, (MemoryError, PermissionError)) or "allocate memory" in str(error): raise
             os.replace(path, path.with_suffix(".damaged"))
             warnings.warn(f"checkpoint {path} cannot be read ({type(error).__name__}); falling back to the one before it, or to the start if there is none.")
     return None
@@ -103,7 +105,8 @@ def _n_rows(batch) -> int: return len(batch) if isinstance(batch, Tensor) else _
 # %% ../nbs/09_training.ipynb #9e0f4c53
 def processes() -> PartialState:
     "The processes of this run: one, unless a launcher started more."
-    return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available())
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=1))   # the others wait while the first one measures the held-out loss
 
 # %% ../nbs/09_training.ipynb #d51e4498
 def _gradients(model, batch, loss, config: TrainConfig, step: int, accelerator: Accelerator) -> tuple[float, int]:
@@ -114,15 +117,15 @@ def _gradients(model, batch, loss, config: TrainConfig, step: int, accelerator: 
     sums = torch.zeros(3, dtype=torch.float64, device=device)   # loss, terms, tokens
     for part in range(rank, parts, ranks):
         share = _rows(batch, part, parts) if parts > 1 else batch
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-            value, tokens, *terms = loss(model, share, generator)
-        terms = terms[0] if terms else _n_rows(share) if parts > 1 else 1
-        sums += torch.stack([value.detach().double() * terms, torch.tensor(terms, device=device), torch.tensor(tokens, device=device)])
-        failed = (~torch.isfinite(sums[0])).float()
-        if ranks > 1: failed = accelerator.reduce(failed, "sum")   # before the backward, which waits for all
-        if failed: break
-        last = part + ranks >= parts
-        with nullcontext() if last or ranks == 1 else accelerator.no_sync(model): accelerator.backward(value if parts == 1 else value * terms)
+        with nullcontext() if part + ranks >= parts or ranks == 1 else accelerator.no_sync(model):   # only the last part is summed over ranks
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+                value, tokens, *terms = loss(model, share, generator)
+            terms = terms[0] if terms else _n_rows(share) if parts > 1 else 1
+            sums += torch.stack([value.detach().double() * terms, torch.tensor(terms, device=device), torch.tensor(tokens, device=device)])
+            failed = (~torch.isfinite(sums[0])).float()
+            if ranks > 1: failed = accelerator.reduce(failed, "sum")   # before the backward, which waits for all
+            if failed: break
+            accelerator.backward(value if parts == 1 else value * terms)
     if ranks > 1: sums = accelerator.reduce(sums, "sum")
     if parts > 1:   # a distributed backward takes the mean over ranks
         for p in model.parameters():
@@ -152,17 +155,28 @@ class _Run:
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
         self.at = {"step": 0, "tokens": 0, "seconds": 0.0, "rows": [], "recent": []}
         with accelerator.main_process_first(): saved = _load_checkpoint(self.folder / "checkpoints")
+        if accelerator.num_processes > 1:
+            begins = accelerator.gather(torch.tensor([saved["at"]["step"] if saved else 0], device=accelerator.device)).tolist()
+            if len(set(begins)) > 1: raise RuntimeError(f"the processes would go on from updates {begins}; {self.folder} must be one folder that all of them see.")
         if saved:
             model.load_state_dict(saved["model"]); optimizer.load_state_dict(saved["optimizer"]); self.at = saved["at"]
             memory.clear(); memory.update(saved["memory"])
         # The gradient is scaled after backward, so the plain optimizer is stepped; the wrapped model is what a loss calls.
         self.optimizer = optimizer
         self.wrapped = accelerator.prepare_model(model, device_placement=False) if accelerator.num_processes > 1 else model
-        self._started, self._saved = time.monotonic() - self.at["seconds"], time.monotonic()
+        self._saved = self._since = time.monotonic()
+
+    @contextmanager
+    def apart(self):
+        "Within this block the time is not the training's."
+        began = time.monotonic()
+        try: yield
+        finally: self._since += time.monotonic() - began
 
     def advance(self, value: float, tokens: int) -> None:
-        at = self.at
-        at["step"] += 1; at["tokens"] += tokens; at["seconds"] = time.monotonic() - self._started; at["recent"].append(value)
+        at, now = self.at, time.monotonic()
+        at["step"] += 1; at["tokens"] += tokens; at["seconds"] += now - self._since; at["recent"].append(value)
+        self._since = now
         if at["step"] % self.config.log_every == 0 or at["step"] == self.config.steps:
             before_tokens, before_seconds = (at["rows"][-1][1], at["rows"][-1][4]) if at["rows"] else (0, 0.0)
             rate = (at["tokens"] - before_tokens) / max(at["seconds"] - before_seconds, 1e-9)
@@ -172,8 +186,9 @@ class _Run:
     def save(self) -> pd.DataFrame:
         table = pd.DataFrame(self.at["rows"], columns=METRICS)
         if not self.main: return table
-        _save_checkpoint(self.folder / "checkpoints", self.at["step"],
-                         {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "at": self.at, "memory": self.memory})
+        with self.apart():
+            _save_checkpoint(self.folder / "checkpoints", self.at["step"],
+                             {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "at": self.at, "memory": self.memory})
         self._saved = time.monotonic()
         return write_table(table, self.folder / "metrics.parquet")
 
@@ -223,9 +238,9 @@ def train(
 ) -> pd.DataFrame:               # the metrics: step, tokens, loss, lr, seconds, tokens_per_second
     """Train, or go on from the last checkpoint in `folder`. Ctrl-C saves one, unless it falls between an update and what is done after it:
     then the run goes on from the one before. Under `accelerate launch`, or `torchrun` on CPUs, every process
-    takes its share of each batch, and the first one writes. Raises NonFiniteLoss."""
+    takes its share of each batch, and the first one writes; on several machines `folder` must be on a disk that they share. Raises NonFiniteLoss."""
     processes()   # before the accelerator, which would not look for them on a CPU
-    accelerator, after = Accelerator(), after or {}
+    accelerator, after = Accelerator(mixed_precision="no"), after or {}   # `config.dtype` says it
     run = _Run(model, config, folder, {} if memory is None else memory, accelerator)
     bar = tqdm(total=config.steps, initial=run.at["step"], disable=not progress or not run.main, desc="updates", mininterval=5)
     model.train()
@@ -240,7 +255,8 @@ def train(
             whole = False
             run.optimizer.step()
             run.advance(value, tokens)
-            if step + 1 in after: run.at["ended"] = _call(after[step + 1], model, accelerator)
+            if step + 1 in after:
+                with run.apart(): run.at["ended"] = _call(after[step + 1], model, accelerator)
             whole = True
             bar.update(); bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             if step + 1 in save_at: run.save()

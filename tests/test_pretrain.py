@@ -100,6 +100,12 @@ def test_two_processes_train_as_one(undisturbed, tmp_path):
     assert json.loads((tmp_path / "two" / "config.json").read_text())["steps"] == int(metrics.step.iloc[-1])
 
 
+def launch(folder: Path) -> subprocess.CompletedProcess:
+    "script.py of a folder on two processes, with folder/run for its files."
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(folder / "script.py"), str(folder / "run")]
+    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, timeout=120)
+
+
 FAILS_ON_ONE = """
 import sys, torch
 from pathlib import Path
@@ -115,11 +121,30 @@ except NonFiniteLoss as error: Path(f"{sys.argv[1]}.{rank}.told").write_text(str
 
 def test_a_loss_that_fails_on_one_process_stops_both_with_the_batch(tmp_path):
     (tmp_path / "script.py").write_text(FAILS_ON_ONE)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "script.py"), str(tmp_path / "run")]
-    done = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, timeout=120)
+    done = launch(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1): assert "the loss of update 2 is nan" in (tmp_path / f"run.{rank}.told").read_text()
     assert torch.load(tmp_path / "run/non_finite_batch.pt", weights_only=True)["step"] == 1
+
+
+SUMS_ONCE = """
+import sys, torch
+from pathlib import Path
+from carp_nb.training import TrainConfig, processes, train
+processes(); summed = []
+def loss(model, rows, generator):
+    summed.append(model.require_backward_grad_sync)
+    return model(rows).square().mean(), len(rows), len(rows)
+train(torch.nn.Linear(1, 1), [torch.ones(12, 1)] * 2, loss, TrainConfig(2, accumulate=3), sys.argv[1], progress=False)
+Path(f"{sys.argv[1]}.{processes().process_index}.told").write_text(str(summed))
+"""
+
+
+def test_processes_sum_their_gradients_once_an_update(tmp_path):
+    (tmp_path / "script.py").write_text(SUMS_ONCE)
+    done = launch(tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1): assert (tmp_path / f"run.{rank}.told").read_text() == str([False, False, True] * 2)
 
 
 def test_parts_and_recomputed_activations_change_memory_not_the_run(undisturbed, tmp_path):
