@@ -3,7 +3,7 @@
 A line returns the ways to do one job as callables, and what one call of each is worth in units of that job (residues, positions, forward passes).
 `ours` and `peer` are the stated setting; `fp32` is ours in float32 where `ours` is bf16, `fp32 peer` the peer in float32 where `peer` is not; every way named `peer, ...` is a setting in which the
 peer may be better than in the stated one. A `probe` measures one number instead. Weights are random and equal in number; the time of a forward pass does not depend on them. `operations` are those of our matrix products, two per multiplication:
-the time that they take alone bounds what any other implementation of the same work could reach.
+the time that they take alone, at the rate of large products, is a reference for ours, not a bound: products of other shapes run at other rates.
 """
 import copy
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from benchmarks.memory import TITIN, long_protein
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
 from carp_nb.carp import CARP, CARPConfig, TABLE_S1
 from carp_nb.kernels import as_dtype
+from carp_nb.timing import measured, peak_tflops, training_memory
 
 
 @dataclass
@@ -264,34 +265,40 @@ def linearity() -> Ways:
 
 # training
 
+LR = 1e-4
+
+
 def training_batches(step_tokens: int):
+    "What the masked loss is trained on: sequences that ship, corrupted."
     from carp_nb.batching import Batches
-    from carp_nb.pretrain import as_corpus
-    return Batches(as_corpus("sprot_train_sample"), step_tokens, 1022, 0)
+    from carp_nb.pretrain import CorruptedBatches, as_corpus
+    return CorruptedBatches(Batches(as_corpus("sprot_train_sample"), step_tokens, 1022, 0), 0)
+
+
+def whole_train(model: CARP, batches, steps: int, dtype: str = "float32", accumulate: int = 1) -> Callable[[], CARP]:
+    "The whole of `train`: it makes its batches, and writes metrics and a checkpoint."
+    import tempfile
+    from pathlib import Path
+
+    from carp_nb.pretrain import mlm_step
+    from carp_nb.training import TrainConfig, train
+
+    def run():
+        with tempfile.TemporaryDirectory() as folder: train(model, batches, mlm_step, TrainConfig(steps, LR, dtype=dtype, accumulate=accumulate), Path(folder), progress=False)
+        return model
+    return run
 
 
 @line("train-carp_600k", "pretraining, carp_600k, updates of 8192 tokens, fp32", "a loop with sequence-models' model and loss, fp32", 3.3, 5)
 def train_600k() -> Ways:
-    import tempfile
-    from pathlib import Path
-
     from sequence_models.losses import MaskedCrossEntropyLoss
-
-    from carp_nb.pretrain import CorruptedBatches, mlm_step
-    from carp_nb.training import TrainConfig, train
-    steps, lr, batches, lossf = 3, 1e-4, CorruptedBatches(training_batches(8192), 0), MaskedCrossEntropyLoss()
+    steps, batches, lossf = 3, training_batches(8192), MaskedCrossEntropyLoss()
     data = [batches[i] for i in range(steps)]
-
-    def mine(dtype: str = "float32"):
-        model = ours("carp_600k")
-
-        def run():
-            with tempfile.TemporaryDirectory() as folder: train(model, batches, mlm_step, TrainConfig(steps, lr, dtype=dtype), Path(folder), progress=False)
-        return run
+    mine = lambda dtype: whole_train(ours("carp_600k"), batches, steps, dtype)
 
     def theirs(rows: int | None = None):
         model = reference(ours("carp_600k")).train().requires_grad_(True)
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
 
         def run():
             for batch in data:
@@ -300,7 +307,7 @@ def train_600k() -> Ways:
                     (lossf(call_reference(model, part[0]), part[1], part[3]) * (part[3].sum() / batch[3].sum())).backward()
                 optimizer.step()
         return run
-    work = {"ours": mine(), "peer": theirs(), "ours, bf16 autocast": mine("bfloat16"), "peer, batch 8": theirs(8), "peer, batch 1": theirs(1)}
+    work = {"ours": mine("float32"), "peer": theirs(), "ours, bf16 autocast": mine("bfloat16"), "peer, batch 8": theirs(8), "peer, batch 1": theirs(1)}
     work |= {"peer, 2 threads": work["peer"], "ours, 2 threads": work["ours"]}
     return Ways(work, dict.fromkeys(work, sum(int(mask.sum()) for _, _, mask, _ in data)),
                 f"{steps} updates; ours is the whole of `train`: it makes its batches, and writes metrics and a checkpoint; the peer's loop takes the same batches made beforehand and plain Adam; "
@@ -333,14 +340,10 @@ def embedding() -> Ways:
 
 # on a GPU: measured where there is one, against the rate that its maker states
 
-PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12}   # operations per second, dense, SXM
-
-
-def peak_rate(device: str) -> float:
-    "Raises ValueError for a GPU that is not in the table."
-    known = next((rate for name, rate in PEAK_BF16.items() if name in device), None)
-    if known is None: raise ValueError(f"the peak bf16 rate of {device} is not known here; add it to PEAK_BF16 in benchmarks/lines.py.")
-    return known
+def peak_rate(device: str) -> float:  # operations per second
+    "Raises ValueError for a GPU whose peak is not known."
+    if np.isnan(rate := peak_tflops(device)): raise ValueError(f"the peak rate of {device} is not known here; add it to PEAK_TFLOPS of carp_nb.timing.")
+    return 1e12 * rate
 
 
 def block_weights(model: CARP) -> int: return sum(p.numel() for block in model.blocks for p in block.parameters())
@@ -353,40 +356,30 @@ def gpu_forward(size: str, batch: int, length: int) -> Ways:
     return Ways({"ours": quiet(as_dtype(model, "bfloat16"), tokens)}, {"ours": worth}, f"batch {batch} of {length} residues")
 
 
-def gpu_update(size: str, wanted: str, batch: int, length: int) -> Ways:
-    "An update with the masked loss: its share of the peak rate in percent (six operations per weight and residue), thousands of residues a second, or the memory of activations and gradients."
-    from carp_nb.mlm import corrupt
-    from carp_nb.pretrain import mlm_step
-    from carp_nb.timing import measured
-    model, tokens = ours(size).cuda().train(), tokens_of(batch, length)
-    mask = tokens != PROTEIN.pad_idx
-    corrupted, selected = corrupt(tokens, mask, torch.Generator().manual_seed(0))
-    given = tuple(tensor.cuda() for tensor in (corrupted, tokens, mask, selected))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
-
-    def update():
-        with torch.autocast("cuda", torch.bfloat16): loss = mlm_step(model, given, None)[0]
-        loss.backward()
-        optimizer.step(); optimizer.zero_grad(set_to_none=True)
+def gpu_train(size: str, wanted: str, steps: int, accumulate: int, device: str = "cuda") -> Ways:
+    "The whole of `train`: its share of the peak rate in percent (six operations per weight and residue), thousands of residues a second, or the memory of activations and gradients."
+    tokens = 32768
+    batches, part = training_batches(tokens), tokens // accumulate
+    untrained = lambda: ours(size).to(device)
+    note = f"updates of {tokens} tokens in parts of {part}, bf16 autocast; the whole of `train`: it makes its batches, and writes metrics and a checkpoint"
 
     def memory() -> tuple[float, float]:
-        update()   # makes the state of the optimizer
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        seconds, _ = measured(update, "cuda")
-        return (torch.cuda.max_memory_allocated() - before) / tokens.numel() / 1000, seconds
-    note = f"batch {batch} of {length} residues, masked loss, fused Adam, bf16 autocast"
-    if wanted == "memory": return Ways({}, {}, note, probe=memory)
-    worth = tokens.numel() / 1000 if wanted == "rate" else 100 * 6 * block_weights(model) * tokens.numel() / peak_rate(torch.cuda.get_device_name())
-    return Ways({"ours": update}, {"ours": worth}, note)
+        found = []
+        seconds, _ = measured(lambda: found.append(training_memory(lambda: whole_train(untrained(), batches, 10, "bfloat16", accumulate)(), part, device)), device)
+        return found[0] / 1000, seconds
+    if wanted == "memory": return Ways({}, {}, f"10 {note}", probe=memory)
+    residues = sum(int(batches.batches[i][1].sum()) for i in range(steps))
+    model = untrained()
+    worth = residues / 1000 if wanted == "rate" else 100 * 6 * block_weights(model) * residues / peak_rate(torch.cuda.get_device_name(device))
+    return Ways({"ours": whole_train(model, batches, steps, "bfloat16", accumulate)}, {"ours": worth}, f"{steps} {note}")
 
 
 line("gpu-carp_640m-forward", "forward pass, carp_640m, bf16", "peak bf16 rate of the GPU", 35, 60, repeats=20, unit="% of the peak", gpu=True)(lambda: gpu_forward("carp_640m", 16, 1024))
-for size, batch in [("carp_38m", 16), ("carp_76m", 16), ("carp_640m", 8)]:
+for size, steps, accumulate in [("carp_38m", 300, 1), ("carp_76m", 200, 1), ("carp_640m", 100, 4)]:   # so long that the checkpoint is a small part of it
     for wanted, ending, unit, against in [("peak", "", "% of the peak", "peak bf16 rate of the GPU"), ("rate", "-rate", "thousand residues/s", "in thousand residues/s"),
                                           ("memory", "-memory", "kB per residue", "in kB per residue, above weights and optimizer")]:
-        line(f"gpu-{size}-train{ending}", f"pretraining, {size}, bf16", against, *((25, 45) if (size, wanted) == ("carp_76m", "peak") else ()), repeats=20, unit=unit, lower_is_better=wanted == "memory", gpu=True)(
-            lambda size=size, batch=batch, wanted=wanted: gpu_update(size, wanted, batch, 1024))
+        line(f"gpu-{size}-train{ending}", f"pretraining, {size}, bf16", against, *((25, 45) if (size, wanted) == ("carp_76m", "peak") else ()), repeats=5, unit=unit, lower_is_better=wanted == "memory", gpu=True)(
+            lambda size=size, steps=steps, accumulate=accumulate, wanted=wanted: gpu_train(size, wanted, steps, accumulate))
 
 
 # very long proteins

@@ -116,7 +116,7 @@ def _record(folder: Path, record: dict) -> None:
     path, updates = folder / "config.json", max((int(p.stem) for p in (folder / "checkpoints").glob("*.pt")), default=0)
     if updates and path.exists():
         first = json.loads(path.read_text())
-        here = {"updates": updates, **{name: record[name] for name in ("when", "commit", "device") if name in record}}
+        here = {"updates": updates, **{name: record[name] for name in ("when", "commit", "device", "processes") if name in record}}
         record = {**first, "resumed": [*first.get("resumed", []), here]}
     write_text(path, json.dumps(record, indent=1))
 

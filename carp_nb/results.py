@@ -170,14 +170,15 @@ def _file_name(text: str) -> str:
 def provenance(
     device: str = "auto",  # where the run computes
 ) -> dict:
-    "What a number depends on besides its parameters: versions, device, git commit (with a + where tracked files outside outputs/ differ from it)."
+    "What a number depends on besides its parameters: versions, device, processes that share the work, git commit (with a + where tracked files outside outputs/ differ from it)."
     def git(*words: str) -> str:
         try: return subprocess.run(["git", *words], cwd=project_root() or ".", capture_output=True, text=True).stdout.strip()
         except OSError: return ""   # no git on this machine
-    commit = git("rev-parse", "--short", "HEAD") or "no git"
+    commit, group = git("rev-parse", "--short", "HEAD") or "no git", torch.distributed   # asked, not begun: training begins it
     return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "python": sys.version.split()[0],
             **{name: version(name) for name in ("carp-nb", "torch", "numpy", "pandas", "scipy", "scikit-learn")},
-            "commit": commit + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!outputs") else ""), "device": device_name(device), "threads": torch.get_num_threads()}
+            "commit": commit + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!outputs") else ""), "device": device_name(device),
+            "processes": group.get_world_size() if group.is_available() and group.is_initialized() else 1, "threads": torch.get_num_threads()}
 
 
 def device_name(

@@ -75,8 +75,9 @@ def _parameters(size: str) -> int:
 
 def measured_rates(
     outputs: str | Path,  # a folder with runs and benchmarks below it
-) -> pd.DataFrame:        # size, work (train, read), device, residues_per_second, source
-    "Residues per second that were measured: rows with the metric `train residues/s` or `read residues/s`, and histories of pretraining (the median of a run)."
+) -> pd.DataFrame:        # size, work (train, read), device, residues_per_second (of one device), source
+    """Residues per second that were measured: rows with the metric `train residues/s` or `read residues/s`, and histories of pretraining: the median of a run,
+    divided by its processes, of which each has a GPU; a record that does not say is of one."""
     rows = [{"size": r.model, "work": r.metric.split()[0], "device": r.device, "residues_per_second": r.value, "source": r.section}
             for r in Results.read(outputs).rows.query("metric in ('train residues/s', 'read residues/s')").itertuples()]
     for path in sorted(Path(outputs).rglob("metrics.parquet")):
@@ -84,7 +85,7 @@ def measured_rates(
         history = pd.read_parquet(path)
         if "tokens_per_second" in history and "size" in record.get("config", {}):   # else of another kind of training
             rows.append({"size": record["config"]["size"], "work": "train", "device": record.get("device", "not recorded"),
-                         "residues_per_second": history.tokens_per_second.median(), "source": str(path.parent)})
+                         "residues_per_second": history.tokens_per_second.median() / record.get("processes", 1), "source": str(path.parent)})
     return pd.DataFrame(rows, columns=["size", "work", "device", "residues_per_second", "source"])
 
 # %% ../nbs/19a_workflow.ipynb #87f5051c
