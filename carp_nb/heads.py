@@ -105,8 +105,10 @@ class ResidueHead(nn.Module):
         x = x.transpose(1, 2)
         for conv in self.convs: x = F.relu(conv(x)) * mask.unsqueeze(1)
         x = x.transpose(1, 2)
-        there, back = self.lstms[0](x)[0], backwards(self.lstms[1](backwards(x, mask))[0], mask)
-        return self.out(torch.cat([there, back], -1))
+        with torch.autocast(x.device.type, enabled=False):   # which on a GPU would run the LSTMs in float16
+            x = x.to(self.out.weight.dtype)
+            there, back = self.lstms[0](x)[0], backwards(self.lstms[1](backwards(x, mask))[0], mask)
+            return self.out(torch.cat([there, back], -1))
 
 # %% ../nbs/14_heads.ipynb #9f1c6a9b
 class OuterProduct(nn.Module):

@@ -66,7 +66,7 @@ def _shift(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, segments: Seg
         source = x[:, max(0, offset):length + min(0, offset)]
         if segments: source = source * segments.joined(offset)
         for row in range(len(x)):  # so that every slice is one block of memory
-            y[row, max(0, -offset):length - max(0, offset)].addmm_(source[row], weight[..., tap].T)
+            y[row, max(0, -offset):length - max(0, offset)].addmm_(source[row].to(y.dtype), weight[..., tap].T.to(y.dtype))   # autocast leaves addmm_ alone
     return y
 
 # %% ../nbs/01_kernels.ipynb #1ee6e003
@@ -83,7 +83,7 @@ def _amx() -> bool:
 
 
 def _choose(x: Tensor, weight: Tensor) -> str:
-    "The fastest path that is exact in the dtype of `x`."
+    "The fastest path; without gradients one that is exact in the dtype of `x`."
     gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if gradients or torch.is_autocast_enabled(x.device.type): return "conv"
     batch, length, _ = x.shape
