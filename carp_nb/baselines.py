@@ -7,6 +7,7 @@ __all__ = ['LETTERS', 'Blosum62', 'RidgeBaseline', 'fit_ridge', 'SmallCNN', 'CNN
            'sequence_weights', 'PSSM']
 
 # %% ../nbs/16_baselines.ipynb #11e06cdf
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from torch import BoolTensor, Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .finetune import EarlyStopping, EpochBatches, Targets, TokenRows, head_outputs, evaluate_predictions
+from .finetune import EarlyStopping, EpochBatches, Targets, TokenRows, head_outputs, evaluate_predictions, rows_sha256
+from .pretrain import refuse_other_run, write_text
 from .pretrained import pick_device
 from .tasks import bad_rows, read_aligned
-from .training import TrainConfig, train
+from .training import TrainConfig, processes, train
 
 # %% ../nbs/16_baselines.ipynb #e8d4c6b5
 class Blosum62:
@@ -191,10 +193,14 @@ def fit_cnn(
     batch_tokens: int = 16384, # padded residues per forward pass; a larger batch is cut into parts, for the same update
     device: str = "auto", progress: bool = False,
 ) -> CNNBaseline:
-    "Train the small CNN (Dallago et al. 2021; Shanehsazzadeh et al. 2020). Raises ValueError for one class or a symbol that is not a residue."
+    """Train the small CNN (Dallago et al. 2021; Shanehsazzadeh et al. 2020). Raises ValueError for one class, a symbol that is not a residue,
+    and a folder that holds another run."""
     classes = tuple(sorted(set(train_rows.target) | set(valid_rows.target))) if kind == "classification" else ()
     if kind == "classification" and train_rows.target.nunique() < 2: raise ValueError(f"every row is of class {train_rows.target.iloc[0]}; a classifier needs two.")
     targets, rows, watched = Targets(kind, classes), *(TokenRows(PROTEIN, r.sequence.tolist()) for r in (train_rows, valid_rows))
+    settings = {"kind": kind, "epochs": epochs, "patience": patience, "batch": batch, "seed": seed, "channels": channels, "features": features, "rows_sha256": rows_sha256(train_rows, valid_rows)}
+    refuse_other_run(Path(folder), settings)
+    if processes().is_main_process: write_text(Path(folder) / "config.json", json.dumps({"config": settings}, indent=1))
     torch.manual_seed(seed)
     model = SmallCNN(targets.n_out, channels, features).to(pick_device(device))
     batches, memory = EpochBatches(rows, targets.encode(train_rows.target), batch, seed), {}

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNLABELLED', 'SPLIT_WAYS', 'METHODS', 'check_task', 'make_split', 'scan_sequences', 'read_sequences', 'read_assay',
-           'evaluate_predictions', 'prediction_columns', 'run_task', 'over_seeds', 'FinetuneConfig', 'touching', 'Maps',
-           'Targets', 'TokenRows', 'RepresentedRows', 'CachedRows', 'SharedRepresentations', 'SharedRows', 'WholeModel',
+           'evaluate_predictions', 'prediction_columns', 'run_task', 'FinetuneConfig', 'touching', 'Maps', 'Targets',
+           'TokenRows', 'RepresentedRows', 'CachedRows', 'SharedRepresentations', 'SharedRows', 'WholeModel',
            'head_outputs', 'FineTuned', 'OneHotConfig', 'OneHot', 'EpochBatches', 'EarlyStopping', 'untrained',
-           'finetune']
+           'rows_sha256', 'finetune']
 
 # %% ../nbs/15_finetune.ipynb #5b221023
 import copy
@@ -236,14 +236,6 @@ def run_task(
     metrics = evaluate(test.target, predicted, kind, n_boot, seed, getattr(model, "classes", None))
     return model, test.assign(predicted=list(predicted)), metrics
 
-
-def over_seeds(
-    rows: pd.DataFrame,  # results rows
-) -> pd.DataFrame:       # one line per task, split, model, method and metric: mean, sd, seeds, n
-    "Mean and standard deviation over seeds (n - 1 in the divisor; NaN for one seed), as Tables 2 to 4 give them."
-    by = ["task", "split", "model", "method", "metric"]
-    return rows.groupby(by, sort=False, dropna=False).agg(mean=("value", "mean"), sd=("value", "std"), seeds=("seed", "nunique"), n=("n", "first")).reset_index()
-
 # %% ../nbs/15_finetune.ipynb #227f4193
 METHODS = ("pt-fr", "pt-ft", "na-fr", "na-ft")
 
@@ -275,8 +267,9 @@ class FinetuneConfig:
         if self.kind not in KINDS: raise ValueError(f"kind is {self.kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
         if self.kind == "contacts" and not self.frozen: raise ValueError(f"contacts are predicted from a frozen encoder, as in Table 1; use pt-fr or na-fr, not {self.method}.")
         if self.cache not in ("float32", "float16", "none"): raise ValueError(f"cache is {self.cache!r}; use float32, float16 or none.")
-        for name in ("batch", "epochs", "patience", "crop", "channels", "layers"):
+        for name in ("batch", "epochs", "patience", "batch_tokens", "accumulate", "crop", "channels", "layers", *(["max_length"] if self.max_length is not None else [])):
             if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 < self.lr < np.inf: raise ValueError(f"lr is {self.lr}; give a number above 0.")
 
     @property
     def frozen(self) -> bool: return self.method.endswith("fr")
@@ -690,9 +683,13 @@ def untrained(
 
 def _fingerprint(encoder: nn.Module, *tables: pd.DataFrame) -> dict[str, str]:
     "Check sums of the weights and the rows, by which a folder knows its run."
+    return {"weights_sha256": _weights_sum(encoder), "rows_sha256": rows_sha256(*tables)}
+
+
+def rows_sha256(*tables: pd.DataFrame) -> str:
+    "Check sum of the sequences and targets of tables, in their order."
     text = lambda t: t.tobytes().hex() if isinstance(t, np.ndarray) else t
-    rows = hashlib.sha256("\n".join(f"{s} {text(t)}" for table in tables for s, t in zip(table.sequence, table.target)).encode())
-    return {"weights_sha256": _weights_sum(encoder), "rows_sha256": rows.hexdigest()}
+    return hashlib.sha256("\n".join(f"{s} {text(t)}" for table in tables for s, t in zip(table.sequence, table.target)).encode()).hexdigest()
 
 
 def _prepare(encoder: CARP | ESM, config: FinetuneConfig, targets: Targets, device: torch.device) -> FineTuned:
@@ -749,7 +746,7 @@ def finetune(
     _refuse_unreadable(encoder, valid_rows, train_rows, config)
     folder, state = Path(folder), processes()
     settings = {**asdict(config), "encoder": encoder.name, **_fingerprint(encoder, train_rows, valid_rows)}
-    refuse_other_run(folder, settings)
+    refuse_other_run(folder, {name: value for name, value in settings.items() if name != "batch_tokens"})   # which cuts predictions alone
     state.wait_for_everyone()
     if state.is_main_process: write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
     device, saved = state.device if state.num_processes > 1 else pick_device(device), folder / "model.safetensors"

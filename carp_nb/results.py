@@ -728,8 +728,10 @@ def summarised(
         if values.empty: continue
         read, there = ([size[column].get(f"{s}_rows", np.nan) for s in ("train", "test")] for column in ("value", "n"))
         here, sd, seeds = values.value.mean(), values.value.std(), values.seed.nunique()
+        lo, hi = (here + way * np.hypot(here - values[end].astype(float).mean(), _of_seeds(sd, seeds)) for way, end in ((-1, "lo"), (1, "hi")))
+        least = -1.0 if values.metric.iloc[0] == "spearman" else 0.0   # no interval beyond what the metric can be
         lines.append({"set": task, "split": split, "model": model, "method": method, "here": here, "sd": sd, "seeds": seeds,
-                      "lo": here - np.hypot(here - values.lo.astype(float).mean(), _of_seeds(sd, seeds)), "hi": here + np.hypot(values.hi.astype(float).mean() - here, _of_seeds(sd, seeds)), "n": int(values.n.iloc[0]), "train_rows": read[0], "train_all": there[0], "test_all": there[1],
+                      "lo": max(lo, least), "hi": min(hi, 1.0), "n": int(values.n.iloc[0]), "train_rows": read[0], "train_all": there[0], "test_all": there[1],
                       "partial": bool((np.array(read, float) < np.array(there, float)).any() or (model != "ridge" and seeds < 3))})
     return pd.DataFrame(lines, columns=["set", "split", "model", "method", "here", "sd", "seeds", "lo", "hi", "n", "train_rows", "train_all", "test_all", "partial"])
 
@@ -780,7 +782,8 @@ def paper_table(
 ):
     "The whole table of the paper with what was computed here, styled."
     place, texts, best = {task: key for key, task in columns.items()}, {}, {}
-    top = {(task, side): compared[compared.task == task][side].astype(float).max() for task in place for side in ("here", "paper")}
+    whole = compared.assign(here=compared.here.where(compared.partial.eq(False)))   # part of the data is no better than all of it
+    top = {(task, side): whole[whole.task == task][side].astype(float).max() for task in place for side in ("here", "paper")}
     for (method, family, model), line in compared.groupby(["method", "paper_model", "model"], sort=False):
         printed = line.printed.dropna()
         key = (f"{method} (printed {printed.iloc[0]})" if len(printed) else method, family, model or "–")

@@ -117,11 +117,13 @@ def _gradients(model, batch, loss, config: TrainConfig, step: int, accelerator: 
     sums = torch.zeros(3, dtype=torch.float64, device=device)   # loss, terms, tokens
     for part in range(rank, parts, ranks):
         share = _rows(batch, part, parts) if parts > 1 else batch
+        spare = _n_rows(share) == 0   # fewer rows than processes: this one computes the first again, and it counts for nothing
+        if spare: share = _rows(batch, 0, parts)
         with nullcontext() if part + ranks >= parts or ranks == 1 else accelerator.no_sync(model):   # only the last part is summed over ranks
             with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                 value, tokens, *terms = loss(model, share, generator)
-            terms = terms[0] if terms else _n_rows(share) if parts > 1 else 1
-            sums += torch.stack([value.detach().double() * terms, torch.tensor(terms, device=device), torch.tensor(tokens, device=device)])
+            terms = 0 if spare else terms[0] if terms else _n_rows(share) if parts > 1 else 1
+            sums += torch.stack([value.detach().double() * terms, torch.tensor(terms, device=device), torch.tensor(0 if spare else tokens, device=device)])
             failed = (~torch.isfinite(sums[0])).float()
             if ranks > 1: failed = accelerator.reduce(failed, "sum")   # before the backward, which waits for all
             if failed: break

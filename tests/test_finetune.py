@@ -154,7 +154,7 @@ def fitted(folder: Path):
     encoder, task = CARP(TABLE_S1["carp_4k"], "carp_4k").eval(), labelled()
     train, valid = (task[task.split == s].reset_index(drop=True) for s in ("train", "valid"))
     for method in ("pt-ft", "pt-fr"):
-        config = FinetuneConfig(method, lr=5e-3, epochs=4, warmup=2)
+        config = FinetuneConfig(method, lr=5e-3, epochs=4, warmup=2, batch=len(train) - 1)   # the last batch of an epoch has one row
         yield finetune(encoder, train, valid, config, folder / method, "cpu", progress=False), pd.read_parquet(folder / method / "history.parquet")
 
 
