@@ -83,7 +83,7 @@ def _amx() -> bool:
 
 
 def _choose(x: Tensor, weight: Tensor) -> str:
-    "The fastest path; without gradients one that is exact in the dtype of `x`."
+    "The fastest path; without gradients and autocast one that is exact in the dtype of `x`."
     gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if gradients or torch.is_autocast_enabled(x.device.type): return "conv"
     batch, length, _ = x.shape
