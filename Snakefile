@@ -22,6 +22,7 @@ def parameters(plan, run):
 
 
 def words(given):
+    "Parameters as papermill takes them."
     return " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in given.items())
 
 

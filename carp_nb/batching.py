@@ -201,7 +201,7 @@ class Batches:
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         if self._epoch[0] != epoch:
-            bucket = max(8192, int(64 * self.batch_tokens / self.lengths.mean()))   # some 64 batches, or large batches would be half padding
+            bucket = max(8192, int(64 * self.batch_tokens / self.lengths.mean()))   # some 64 batches; with 8192 sequences for 1.4 million tokens 29 % of them were padding
             self._epoch = (epoch, bucketed_batches(self.lengths, self.batch_tokens, np.random.default_rng([self.seed, epoch]), bucket))
         return self._epoch[1]
 
