@@ -8,7 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from carp_nb.results import COLUMNS
+from carp_nb.results import (
+    COLUMNS,
+    against_paper,
+    against_paper_figure,
+    best_rows,
+    stated_table,
+    summarised,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +32,40 @@ def outputs_of(path: Path) -> list[str]:
     cells = json.loads(path.read_text())["cells"]
     return ["".join(o.get("text", "")) + "".join("".join(v) for k, v in o.get("data", {}).items() if k != "image/png") + "image" * ("image/png" in o.get("data", {}))
             for c in cells if c["cell_type"] == "code" for o in c["outputs"] if o.get("name") != "stderr"]
+
+
+def scores(values: list[float], **other) -> pd.DataFrame:
+    """Results rows of a fine-tuned CARP on a split of Table 3, one for each seed."""
+    common = {"section": "flip", "task": "flip_gb1", "split": "three_vs_rest", "model": "carp_4k"}
+    common |= {"method": "pt-ft", "metric": "spearman", "budget": "laptop", "n": 100, **other}
+    rows = pd.DataFrame({"seed": range(len(values)), "value": values, **common})
+    return rows.assign(lo=rows.value - 0.1, hi=rows.value + 0.1).reindex(columns=COLUMNS)
+
+
+def test_of_equal_budgets_the_last_run_counts():
+    """A run that is made again replaces the one before: `rows_so_far` and `Results.read` append."""
+    rows = pd.concat([scores([0.1, 0.2]), scores([0.3, 0.4]), scores([0.9], budget="smoke")])
+    assert best_rows(rows).value.tolist() == [0.3, 0.4]
+    assert summarised(rows).here.tolist() == [0.35]
+
+
+@pytest.mark.parametrize("seeds, partial", [(1, True), (2, True), (3, False)])
+def test_fewer_than_three_seeds_are_partial_and_drawn_hollow(seeds, partial):
+    """The paper's own uncertainties are "standard deviations over 3 random seeds" (Tables 2 to 4)."""
+    rows = scores([0.5, 0.6, 0.7][:seeds])
+    assert summarised(rows).partial.tolist() == [partial]
+    columns = {("flip_gb1", "three_vs_rest"): "3-vs-many"}
+    figure = against_paper_figure({"Table 3": against_paper(rows, stated_table("table_3"), columns)})
+    marks = [c for c in figure.axes[0].collections if c.get_label() == "carp_4k pt-ft"]
+    assert [(m.get_facecolor() == 1).all() for m in marks] == [partial]
+
+
+def test_ridge_has_no_seeds_and_is_whole_unless_rows_are_missing():
+    """Ridge has one solution, so one fit is all there is; part of the test rows is always partial."""
+    ridge = scores([0.5], model="ridge", method="train")
+    read = scores([50.0], model="ridge", method="train", metric="test_rows")
+    assert summarised(ridge).partial.tolist() == [False]
+    assert summarised(pd.concat([ridge, read])).partial.tolist() == [True]
 
 
 def test_without_outputs_every_cell_is_empty(tmp_path):
