@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 RUN := outputs/zero_shot/carp_600k_sprot50
 
-.PHONY: help demo test bench lab docs sync readme clean
+.PHONY: help demo test mutants bench lab docs sync readme clean
 help:  ## this list
 	@awk -F ' *## *' '/^[a-z]+:.*##/ {sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2}' Makefile
 
@@ -39,6 +39,9 @@ test: $(STAMP)  ## environment, then every notebook and every test
 	grep -cE "^ *\"#\| *($$flags)\b" nbs/*.ipynb | awk -F: -v flags="$$flags" '$$2 {print "skipped: " $$2 " cell(s) flagged " flags " in " $$1}'
 	$(BIN)/nbdev_test
 	$(BIN)/python -m pytest
+
+mutants: $(STAMP)  ## wrong edits one by one, for each of which a test must fail; NAMES="'planned methods'"
+	$(BIN)/python scripts/mutants.py $(NAMES)
 
 # extras, installed at the first run
 .venv/bench .venv/docs: $(STAMP)
