@@ -4,6 +4,7 @@ Every line is measured in one process, all its ways in turns, so that a machine 
 median over repeats of neighbours. Lines measured before stay in the table until they are measured again. `bf16-scans` is no line of speed: it
 says how far bf16 moves the Spearman correlation of every scan that is here.
 """
+
 import argparse
 import functools
 import os
@@ -23,21 +24,56 @@ from carp_nb.results import provenance
 from carp_nb.timing import interleave, paired_ratio
 from carp_nb.training import write_table
 
-COLUMNS = ["line", "work", "peer", "unit", "ratio", "lo", "hi", "interval", "fp32 against fp32", "peer at its best", "against its best", "floor", "aim", "meets", "what holds it back", "timed", "clock", "repeats",
-           "threads", "load", "dtype path", "device", "cpu flags", "torch", "commit", "when", "command"]
+COLUMNS = [
+    "line",
+    "work",
+    "peer",
+    "unit",
+    "ratio",
+    "lo",
+    "hi",
+    "interval",
+    "fp32 against fp32",
+    "peer at its best",
+    "against its best",
+    "floor",
+    "aim",
+    "meets",
+    "what holds it back",
+    "timed",
+    "clock",
+    "repeats",
+    "threads",
+    "load",
+    "dtype path",
+    "device",
+    "cpu flags",
+    "torch",
+    "commit",
+    "when",
+    "command",
+]
 
 
-MEASURED = [c for c in COLUMNS if c not in ("line", "work", "peer", "unit", "floor", "aim", "meets", "command")]   # the others are said by the line itself
+MEASURED = [
+    c
+    for c in COLUMNS
+    if c not in ("line", "work", "peer", "unit", "floor", "aim", "meets", "command")
+]  # the others are said by the line itself
 
 
 def with_threads(compute, n: int):
     "The call with a number of threads of its own."
+
     @functools.wraps(compute)
     def call():
         before = torch.get_num_threads()
         torch.set_num_threads(n)
-        try: return compute()
-        finally: torch.set_num_threads(before)
+        try:
+            return compute()
+        finally:
+            torch.set_num_threads(before)
+
     return call
 
 
@@ -49,13 +85,22 @@ def per_unit(times: pd.DataFrame, worth: dict[str, float]) -> pd.DataFrame:
 
 def limits(line: Line, ratio: float, job: Ways, medians: pd.Series, dtype: str) -> str:
     "Where a target is missed: the time of the matrix products alone, at the rate that this processor reaches on large ones, against ours. That rate is a reference, not a bound."
-    if line.floor is None or verdict(line, ratio) == "aim": return ""
-    rates = {t: 1 / medians[f"products {t}"] for t in ("float32", "bfloat16")}   # operations per second
+    if line.floor is None or verdict(line, ratio) == "aim":
+        return ""
+    rates = {
+        t: 1 / medians[f"products {t}"] for t in ("float32", "bfloat16")
+    }  # operations per second
     least = job.operations / rates[dtype]
     share = least / medians["ours"]
-    takes = f"{share:.0%} of our time; with nothing else it would be {medians['peer'] / least:.1f} times" if share < 1 else "all of our time"
+    takes = (
+        f"{share:.0%} of our time; with nothing else it would be {medians['peer'] / least:.1f} times"
+        if share < 1
+        else "all of our time"
+    )
     said = f"matrix products alone, at {rates[dtype] / 1e9:.0f} GFLOP/s ({dtype}, one thread), take {takes}"
-    slow = f"; this processor has no fast bf16 products (fp32: {rates['float32'] / 1e9:.0f} GFLOP/s)"
+    slow = (
+        f"; this processor has no fast bf16 products (fp32: {rates['float32'] / 1e9:.0f} GFLOP/s)"
+    )
     return said + (slow if dtype == "bfloat16" and rates["bfloat16"] < 2 * rates["float32"] else "")
 
 
@@ -70,46 +115,110 @@ def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int)
     if job.probe:
         found = pd.DataFrame([job.probe() for _ in range(repeats)])
         (value, seconds), lo, hi = found.median(), found[0].min(), found[0].max()
-        print(f"{line.name}: {value:.0f} {line.unit} ({lo:.0f} to {hi:.0f}), {seconds:.3g} s", flush=True)
-        return {"ratio": value, "lo": lo, "hi": hi, "interval": "range", "timed": f"{seconds:.3g} s; {job.note}"}
+        print(
+            f"{line.name}: {value:.0f} {line.unit} ({lo:.0f} to {hi:.0f}), {seconds:.3g} s",
+            flush=True,
+        )
+        return {
+            "ratio": value,
+            "lo": lo,
+            "hi": hi,
+            "interval": "range",
+            "timed": f"{seconds:.3g} s; {job.note}",
+        }
     row = {"interval": interval(repeats), "timed": job.note}
     if line.gpu:
         times = interleave(job.ways, repeats, "cuda")
-        whole = times.assign(way="peer", wall=job.worth["ours"])   # worth / time is a ratio like the others, with their interval
-        return row | dict(zip(("ratio", "lo", "hi"), paired_ratio(pd.concat([times, whole]), "peer", "ours", "wall")))
-    more_threads = more_threads if clock == "wall" else 1   # processor time counts every thread, so that more of them only cost more
-    wanted = lambda name: "," not in name or "autocast" in name or best and job.threads.get(name, 1) <= more_threads
+        whole = times.assign(
+            way="peer", wall=job.worth["ours"]
+        )  # worth / time is a ratio like the others, with their interval
+        return row | dict(
+            zip(
+                ("ratio", "lo", "hi"),
+                paired_ratio(pd.concat([times, whole]), "peer", "ours", "wall"),
+            )
+        )
+    more_threads = (
+        more_threads if clock == "wall" else 1
+    )  # processor time counts every thread, so that more of them only cost more
+    wanted = lambda name: (
+        "," not in name or "autocast" in name or best and job.threads.get(name, 1) <= more_threads
+    )
     chosen = {name: call for name, call in job.ways.items() if wanted(name)}
-    alone = {f"products {dtype}": matrix_product(dtype) for dtype in ("float32", "bfloat16")} if job.operations else {}
-    calls = {n: with_threads(c, job.threads.get(n, 1)) for n, c in chosen.items()} | {n: c for n, (c, _) in alone.items()}
-    times = per_unit(interleave(calls, repeats, warm=line.warm), job.worth | {n: worth for n, (_, worth) in alone.items()})
+    alone = (
+        {f"products {dtype}": matrix_product(dtype) for dtype in ("float32", "bfloat16")}
+        if job.operations
+        else {}
+    )
+    calls = {n: with_threads(c, job.threads.get(n, 1)) for n, c in chosen.items()} | {
+        n: c for n, (c, _) in alone.items()
+    }
+    times = per_unit(
+        interleave(calls, repeats, warm=line.warm),
+        job.worth | {n: worth for n, (_, worth) in alone.items()},
+    )
     ratio, lo, hi = paired_ratio(times, "peer", "ours", clock)
     row |= {"ratio": ratio, "lo": lo, "hi": hi}
-    if "fp32" in chosen: row["fp32 against fp32"] = paired_ratio(times, "fp32 peer" if "fp32 peer" in chosen else "peer", "fp32", clock)[0]
+    if "fp32" in chosen:
+        row["fp32 against fp32"] = paired_ratio(
+            times, "fp32 peer" if "fp32 peer" in chosen else "peer", "fp32", clock
+        )[0]
     medians = times.groupby("way")[clock].median()
     if len(peers := [n for n in chosen if n.startswith("peer")]) > 1:
-        fastest, ours = medians[peers].idxmin(), medians[[n for n in chosen if n == "ours" or n == "ours, 2 threads"]].idxmin()
+        fastest, ours = (
+            medians[peers].idxmin(),
+            medians[[n for n in chosen if n == "ours" or n == "ours, 2 threads"]].idxmin(),
+        )
         say = lambda n: n.removeprefix("peer, ") if n != "peer" else "as stated"
-        row |= {"peer at its best": f"{say(fastest)} (of {'; '.join(map(say, peers))}; {more_threads} thread{'s' if more_threads > 1 else ''} at most)",
-                "against its best": paired_ratio(times, fastest, ours, clock)[0]}
-    if alone: row["what holds it back"] = limits(line, ratio, job, medians, "bfloat16" if "fp32" in chosen else "float32")
-    print(f"{line.name}: {ratio:.2f} ({lo:.2f} to {hi:.2f}); seconds per unit, {clock} clock: " + ", ".join(f"{n} {v:.3g}" for n, v in medians.items()), flush=True)
+        row |= {
+            "peer at its best": f"{say(fastest)} (of {'; '.join(map(say, peers))}; {more_threads} thread{'s' if more_threads > 1 else ''} at most)",
+            "against its best": paired_ratio(times, fastest, ours, clock)[0],
+        }
+    if alone:
+        row["what holds it back"] = limits(
+            line, ratio, job, medians, "bfloat16" if "fp32" in chosen else "float32"
+        )
+    print(
+        f"{line.name}: {ratio:.2f} ({lo:.2f} to {hi:.2f}); seconds per unit, {clock} clock: "
+        + ", ".join(f"{n} {v:.3g}" for n, v in medians.items()),
+        flush=True,
+    )
     return row
 
 
 def verdict(line: Line, value: float) -> str:
     "How a value stands to its floor and aim."
-    if line.floor is None: return "no target"
+    if line.floor is None:
+        return "no target"
     reaches = lambda target: value <= target if line.lower_is_better else value >= target
-    return "aim" if reaches(line.aim) else "floor" if reaches(line.floor) else f"misses the floor by {abs(value / line.floor - 1):.0%}"
+    return (
+        "aim"
+        if reaches(line.aim)
+        else "floor"
+        if reaches(line.floor)
+        else f"misses the floor by {abs(value / line.floor - 1):.0%}"
+    )
 
 
 def panel(rows: pd.DataFrame, title: list[str], scale: str) -> alt.LayerChart:
     "One row per line: number, interval, floor and aim; a line without a number stays as an empty row."
-    label = alt.Y("label:N", sort=list(rows.label), title=None, axis=alt.Axis(labelLimit=0, labelExpr="split(datum.label, ' | ')", labelFontSize=9))
-    shown, x = alt.Chart(rows).encode(y=label), lambda column: alt.X(f"{column}:Q", scale=alt.Scale(type=scale, zero=False), title=title)
-    layers = [shown.mark_rule(color="#1f6fb4", strokeWidth=2).encode(x=x("lo"), x2="hi:Q"), shown.mark_point(filled=True, size=70, color="#1f6fb4").encode(x=x("ratio")),
-              shown.mark_point(size=70, color="#1f6fb4").encode(x=x("against its best")), shown.mark_tick(color="#9a9a9a", thickness=2).encode(x=x("floor")), shown.mark_tick(color="black", thickness=2).encode(x=x("aim"))]
+    label = alt.Y(
+        "label:N",
+        sort=list(rows.label),
+        title=None,
+        axis=alt.Axis(labelLimit=0, labelExpr="split(datum.label, ' | ')", labelFontSize=9),
+    )
+    shown, x = (
+        alt.Chart(rows).encode(y=label),
+        lambda column: alt.X(f"{column}:Q", scale=alt.Scale(type=scale, zero=False), title=title),
+    )
+    layers = [
+        shown.mark_rule(color="#1f6fb4", strokeWidth=2).encode(x=x("lo"), x2="hi:Q"),
+        shown.mark_point(filled=True, size=70, color="#1f6fb4").encode(x=x("ratio")),
+        shown.mark_point(size=70, color="#1f6fb4").encode(x=x("against its best")),
+        shown.mark_tick(color="#9a9a9a", thickness=2).encode(x=x("floor")),
+        shown.mark_tick(color="black", thickness=2).encode(x=x("aim")),
+    ]
     return alt.layer(*layers).properties(width=420, height=alt.Step(30))
 
 
@@ -119,64 +228,153 @@ def chart(table: pd.DataFrame) -> alt.VConcatChart:
     faster, straight = rows[rows.unit == "times faster"], rows[rows.unit == "time ratio"]
     others = rows[~rows.unit.isin(["times faster", "time ratio"])]
     value = lambda r: f"{r.ratio:.0f} {r.unit}" if pd.notna(r.ratio) else f"{r.meets}; {r.command}"
-    words = alt.Title("In other units", fontSize=11, anchor="start", offset=12, orient="bottom", subtitle=[f"{r.work}, {r.unit}: {value(r)}" for r in others.itertuples()])
-    return alt.vconcat(panel(faster, ["peer / ours: more is better (log scale); bar: interval; grey: floor, black: aim", "hollow: against the peer at its best"], "log"),
-                       panel(straight, ["time / time: less is better, 4 is a straight line"], "linear"), title=words)
+    words = alt.Title(
+        "In other units",
+        fontSize=11,
+        anchor="start",
+        offset=12,
+        orient="bottom",
+        subtitle=[f"{r.work}, {r.unit}: {value(r)}" for r in others.itertuples()],
+    )
+    return alt.vconcat(
+        panel(
+            faster,
+            [
+                "peer / ours: more is better (log scale); bar: interval; grey: floor, black: aim",
+                "hollow: against the peer at its best",
+            ],
+            "log",
+        ),
+        panel(straight, ["time / time: less is better, 4 is a straight line"], "linear"),
+        title=words,
+    )
 
 
 def empty_table() -> pd.DataFrame:
     "All lines, without a number, each with the command that fills it."
-    return pd.DataFrame([{"line": l.name, "work": l.work, "peer": l.peer, "unit": l.unit, "floor": l.floor, "aim": l.aim, "meets": "not measured: needs a GPU" if l.gpu else "not measured",
-                          "command": f"make bench LINES={l.name}"} for l in LINES.values()], columns=COLUMNS)
+    return pd.DataFrame(
+        [
+            {
+                "line": l.name,
+                "work": l.work,
+                "peer": l.peer,
+                "unit": l.unit,
+                "floor": l.floor,
+                "aim": l.aim,
+                "meets": "not measured: needs a GPU" if l.gpu else "not measured",
+                "command": f"make bench LINES={l.name}",
+            }
+            for l in LINES.values()
+        ],
+        columns=COLUMNS,
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("lines", nargs="*", metavar="LINE", help="names of lines; none: all")
     parser.add_argument("--list", action="store_true", help="name the lines and stop")
-    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu", help="processor time of the process, which other programs disturb little, or the wall clock for an idle machine; default cpu")
+    parser.add_argument(
+        "--clock",
+        choices=["cpu", "wall"],
+        default="cpu",
+        help="processor time of the process, which other programs disturb little, or the wall clock for an idle machine; default cpu",
+    )
     parser.add_argument("--repeats", type=int, help="turns; default: as the line says")
-    parser.add_argument("--stated-only", action="store_true", help="leave out the settings in which the peer may be better")
+    parser.add_argument(
+        "--stated-only",
+        action="store_true",
+        help="leave out the settings in which the peer may be better",
+    )
     parser.add_argument("--output", type=Path, default=project_root() / "outputs" / "benchmarks")
     given = parser.parse_args()
-    if unknown := [n for n in given.lines if n not in LINES and n != SCANS]: parser.error(f"there is no line {unknown[0]!r}; the lines are {', '.join([*LINES, SCANS])}")
+    if unknown := [n for n in given.lines if n not in LINES and n != SCANS]:
+        parser.error(f"there is no line {unknown[0]!r}; the lines are {', '.join([*LINES, SCANS])}")
     if given.list:
-        for line in LINES.values(): print(f"{line.name:28} {line.work}, against {line.peer}")
+        for line in LINES.values():
+            print(f"{line.name:28} {line.work}, against {line.peer}")
         print(f"{SCANS:28} how far bf16 moves the correlation with measured mutants, against fp32")
         return 0
     torch.set_num_threads(1)
-    if SCANS in given.lines or not given.lines: bf16_scans(given.output)
+    if SCANS in given.lines or not given.lines:
+        bf16_scans(given.output)
     bare, flags = empty_table().set_index("line", drop=False).astype(object), Path("/proc/cpuinfo")
     table = bare.copy()
     if (path := given.output / "benchmarks.parquet").exists():
         for _, row in pd.read_parquet(path).iterrows():
-            if row.line not in LINES or pd.isna(row.ratio): continue
-            for column in MEASURED: table.loc[row.line, column] = row.get(column)
+            if row.line not in LINES or pd.isna(row.ratio):
+                continue
+            for column in MEASURED:
+                table.loc[row.line, column] = row.get(column)
             table.loc[row.line, "interval"] = interval(row.repeats)
-            if ";" not in str(row["peer at its best"]): table.loc[row.line, ["peer at its best", "against its best"]] = None   # one setting has no best
+            if ";" not in str(row["peer at its best"]):
+                table.loc[row.line, ["peer at its best", "against its best"]] = (
+                    None  # one setting has no best
+                )
             table.loc[row.line, "meets"] = verdict(LINES[row.line], row.ratio)
-    said = {f for l in flags.read_text().splitlines() if l.startswith("flags") for f in l.split()} if flags.exists() else set()
+    said = (
+        {f for l in flags.read_text().splitlines() if l.startswith("flags") for f in l.split()}
+        if flags.exists()
+        else set()
+    )
     features = " ".join(sorted(said & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}))
-    for name in tqdm([n for n in given.lines if n != SCANS] or ([] if given.lines else list(LINES)), desc="lines"):
+    for name in tqdm(
+        [n for n in given.lines if n != SCANS] or ([] if given.lines else list(LINES)), desc="lines"
+    ):
         line, repeats = LINES[name], given.repeats or LINES[name].repeats
-        if line.gpu and not torch.cuda.is_available(): continue
-        row, made = measure(line, repeats, given.clock, not given.stated_only, os.cpu_count() or 1), provenance("cuda" if line.gpu else "cpu")
-        row |= {"meets": verdict(line, row["ratio"]), "clock": "wall" if line.gpu else given.clock, "repeats": repeats, "threads": "1" if given.clock == "cpu" else "1 unless stated", "load": round(os.getloadavg()[0], 2), "cpu flags": features,
-                "dtype path": "bf16 without AMX" if "bf16" in line.work and not line.gpu and "amx_bf16" not in features else "", **{k: made[k] for k in ("device", "torch", "commit", "when")}}
-        table.loc[name] = bare.loc[name]   # nothing stays of the time before
-        for column, value in row.items(): table.loc[name, column] = value
+        if line.gpu and not torch.cuda.is_available():
+            continue
+        row, made = (
+            measure(line, repeats, given.clock, not given.stated_only, os.cpu_count() or 1),
+            provenance("cuda" if line.gpu else "cpu"),
+        )
+        row |= {
+            "meets": verdict(line, row["ratio"]),
+            "clock": "wall" if line.gpu else given.clock,
+            "repeats": repeats,
+            "threads": "1" if given.clock == "cpu" else "1 unless stated",
+            "load": round(os.getloadavg()[0], 2),
+            "cpu flags": features,
+            "dtype path": "bf16 without AMX"
+            if "bf16" in line.work and not line.gpu and "amx_bf16" not in features
+            else "",
+            **{k: made[k] for k in ("device", "torch", "commit", "when")},
+        }
+        table.loc[name] = bare.loc[name]  # nothing stays of the time before
+        for column, value in row.items():
+            table.loc[name, column] = value
         save(table, given.output)
     save(table, given.output)
-    if SCANS in given.lines and len(given.lines) == 1: return 0
-    print(table[["line", "ratio", "against its best", "floor", "aim", "meets"]].to_string(index=False))
+    if SCANS in given.lines and len(given.lines) == 1:
+        return 0
+    print(
+        table[["line", "ratio", "against its best", "floor", "aim", "meets"]].to_string(index=False)
+    )
     print(given.output)
     return 0
 
 
 def save(table: pd.DataFrame, folder: Path) -> None:
-    numbers = ["ratio", "lo", "hi", "fp32 against fp32", "against its best", "floor", "aim", "repeats", "load"]
-    table = table.astype({c: float for c in numbers}).astype({c: "string" for c in COLUMNS if c not in numbers})
-    for name in ("benchmarks.parquet", "benchmarks.csv"): write_table(table, folder / name)
+    numbers = [
+        "ratio",
+        "lo",
+        "hi",
+        "fp32 against fp32",
+        "against its best",
+        "floor",
+        "aim",
+        "repeats",
+        "load",
+    ]
+    table = table.astype({c: float for c in numbers}).astype(
+        {c: "string" for c in COLUMNS if c not in numbers}
+    )
+    for name in ("benchmarks.parquet", "benchmarks.csv"):
+        write_table(table, folder / name)
     temporary = folder / ".benchmarks.svg"
     chart(table).save(temporary, format="svg")
     temporary.replace(folder / "benchmarks.svg")
@@ -187,29 +385,83 @@ def readme(table: pd.DataFrame, scans: Path) -> str:
     "The table for a reader of the folder."
     number = lambda value, digits=2: "" if pd.isna(value) else f"{value:.{digits}f}"
     text = lambda value: "" if pd.isna(value) else str(value)
-    needed = lambda r: f"; the floor leaves {r.ratio / r.floor:.0%} of our time" if text(r.meets).startswith("misses") and text(r["what holds it back"]) else ""
-    columns = ["work", "against", "ratio", "fp32 against fp32", "against the peer at its best", "floor / aim", "meets", "what holds it back", "timed"]
+    needed = lambda r: (
+        f"; the floor leaves {r.ratio / r.floor:.0%} of our time"
+        if text(r.meets).startswith("misses") and text(r["what holds it back"])
+        else ""
+    )
+    columns = [
+        "work",
+        "against",
+        "ratio",
+        "fp32 against fp32",
+        "against the peer at its best",
+        "floor / aim",
+        "meets",
+        "what holds it back",
+        "timed",
+    ]
     unit = lambda r: "" if r.unit == "times faster" else f" {r.unit}"
-    repeats = lambda r: f"n = {r.repeats:.0f}" + (f" of {LINES[r.line].repeats} intended" if r.repeats < LINES[r.line].repeats else "")
-    best = lambda r: f"{number(r['against its best'])}, {r['peer at its best']}" if pd.notna(r["against its best"]) else "only as stated" if pd.notna(r.ratio) and r.unit == "times faster" else ""
-    rows = [[r.work, r.peer, f"{r.ratio:.{digits}f}{unit(r)} ({r.interval} {r.lo:.{digits}f} to {r.hi:.{digits}f})" if pd.notna(r.ratio) else "", number(r["fp32 against fp32"]),
-             best(r), "" if pd.isna(r.floor) else f"{r.floor:g} / {r.aim:g}",
-             text(r.meets) if pd.notna(r.ratio) else f"{r.meets}: `{r.command}`", text(r["what holds it back"]) + needed(r), f"{text(r.timed)}, {repeats(r)}, {r.clock} clock, load {r.load:g}" if pd.notna(r.ratio) else ""]
-            for _, r in table.iterrows() for digits in [0 if text(r.unit).startswith(("MB", "kB", "%", "thousand")) else 2]]
-    return "\n".join([
-        "# Speed beside other software", "",
-        "`make bench` writes this folder; `make bench LINES=linearity` one line of it. All ways of one line are timed in turns in one process, and the ratio is the median over",
-        "repeats of neighbours: above 1 ours is the faster one; behind it stands the range of up to five repeats, or the 95 % bootstrap interval of more. Weights are random. With the clock `cpu`, the processor time of the process, other programs disturb little;",
-        "the peer's best is then taken over batches on one thread, because processor time counts every thread. On an idle machine `ARGS=\"--clock wall\"` adds two threads.",
-        "A peer that ran in one setting only has no best. Where another unit stands beside the number, it is no ratio of times.", "",
-        "The model is not compiled: measured by hand on two cores without AMX, `torch.compile` with dynamic shapes took 50 s (block by block) to 130 s (whole) and left 0.95 to 1.0 of an update's time.", "",
-        "What holds a line back is computed: the operations of our matrix products at the rate that this processor reaches on large ones in the same minutes, against our whole time.",
-        "That rate is a reference, not a bound: products of our shapes may run faster, and then they take all of our time.",
-        "Beside them there are element-wise work (layer norms, GELU, sums), memory, and products too small for that rate.", "",
-        *("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows]), "",
-        "## bf16 against fp32 on measured mutants", "",
-        "Spearman correlations with every scan that is here, in both precisions (`make bench LINES=bf16-scans`, rows in `bf16_scans.csv`):", "",
-        *([f"- {line}" for line in summary(pd.read_csv(scans))] if scans.exists() else ["- not measured"]), ""])
+    repeats = lambda r: (
+        f"n = {r.repeats:.0f}"
+        + (f" of {LINES[r.line].repeats} intended" if r.repeats < LINES[r.line].repeats else "")
+    )
+    best = lambda r: (
+        f"{number(r['against its best'])}, {r['peer at its best']}"
+        if pd.notna(r["against its best"])
+        else "only as stated"
+        if pd.notna(r.ratio) and r.unit == "times faster"
+        else ""
+    )
+    rows = [
+        [
+            r.work,
+            r.peer,
+            f"{r.ratio:.{digits}f}{unit(r)} ({r.interval} {r.lo:.{digits}f} to {r.hi:.{digits}f})"
+            if pd.notna(r.ratio)
+            else "",
+            number(r["fp32 against fp32"]),
+            best(r),
+            "" if pd.isna(r.floor) else f"{r.floor:g} / {r.aim:g}",
+            text(r.meets) if pd.notna(r.ratio) else f"{r.meets}: `{r.command}`",
+            text(r["what holds it back"]) + needed(r),
+            f"{text(r.timed)}, {repeats(r)}, {r.clock} clock, load {r.load:g}"
+            if pd.notna(r.ratio)
+            else "",
+        ]
+        for _, r in table.iterrows()
+        for digits in [0 if text(r.unit).startswith(("MB", "kB", "%", "thousand")) else 2]
+    ]
+    return "\n".join(
+        [
+            "# Speed beside other software",
+            "",
+            "`make bench` writes this folder; `make bench LINES=linearity` one line of it. All ways of one line are timed in turns in one process, and the ratio is the median over",
+            "repeats of neighbours: above 1 ours is the faster one; behind it stands the range of up to five repeats, or the 95 % bootstrap interval of more. Weights are random. With the clock `cpu`, the processor time of the process, other programs disturb little;",
+            'the peer\'s best is then taken over batches on one thread, because processor time counts every thread. On an idle machine `ARGS="--clock wall"` adds two threads.',
+            "A peer that ran in one setting only has no best. Where another unit stands beside the number, it is no ratio of times.",
+            "",
+            "The model is not compiled: measured by hand on two cores without AMX, `torch.compile` with dynamic shapes took 50 s (block by block) to 130 s (whole) and left 0.95 to 1.0 of an update's time.",
+            "",
+            "What holds a line back is computed: the operations of our matrix products at the rate that this processor reaches on large ones in the same minutes, against our whole time.",
+            "That rate is a reference, not a bound: products of our shapes may run faster, and then they take all of our time.",
+            "Beside them there are element-wise work (layer norms, GELU, sums), memory, and products too small for that rate.",
+            "",
+            *("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows]),
+            "",
+            "## bf16 against fp32 on measured mutants",
+            "",
+            "Spearman correlations with every scan that is here, in both precisions (`make bench LINES=bf16-scans`, rows in `bf16_scans.csv`):",
+            "",
+            *(
+                [f"- {line}" for line in summary(pd.read_csv(scans))]
+                if scans.exists()
+                else ["- not measured"]
+            ),
+            "",
+        ]
+    )
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

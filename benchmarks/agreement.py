@@ -1,4 +1,5 @@
 """What half precision costs in accuracy: every scan that is here, scored in fp32 and in bf16."""
+
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +12,8 @@ from carp_nb.scoring import find_scans, score_mutants
 from carp_nb.training import write_table
 
 SCANS = "bf16-scans"
-LARGEST_CHANGE = 0.002   # of a Spearman correlation, per scan
-MASKED_UP_TO = 300       # residues: longer proteins are read in one unmasked pass only, for time
+LARGEST_CHANGE = 0.002  # of a Spearman correlation, per scan
+MASKED_UP_TO = 300  # residues: longer proteins are read in one unmasked pass only, for time
 
 
 def bf16_scans(folder: Path, model: str = "carp_600k_sprot50") -> pd.DataFrame:
@@ -21,12 +22,34 @@ def bf16_scans(folder: Path, model: str = "carp_600k_sprot50") -> pd.DataFrame:
     for scan in tqdm(find_scans("here"), desc=SCANS):
         table = scan.table.dropna(subset="score")
         for method in ["wild-type"] + ["masked"] * (len(scan.wild_type) <= MASKED_UP_TO):
-            scores = {dtype: score_mutants(scorer, scan.wild_type, table.mutant, scan.offset, method, dtype) for dtype in ("float32", "bfloat16")}
-            exact, half = (scan.direction * spearmanr(s, table.score).statistic for s in scores.values())
-            rows.append({"scan": scan.name, "residues": len(scan.wild_type), "mutants": len(table), "model": model, "method": method, "spearman float32": exact, "spearman bfloat16": half,
-                         "change": half - exact, "within 0.002": abs(half - exact) < LARGEST_CHANGE, "spearman of the two scores": spearmanr(*scores.values()).statistic,
-                         "largest change of a score (nats)": abs(scores["float32"] - scores["bfloat16"]).max(), "spread of the scores (nats)": scores["float32"].std(),
-                         **{k: made[k] for k in ("device", "torch", "commit", "when")}})
+            scores = {
+                dtype: score_mutants(
+                    scorer, scan.wild_type, table.mutant, scan.offset, method, dtype
+                )
+                for dtype in ("float32", "bfloat16")
+            }
+            exact, half = (
+                scan.direction * spearmanr(s, table.score).statistic for s in scores.values()
+            )
+            rows.append(
+                {
+                    "scan": scan.name,
+                    "residues": len(scan.wild_type),
+                    "mutants": len(table),
+                    "model": model,
+                    "method": method,
+                    "spearman float32": exact,
+                    "spearman bfloat16": half,
+                    "change": half - exact,
+                    "within 0.002": abs(half - exact) < LARGEST_CHANGE,
+                    "spearman of the two scores": spearmanr(*scores.values()).statistic,
+                    "largest change of a score (nats)": abs(
+                        scores["float32"] - scores["bfloat16"]
+                    ).max(),
+                    "spread of the scores (nats)": scores["float32"].std(),
+                    **{k: made[k] for k in ("device", "torch", "commit", "when")},
+                }
+            )
     table = pd.DataFrame(rows)
     write_table(table, folder / "bf16_scans.csv")
     print("\n".join(summary(table)))
@@ -35,8 +58,12 @@ def bf16_scans(folder: Path, model: str = "carp_600k_sprot50") -> pd.DataFrame:
 
 def summary(table: pd.DataFrame) -> list[str]:
     "How many scans stay within the limit, per method, and each that does not."
-    lines = [f"{method}: {g['within 0.002'].sum()} of {len(g)} scans move by less than {LARGEST_CHANGE}; median {g.change.abs().median():.4f}, largest {g.change.abs().max():.4f}."
-             for method, g in table.groupby("method", sort=False)]
-    return lines + [f"{r.scan}, {r.method}: {r['spearman float32']:.4f} becomes {r['spearman bfloat16']:.4f} over {r.mutants:,} mutants of {r.residues} residues; the two scores agree at "
-                    f"{r['spearman of the two scores']:.5f}, and no score changes by more than {r['largest change of a score (nats)']:.3f} nats where their spread is {r['spread of the scores (nats)']:.2f}."
-                    for _, r in table[~table["within 0.002"]].iterrows()]
+    lines = [
+        f"{method}: {g['within 0.002'].sum()} of {len(g)} scans move by less than {LARGEST_CHANGE}; median {g.change.abs().median():.4f}, largest {g.change.abs().max():.4f}."
+        for method, g in table.groupby("method", sort=False)
+    ]
+    return lines + [
+        f"{r.scan}, {r.method}: {r['spearman float32']:.4f} becomes {r['spearman bfloat16']:.4f} over {r.mutants:,} mutants of {r.residues} residues; the two scores agree at "
+        f"{r['spearman of the two scores']:.5f}, and no score changes by more than {r['largest change of a score (nats)']:.3f} nats where their spread is {r['spread of the scores (nats)']:.2f}."
+        for _, r in table[~table["within 0.002"]].iterrows()
+    ]

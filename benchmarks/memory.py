@@ -1,4 +1,5 @@
 """What a very long protein costs in memory, seen from outside: one process for each measurement."""
+
 import json
 import subprocess
 import sys
@@ -31,12 +32,18 @@ print(json.dumps([peak() - before, time.process_time() - start]))
 
 
 def long_protein(
-    size: str,      # of Table S1, random weights
+    size: str,  # of Table S1, random weights
     sequence: str,
-    work: str,      # sequence, residue: embed it; masked, wild-type: score four mutants of it
+    work: str,  # sequence, residue: embed it; masked, wild-type: score four mutants of it
 ) -> tuple[float, float]:  # MB above the weights at the peak, seconds of processor time
     "Needs Linux. Raises RuntimeError with what the process said."
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-c", CHILD], input=json.dumps([size, sequence, work, str(Path(folder) / "long.safetensors")]), capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(done.stderr)
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD],
+            input=json.dumps([size, sequence, work, str(Path(folder) / "long.safetensors")]),
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
     return tuple(json.loads(done.stdout))

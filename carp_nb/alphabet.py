@@ -13,21 +13,24 @@ import torch
 from torch import BoolTensor, LongTensor
 
 # %% ../nbs/00_alphabet.ipynb #99381942
-AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"   # the 20 canonical residues, ids 0-19
-AMBIGUOUS = "BZXJOU"                   # D/N, E/Q, any, I/L, pyrrolysine, selenocysteine, ids 20-25
-STOP, GAP, MASK, START = "*-#@"        # ids 26-29; the gap doubles as the padding token
+AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"  # the 20 canonical residues, ids 0-19
+AMBIGUOUS = "BZXJOU"  # D/N, E/Q, any, I/L, pyrrolysine, selenocysteine, ids 20-25
+STOP, GAP, MASK, START = "*-#@"  # ids 26-29; the gap doubles as the padding token
 TOKENS = AMINO_ACIDS + AMBIGUOUS + STOP + GAP + MASK + START
 
 # %% ../nbs/00_alphabet.ipynb #04da2d94
-_HINTS = {GAP: "remove gaps before scoring", ".": "remove gaps before scoring",
-          STOP: "remove the stop symbol; the model scores residues only",
-          MASK: "pass allow_mask=True if a masked residue is meant"}
+_HINTS = {
+    GAP: "remove gaps before scoring",
+    ".": "remove gaps before scoring",
+    STOP: "remove the stop symbol; the model scores residues only",
+    MASK: "pass allow_mask=True if a masked residue is meant",
+}
 
 
 def _refuse(
-    symbol: str,    # the offending character
+    symbol: str,  # the offending character
     position: int,  # 1-based
-    name: str,      # sequence id for the message
+    name: str,  # sequence id for the message
 ) -> ValueError:
     "The one sentence for a symbol that is not a residue letter."
     hint = _HINTS.get(symbol, f"use the residue letters {AMINO_ACIDS}{AMBIGUOUS}")
@@ -39,9 +42,9 @@ class Alphabet:
 
     def __init__(
         self,
-        tokens: str,       # all tokens, one character each; the index is the id
-        residues: str,     # the tokens allowed in a sequence
-        pad: str = GAP,    # padding token
+        tokens: str,  # all tokens, one character each; the index is the id
+        residues: str,  # the tokens allowed in a sequence
+        pad: str = GAP,  # padding token
         mask: str = MASK,  # mask token
     ):
         self.tokens, self.residues = tokens, residues
@@ -50,28 +53,35 @@ class Alphabet:
         for letter in residues:
             self._ids[ord(letter)] = self._ids[ord(letter.lower())] = tokens.index(letter)
 
-    def __len__(self) -> int: return len(self.tokens)
+    def __len__(self) -> int:
+        return len(self.tokens)
 
     def to_ids(
         self,
-        sequence: str,             # residues, upper or lower case
-        name: str = "sequence",    # id used in messages
+        sequence: str,  # residues, upper or lower case
+        name: str = "sequence",  # id used in messages
         allow_mask: bool = False,  # read '#' as the mask token
-    ) -> np.ndarray:               # uint8 [L]
+    ) -> np.ndarray:  # uint8 [L]
         "Token ids as bytes. Raises ValueError for an empty sequence or a symbol that is not a residue, TypeError for no string."
         if not isinstance(sequence, str):
-            raise TypeError(f"{name}: expected a string of residues, got {type(sequence).__name__}.")
+            raise TypeError(
+                f"{name}: expected a string of residues, got {type(sequence).__name__}."
+            )
         sequence = sequence.strip()
-        if not sequence: raise ValueError(f"{name}: the sequence is empty; give at least one residue.")
+        if not sequence:
+            raise ValueError(f"{name}: the sequence is empty; give at least one residue.")
         raw = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
         ids = self._ids[raw]
-        if allow_mask: ids[raw == ord(MASK)] = self.mask_idx
+        if allow_mask:
+            ids[raw == ord(MASK)] = self.mask_idx
         if (illegal := ids == 255).any():
             i = int(illegal.argmax())
             raise _refuse(sequence[i], i + 1, name)
         return ids
 
-    def encode(self, sequence: str, name: str = "sequence", allow_mask: bool = False) -> LongTensor:  # [L]
+    def encode(
+        self, sequence: str, name: str = "sequence", allow_mask: bool = False
+    ) -> LongTensor:  # [L]
         "Token ids as a tensor; arguments and errors as `to_ids`."
         return torch.from_numpy(self.to_ids(sequence, name, allow_mask).astype(np.int64))
 
@@ -81,10 +91,10 @@ class Alphabet:
 
     def batch(
         self,
-        sequences: Sequence[str],            # B sequences
+        sequences: Sequence[str],  # B sequences
         names: Sequence[str] | None = None,  # ids used in messages, default "sequence 1" ...
-        allow_mask: bool = False,            # read '#' as the mask token
-    ) -> tuple[LongTensor, BoolTensor]:      # tokens [B, L], mask [B, L] (True = residue)
+        allow_mask: bool = False,  # read '#' as the mask token
+    ) -> tuple[LongTensor, BoolTensor]:  # tokens [B, L], mask [B, L] (True = residue)
         "Several sequences, right-padded to the longest. Raises TypeError for a bare string, ValueError as `to_ids` does."
         rows = self._encode_all(sequences, names, allow_mask)
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_idx)
@@ -92,19 +102,29 @@ class Alphabet:
 
     def pack(
         self,
-        sequences: Sequence[str],            # N sequences
+        sequences: Sequence[str],  # N sequences
         names: Sequence[str] | None = None,  # ids used in messages, default "sequence 1" ...
-        allow_mask: bool = False,            # read '#' as the mask token
-    ) -> tuple[LongTensor, LongTensor]:      # tokens [1, T], segments [1, T]: 1 for the residues of the first, 2 of the second ...
+        allow_mask: bool = False,  # read '#' as the mask token
+    ) -> tuple[
+        LongTensor, LongTensor
+    ]:  # tokens [1, T], segments [1, T]: 1 for the residues of the first, 2 of the second ...
         "Several sequences end to end in one row, without padding. Errors as `batch`."
         rows = self._encode_all(sequences, names, allow_mask)
-        return torch.cat(rows)[None], torch.arange(1, len(rows) + 1).repeat_interleave(torch.tensor([len(r) for r in rows]))[None]
+        return torch.cat(rows)[None], torch.arange(1, len(rows) + 1).repeat_interleave(
+            torch.tensor([len(r) for r in rows])
+        )[None]
 
-    def _encode_all(self, sequences: Sequence[str], names: Sequence[str] | None, allow_mask: bool) -> list[LongTensor]:
-        if isinstance(sequences, str): raise TypeError("a list of sequences is needed, got one string; wrap it in a list.")
-        if not sequences: raise ValueError("got no sequences; give at least one.")
+    def _encode_all(
+        self, sequences: Sequence[str], names: Sequence[str] | None, allow_mask: bool
+    ) -> list[LongTensor]:
+        if isinstance(sequences, str):
+            raise TypeError("a list of sequences is needed, got one string; wrap it in a list.")
+        if not sequences:
+            raise ValueError("got no sequences; give at least one.")
         names = names or [f"sequence {i + 1}" for i in range(len(sequences))]
         return [self.encode(s, n, allow_mask) for s, n in zip(sequences, names, strict=True)]
 
 # %% ../nbs/00_alphabet.ipynb #e759e7bd
-PROTEIN = Alphabet(TOKENS, residues=AMINO_ACIDS + AMBIGUOUS)  # the vocabulary of every published CARP
+PROTEIN = Alphabet(
+    TOKENS, residues=AMINO_ACIDS + AMBIGUOUS
+)  # the vocabulary of every published CARP

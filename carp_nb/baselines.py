@@ -24,7 +24,15 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from torch import BoolTensor, Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .finetune import EarlyStopping, EpochBatches, Targets, TokenRows, head_outputs, evaluate_predictions, rows_sha256
+from carp_nb.finetune import (
+    EarlyStopping,
+    EpochBatches,
+    Targets,
+    TokenRows,
+    head_outputs,
+    evaluate_predictions,
+    rows_sha256,
+)
 from .pretrain import refuse_other_run, write_text
 from .pretrained import pick_device
 from .tasks import bad_rows, read_aligned
@@ -33,6 +41,7 @@ from .training import TrainConfig, processes, train
 # %% ../nbs/16_baselines.ipynb #e8d4c6b5
 class Blosum62:
     "BLOSUM62 as a scorer (Henikoff & Henikoff 1992, PNAS 89:10915)."
+
     name, max_length = "blosum62", None
 
     def __init__(self):
@@ -43,17 +52,19 @@ class Blosum62:
 
     def log_probs(
         self,
-        wild_type: str,                 # residues
+        wild_type: str,  # residues
         masked: list[tuple[int, ...]],  # 0-based positions; what is masked makes no difference here
         at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
-    ) -> list[Tensor]:                  # float32 [len(at_i), 20]
+    ) -> list[Tensor]:  # float32 [len(at_i), 20]
         "Rows of the matrix for the wild-type residues, in nats, up to a constant."
         rows = PROTEIN.encode(wild_type, "wild type").clamp(max=len(AMINO_ACIDS))
         return [self._nats[rows[list(positions)]] for positions in (masked if at is None else at)]
 
 # %% ../nbs/16_baselines.ipynb #a35b9421
 LETTERS = AMINO_ACIDS + "XU"
-_LETTER = np.array([LETTERS.find(t if t in LETTERS else "X") for t in PROTEIN.tokens], np.uint8)  # token -> number of LETTERS
+_LETTER = np.array(
+    [LETTERS.find(t if t in LETTERS else "X") for t in PROTEIN.tokens], np.uint8
+)  # token -> number of LETTERS
 
 
 def _one_hot(sequences: Sequence[str], length: int) -> csr_matrix:  # [N, length * 22]
@@ -66,8 +77,9 @@ def _one_hot(sequences: Sequence[str], length: int) -> csr_matrix:  # [N, length
 @dataclass
 class RidgeBaseline:
     "Ridge on one-hot letters (Dallago et al. 2021), ready to predict."
+
     estimator: Ridge | RidgeClassifier
-    length: int            # positions it knows
+    length: int  # positions it knows
     classes: tuple | None  # in the order of predicted columns
     name: str = "ridge"
 
@@ -76,44 +88,76 @@ class RidgeBaseline:
         sequences: Sequence[str],
     ) -> np.ndarray:  # float64: numbers [N]; of two classes a score of the second [N], cut at 0.5; of more, scores [N, classes]
         "Predict. Raises ValueError for a symbol that is not a residue."
-        if n := sum(len(s) > self.length for s in sequences): warnings.warn(f"{n} of {len(sequences)} sequences are longer than the {self.length} residues of training and cropped to their first ones.")
+        if n := sum(len(s) > self.length for s in sequences):
+            warnings.warn(
+                f"{n} of {len(sequences)} sequences are longer than the {self.length} residues of training and cropped to their first ones."
+            )
         letters = _one_hot(list(sequences), self.length)
-        return (self.estimator.decision_function(letters) + 1) / 2 if self.classes else self.estimator.predict(letters)
+        return (
+            (self.estimator.decision_function(letters) + 1) / 2
+            if self.classes
+            else self.estimator.predict(letters)
+        )
 
 
 def fit_ridge(
-    train_rows: pd.DataFrame,                # sequence, target
+    train_rows: pd.DataFrame,  # sequence, target
     valid_rows: pd.DataFrame | None = None,  # fitted as well where `use_valid` says so
-    kind: str = "regression",                # or classification
-    use_valid: bool = False,                 # the paper's GB1 row did (Table 3)
-    alpha: float = 1.0,                      # penalty
+    kind: str = "regression",  # or classification
+    use_valid: bool = False,  # the paper's GB1 row did (Table 3)
+    alpha: float = 1.0,  # penalty
 ) -> RidgeBaseline:
     "Fit ridge, or a ridge classifier. Raises ValueError for no rows, one class, an unknown kind."
-    if kind not in ("regression", "classification"): raise ValueError(f"kind is {kind!r}; use regression or classification.")
-    rows = pd.concat([train_rows, valid_rows]) if use_valid and valid_rows is not None else train_rows
-    if rows.empty: raise ValueError("there are no rows to fit.")
+    if kind not in ("regression", "classification"):
+        raise ValueError(f"kind is {kind!r}; use regression or classification.")
+    rows = (
+        pd.concat([train_rows, valid_rows]) if use_valid and valid_rows is not None else train_rows
+    )
+    if rows.empty:
+        raise ValueError("there are no rows to fit.")
     classes = tuple(sorted(set(rows.target))) if kind == "classification" else None
-    if classes and len(classes) < 2: raise ValueError(f"every row is of class {classes[0]}; a classifier needs two.")
+    if classes and len(classes) < 2:
+        raise ValueError(f"every row is of class {classes[0]}; a classifier needs two.")
     length, fit = int(rows.sequence.str.len().max()), RidgeClassifier if classes else Ridge
-    return RidgeBaseline(fit(alpha=alpha, solver="lsqr", tol=1e-4).fit(_one_hot(rows.sequence.tolist(), length), rows.target), length, classes)
+    return RidgeBaseline(
+        fit(alpha=alpha, solver="lsqr", tol=1e-4).fit(
+            _one_hot(rows.sequence.tolist(), length), rows.target
+        ),
+        length,
+        classes,
+    )
 
 # %% ../nbs/16_baselines.ipynb #28bcbcc2
-def _distinct_windows(letters: Tensor) -> tuple[Tensor, Tensor]:  # [B, L] numbers of LETTERS, 22: none -> [U, 5]; [B, L] which of them stands around a position
+def _distinct_windows(
+    letters: Tensor,
+) -> tuple[
+    Tensor, Tensor
+]:  # [B, L] numbers of LETTERS, 22: none -> [U, 5]; [B, L] which of them stands around a position
     digits = (len(LETTERS) + 1) ** torch.arange(5, device=letters.device)
-    written = (F.pad(letters, (2, 2), value=len(LETTERS)).unfold(1, 5, 1) * digits).sum(-1)   # a window as one number
+    written = (F.pad(letters, (2, 2), value=len(LETTERS)).unfold(1, 5, 1) * digits).sum(
+        -1
+    )  # a window as one number
     distinct, which = written.unique(return_inverse=True)
     return distinct[:, None] // digits % (len(LETTERS) + 1), which
 
 
 @torch.no_grad()
-def _strongest(x: Tensor, which: Tensor, at_once: int = 2 ** 22) -> Tensor:  # [U, features], [B, L] -> [B, features] the window in which a feature is largest
-    same = (which == which[:1]).all(0)     # positions where no row differs
-    if same.any(): best = which[0, same][x[which[0, same]].argmax(0)].expand(len(which), -1)
-    if same.all(): return best
+def _strongest(
+    x: Tensor, which: Tensor, at_once: int = 2**22
+) -> Tensor:  # [U, features], [B, L] -> [B, features] the window in which a feature is largest
+    same = (which == which[:1]).all(0)  # positions where no row differs
+    if same.any():
+        best = which[0, same][x[which[0, same]].argmax(0)].expand(len(which), -1)
+    if same.all():
+        return best
     differ, found = which[:, ~same], []
     for rows in differ.split(max(1, at_once // (differ.shape[1] * x.shape[1]))):
         found.append(rows.gather(1, x[rows].argmax(1)))
-    return torch.where(x.gather(0, torch.cat(found)) > x.gather(0, best), torch.cat(found), best) if same.any() else torch.cat(found)
+    return (
+        torch.where(x.gather(0, torch.cat(found)) > x.gather(0, best), torch.cat(found), best)
+        if same.any()
+        else torch.cat(found)
+    )
 
 # %% ../nbs/16_baselines.ipynb #5ff3ae4c
 class _Scaled(nn.Module):
@@ -122,15 +166,22 @@ class _Scaled(nn.Module):
     def __init__(self, inputs: int, outputs: int, ratio: float):
         super().__init__()
         plain = nn.Linear(inputs, outputs)
-        self.ratio, self.weight, self.bias = ratio, nn.Parameter(plain.weight.detach() / ratio), nn.Parameter(plain.bias.detach() / ratio)
+        self.ratio, self.weight, self.bias = (
+            ratio,
+            nn.Parameter(plain.weight.detach() / ratio),
+            nn.Parameter(plain.bias.detach() / ratio),
+        )
 
-    def forward(self, x: Tensor) -> Tensor: return F.linear(x, self.weight * self.ratio, self.bias * self.ratio)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.ratio, self.bias * self.ratio)
 
-    def penalty(self) -> Tensor: return self.ratio ** 2 * (self.weight.square().sum() + self.bias.square().sum()) / 2
+    def penalty(self) -> Tensor:
+        return self.ratio**2 * (self.weight.square().sum() + self.bias.square().sum()) / 2
 
 # %% ../nbs/16_baselines.ipynb #2afa977f
 class SmallCNN(nn.Module):
     "The convolutional baseline of FLIP: 22 letters, kernel 5 to 1024 channels, 2048 features, maximum over positions (Dallago et al. 2021)."
+
     RATES = (1e-3, 5e-5, 5e-6)  # of convolution, features and read-out
 
     def __init__(self, outputs: int = 1, channels: int = 1024, features: int = 2048):
@@ -139,38 +190,50 @@ class SmallCNN(nn.Module):
         self.features = _Scaled(channels, features, self.RATES[1] / self.RATES[0])
         self.readout = _Scaled(features, outputs, self.RATES[2] / self.RATES[0])
 
-        self.register_buffer("letters", torch.from_numpy(_LETTER.astype(int)), persistent=False)   # [30]
+        self.register_buffer(
+            "letters", torch.from_numpy(_LETTER.astype(int)), persistent=False
+        )  # [30]
 
     def forward(
         self,
-        tokens: Tensor,    # [B, L]
+        tokens: Tensor,  # [B, L]
         mask: BoolTensor,  # [B, L] True = residue
-    ) -> Tensor:           # [B, outputs]
+    ) -> Tensor:  # [B, outputs]
         windows, which = _distinct_windows(self.letters[tokens].masked_fill(~mask, len(LETTERS)))
-        x = F.conv1d(F.one_hot(windows, len(LETTERS) + 1)[..., :-1].mT.to(self.convolution.weight), self.convolution.weight, self.convolution.bias).squeeze(-1)
-        x = self.features(x.relu()).relu().masked_fill(windows[:, 2:3] == len(LETTERS), -torch.inf)   # around no residue
+        x = F.conv1d(
+            F.one_hot(windows, len(LETTERS) + 1)[..., :-1].mT.to(self.convolution.weight),
+            self.convolution.weight,
+            self.convolution.bias,
+        ).squeeze(-1)
+        x = (
+            self.features(x.relu()).relu().masked_fill(windows[:, 2:3] == len(LETTERS), -torch.inf)
+        )  # around no residue
         return self.readout(x.gather(0, _strongest(x.detach(), which)))
 
 # %% ../nbs/16_baselines.ipynb #6e5adaf3
 @dataclass
 class CNNBaseline:
     "A trained small CNN, ready to predict."
+
     model: SmallCNN
     targets: Targets
-    history: pd.DataFrame       # epoch, score on the validation rows
-    metrics: pd.DataFrame       # of the training loop
-    batch_tokens: int = 16384   # padded residues per forward pass
+    history: pd.DataFrame  # epoch, score on the validation rows
+    metrics: pd.DataFrame  # of the training loop
+    batch_tokens: int = 16384  # padded residues per forward pass
     name: str = "cnn"
 
     @property
-    def classes(self) -> tuple | None: return self.targets.classes or None
+    def classes(self) -> tuple | None:
+        return self.targets.classes or None
 
     def predict(
         self,
         sequences: Sequence[str],
     ) -> np.ndarray:  # float64: numbers [N]; of two classes the probability of the second [N]; of more, probabilities [N, classes]
         "Predict. Raises ValueError for a symbol that is not a residue."
-        return _predict(self.model, TokenRows(PROTEIN, list(sequences)), self.targets, self.batch_tokens)
+        return _predict(
+            self.model, TokenRows(PROTEIN, list(sequences)), self.targets, self.batch_tokens
+        )
 
 
 def _predict(model: SmallCNN, rows: TokenRows, targets: Targets, batch_tokens: int) -> np.ndarray:
@@ -179,117 +242,227 @@ def _predict(model: SmallCNN, rows: TokenRows, targets: Targets, batch_tokens: i
 
 def _score(targets: Targets, measured: Sequence, predicted: np.ndarray) -> float:
     "Spearman, area under the curve or accuracy; NaN where it is not defined."
-    found = evaluate_predictions(measured, predicted, targets.kind, n_boot=0, classes=targets.classes or None).set_index("metric").value
-    return float(found["spearman" if targets.kind == "regression" else "auroc" if "auroc" in found else "accuracy"])
+    found = (
+        evaluate_predictions(
+            measured, predicted, targets.kind, n_boot=0, classes=targets.classes or None
+        )
+        .set_index("metric")
+        .value
+    )
+    return float(
+        found[
+            "spearman"
+            if targets.kind == "regression"
+            else "auroc"
+            if "auroc" in found
+            else "accuracy"
+        ]
+    )
 
 # %% ../nbs/16_baselines.ipynb #43adf4f3
 def fit_cnn(
     train_rows: pd.DataFrame,  # sequence, target
     valid_rows: pd.DataFrame,  # watched, never trained on; may be empty
-    folder: str | Path,        # of the run: checkpoints/ and metrics.parquet; an interrupted run goes on from there
+    folder: str
+    | Path,  # of the run: checkpoints/ and metrics.parquet; an interrupted run goes on from there
     kind: str = "regression",  # or classification
-    epochs: int = 1000, patience: int = 20, batch: int = 256, seed: int = 0,
-    channels: int = 1024, features: int = 2048,
-    batch_tokens: int = 16384, # padded residues per forward pass; a larger batch is cut into parts, for the same update
-    device: str = "auto", progress: bool = False,
+    epochs: int = 1000,
+    patience: int = 20,
+    batch: int = 256,
+    seed: int = 0,
+    channels: int = 1024,
+    features: int = 2048,
+    batch_tokens: int = 16384,  # padded residues per forward pass; a larger batch is cut into parts, for the same update
+    device: str = "auto",
+    progress: bool = False,
 ) -> CNNBaseline:
     """Train the small CNN (Dallago et al. 2021; Shanehsazzadeh et al. 2020). Raises ValueError for one class, a symbol that is not a residue,
     and a folder that holds another run."""
-    classes = tuple(sorted(set(train_rows.target) | set(valid_rows.target))) if kind == "classification" else ()
-    if kind == "classification" and train_rows.target.nunique() < 2: raise ValueError(f"every row is of class {train_rows.target.iloc[0]}; a classifier needs two.")
-    targets, rows, watched = Targets(kind, classes), *(TokenRows(PROTEIN, r.sequence.tolist()) for r in (train_rows, valid_rows))
-    settings = {"kind": kind, "epochs": epochs, "patience": patience, "batch": batch, "seed": seed, "channels": channels, "features": features, "rows_sha256": rows_sha256(train_rows, valid_rows)}
+    classes = (
+        tuple(sorted(set(train_rows.target) | set(valid_rows.target)))
+        if kind == "classification"
+        else ()
+    )
+    if kind == "classification" and train_rows.target.nunique() < 2:
+        raise ValueError(
+            f"every row is of class {train_rows.target.iloc[0]}; a classifier needs two."
+        )
+    targets, rows, watched = (
+        Targets(kind, classes),
+        *(TokenRows(PROTEIN, r.sequence.tolist()) for r in (train_rows, valid_rows)),
+    )
+    settings = {
+        "kind": kind,
+        "epochs": epochs,
+        "patience": patience,
+        "batch": batch,
+        "seed": seed,
+        "channels": channels,
+        "features": features,
+        "rows_sha256": rows_sha256(train_rows, valid_rows),
+    }
     refuse_other_run(Path(folder), settings)
-    if processes().is_main_process: write_text(Path(folder) / "config.json", json.dumps({"config": settings}, indent=1))
+    if processes().is_main_process:
+        write_text(Path(folder) / "config.json", json.dumps({"config": settings}, indent=1))
     torch.manual_seed(seed)
     model = SmallCNN(targets.n_out, channels, features).to(pick_device(device))
     batches, memory = EpochBatches(rows, targets.encode(train_rows.target), batch, seed), {}
     parts = -(-min(batch, len(rows)) * int(rows.lengths.max()) // batch_tokens)
-    config = TrainConfig(epochs * batches.per_epoch, SmallCNN.RATES[0], warmup=0, seed=seed, log_every=batches.per_epoch, accumulate=parts)
-    stopping = EarlyStopping(model, lambda: -_score(targets, valid_rows.target, _predict(model, watched, targets, batch_tokens)), patience, 0, memory)
-    ends = {epoch * batches.per_epoch: stopping for epoch in range(1, epochs + 1)} if len(valid_rows) else {}
-    metrics = train(model, batches, _cnn_loss(targets), config, Path(folder), ends, progress, memory)
-    if "weights" in memory: model.load_state_dict(memory["weights"])
+    config = TrainConfig(
+        epochs * batches.per_epoch,
+        SmallCNN.RATES[0],
+        warmup=0,
+        seed=seed,
+        log_every=batches.per_epoch,
+        accumulate=parts,
+    )
+    stopping = EarlyStopping(
+        model,
+        lambda: (
+            -_score(targets, valid_rows.target, _predict(model, watched, targets, batch_tokens))
+        ),
+        patience,
+        0,
+        memory,
+    )
+    ends = (
+        {epoch * batches.per_epoch: stopping for epoch in range(1, epochs + 1)}
+        if len(valid_rows)
+        else {}
+    )
+    metrics = train(
+        model, batches, _cnn_loss(targets), config, Path(folder), ends, progress, memory
+    )
+    if "weights" in memory:
+        model.load_state_dict(memory["weights"])
     scores = [-v for v in memory.get("history", [])]
-    return CNNBaseline(model, targets, pd.DataFrame({"epoch": range(1, len(scores) + 1), "valid_score": scores}), metrics, batch_tokens)
+    return CNNBaseline(
+        model,
+        targets,
+        pd.DataFrame({"epoch": range(1, len(scores) + 1), "valid_score": scores}),
+        metrics,
+        batch_tokens,
+    )
 
 
 def _cnn_loss(targets: Targets, decay: float = 0.05):
     "Squared error or cross-entropy, with the penalty on features and read-out."
-    def loss(model: nn.Module, batch: tuple[Tensor, BoolTensor, Tensor], generator: torch.Generator):
+
+    def loss(
+        model: nn.Module, batch: tuple[Tensor, BoolTensor, Tensor], generator: torch.Generator
+    ):
         tokens, mask, target = (t.to(next(model.parameters()).device) for t in batch)
         plain = getattr(model, "module", model)
         # Behind a dead channel only the penalty acts on a weight; numbers under 1e-38 make an update six times slower.
-        with torch.no_grad(): plain.features.weight[plain.features.weight.abs() < 1e-30] = 0
-        return targets.loss(model(tokens, mask), target) + decay * (plain.features.penalty() + plain.readout.penalty()), int(mask.sum())
+        with torch.no_grad():
+            plain.features.weight[plain.features.weight.abs() < 1e-30] = 0
+        return targets.loss(model(tokens, mask), target) + decay * (
+            plain.features.penalty() + plain.readout.penalty()
+        ), int(mask.sum())
+
     return loss
 
 # %% ../nbs/16_baselines.ipynb #f435b4c3
 def read_alignment(
-    path: str | Path,     # a3m, a2m or aligned FASTA; plain or gzip
-) -> tuple[str, np.ndarray]:  # the query's residues; uint8 [N, L], 0-19, 20 where there is no amino acid
+    path: str | Path,  # a3m, a2m or aligned FASTA; plain or gzip
+) -> tuple[
+    str, np.ndarray
+]:  # the query's residues; uint8 [N, L], 0-19, 20 where there is no amino acid
     "An alignment in the query's columns, the query first. Raises ValueError for rows that do not line up."
     rows = [(n, s) for n, s in read_aligned(path)]
     letters = [s for _, s in rows]
-    match_states = not any(c.islower() for c in letters[0])   # then lower case is an insertion
-    kept = [re.sub("[a-z.]", "", s) if match_states else s.upper().replace(".", "-") for s in letters]
+    match_states = not any(c.islower() for c in letters[0])  # then lower case is an insertion
+    kept = [
+        re.sub("[a-z.]", "", s) if match_states else s.upper().replace(".", "-") for s in letters
+    ]
     odd = [f"{n} has {len(s)} columns" for (n, _), s in zip(rows, kept) if len(s) != len(kept[0])]
-    if odd: raise bad_rows(path, odd, len(rows), f"The query, {rows[0][0]}, has {len(kept[0])}.")
+    if odd:
+        raise bad_rows(path, odd, len(rows), f"The query, {rows[0][0]}, has {len(kept[0])}.")
     table = np.full(256, len(AMINO_ACIDS), np.uint8)
     table[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)] = np.arange(len(AMINO_ACIDS))
     columns = np.array([c != "-" for c in kept[0]])
     query = "".join(c for c in kept[0] if c != "-")
-    if not query: raise ValueError(f"{path}: the query, {rows[0][0]}, has no residues.")
+    if not query:
+        raise ValueError(f"{path}: the query, {rows[0][0]}, has no residues.")
     return query, np.stack([table[np.frombuffer(s.encode(), np.uint8)][columns] for s in kept])
 
 
 def sequence_weights(
-    aligned: np.ndarray,     # uint8 [N, L]
-    identity: float = 0.8,   # of the residues of the sequence that is weighted
-) -> np.ndarray:             # float64 [N]
+    aligned: np.ndarray,  # uint8 [N, L]
+    identity: float = 0.8,  # of the residues of the sequence that is weighted
+) -> np.ndarray:  # float64 [N]
     "One over the number of sequences (itself included) that share at least `identity` of a sequence's residues."
     residue = aligned < len(AMINO_ACIDS)
-    one_hot = torch.from_numpy(np.eye(len(AMINO_ACIDS) + 1, dtype=np.float32)[aligned][..., :-1].reshape(len(aligned), -1))
+    one_hot = torch.from_numpy(
+        np.eye(len(AMINO_ACIDS) + 1, dtype=np.float32)[aligned][..., :-1].reshape(len(aligned), -1)
+    )
     needed = torch.from_numpy(np.maximum(residue.sum(1), 1) * identity)[:, None]
-    near = torch.cat([(one_hot[i:i + 512] @ one_hot.T >= needed[i:i + 512] - 1e-6).sum(1) for i in range(0, len(one_hot), 512)])
+    near = torch.cat(
+        [
+            (one_hot[i : i + 512] @ one_hot.T >= needed[i : i + 512] - 1e-6).sum(1)
+            for i in range(0, len(one_hot), 512)
+        ]
+    )
     return np.where(residue.any(1), 1 / np.maximum(near.numpy(), 1), 0.0)
 
 # %% ../nbs/16_baselines.ipynb #61bbb9fe
 class PSSM:
     "Column frequencies of an alignment as a scorer: the profile of Figure 2."
+
     max_length = None
 
     def __init__(
         self,
-        query: str,               # residues, one per column
-        aligned: np.ndarray,      # uint8 [N, L] as `read_alignment` gives it
-        identity: float = 0.8,    # of `sequence_weights`
-        pseudocount: float = 1.0, # effective sequences of average composition added to each column
+        query: str,  # residues, one per column
+        aligned: np.ndarray,  # uint8 [N, L] as `read_alignment` gives it
+        identity: float = 0.8,  # of `sequence_weights`
+        pseudocount: float = 1.0,  # effective sequences of average composition added to each column
         name: str = "pssm",
     ):
         self.name, self.query = name, query
         weights = sequence_weights(aligned, identity)
-        counts = np.stack([np.bincount(column, weights, len(AMINO_ACIDS) + 1)[:-1] for column in aligned.T])   # [L, 20]
+        counts = np.stack(
+            [np.bincount(column, weights, len(AMINO_ACIDS) + 1)[:-1] for column in aligned.T]
+        )  # [L, 20]
         background = (counts.sum(0) + 1) / (counts.sum() + len(AMINO_ACIDS))
-        self.effective = float(weights.sum())   # sequences
-        self._log_probs = torch.from_numpy(np.log((counts + pseudocount * background) / (counts.sum(1, keepdims=True) + pseudocount))).float()
+        self.effective = float(weights.sum())  # sequences
+        self._log_probs = torch.from_numpy(
+            np.log(
+                (counts + pseudocount * background) / (counts.sum(1, keepdims=True) + pseudocount)
+            )
+        ).float()
 
     @classmethod
-    def from_alignment(cls, path: str | Path, identity: float = 0.8, pseudocount: float = 1.0, name: str = "pssm") -> "PSSM":
+    def from_alignment(
+        cls, path: str | Path, identity: float = 0.8, pseudocount: float = 1.0, name: str = "pssm"
+    ) -> "PSSM":
         "From a3m, a2m or aligned FASTA. Raises ValueError as `read_alignment`."
         return cls(*read_alignment(path), identity, pseudocount, name)
 
     def log_probs(
         self,
-        wild_type: str,                 # the query, or a protein that contains it
+        wild_type: str,  # the query, or a protein that contains it
         masked: list[tuple[int, ...]],  # 0-based positions; what is masked makes no difference here
         at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
-    ) -> list[Tensor]:                  # float32 [len(at_i), 20]
+    ) -> list[Tensor]:  # float32 [len(at_i), 20]
         "Log-frequencies of the columns, in nats. Raises ValueError for another protein, or a position the alignment does not cover."
         start = wild_type.find(self.query)
-        if start < 0: raise ValueError(f"{self.name}: the query of the alignment ({len(self.query)} residues) is not part of the wild type; give the alignment of this protein.")
+        if start < 0:
+            raise ValueError(
+                f"{self.name}: the query of the alignment ({len(self.query)} residues) is not part of the wild type; give the alignment of this protein."
+            )
         asked = masked if at is None else at
-        outside = sorted({i for positions in asked for i in positions if not start <= i < start + len(self.query)})
-        if outside: raise ValueError(f"{self.name}: {len(outside)} positions lie outside the alignment, which covers residues {start + 1} to {start + len(self.query)}; "
-                                     f"the first is {outside[0] + 1}.")
+        outside = sorted(
+            {
+                i
+                for positions in asked
+                for i in positions
+                if not start <= i < start + len(self.query)
+            }
+        )
+        if outside:
+            raise ValueError(
+                f"{self.name}: {len(outside)} positions lie outside the alignment, which covers residues {start + 1} to {start + len(self.query)}; "
+                f"the first is {outside[0] + 1}."
+            )
         return [self._log_probs[[i - start for i in positions]] for positions in asked]

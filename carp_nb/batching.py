@@ -27,26 +27,34 @@ from .fetch import replacing
 @dataclass(frozen=True)
 class Corpus:
     "Tokenised sequences end to end, in memory or mapped from disk."
-    tokens: np.ndarray         # uint8 [total residues]
-    offsets: np.ndarray        # int64 [N + 1]; sequence i is tokens[offsets[i]:offsets[i + 1]]
-    stated: str | None = None  # checksum written when the corpus was built; None: computed when asked for
+
+    tokens: np.ndarray  # uint8 [total residues]
+    offsets: np.ndarray  # int64 [N + 1]; sequence i is tokens[offsets[i]:offsets[i + 1]]
+    stated: str | None = (
+        None  # checksum written when the corpus was built; None: computed when asked for
+    )
 
     @classmethod
     def from_records(cls, records: Iterable[tuple[str, str]]) -> "Corpus":  # (id, sequence) pairs
         "Tokenise (id, sequence) pairs in memory. Raises ValueError with the id for an illegal symbol, or if there are none."
         rows = [PROTEIN.to_ids(sequence, name) for name, sequence in records]
-        if not rows: raise ValueError("the corpus is empty; give at least one sequence.")
+        if not rows:
+            raise ValueError("the corpus is empty; give at least one sequence.")
         return cls(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(r) for r in rows])]))
 
-    def __len__(self) -> int: return len(self.offsets) - 1
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
 
-    def __getitem__(self, i: int) -> np.ndarray: return self.tokens[self.offsets[i]:self.offsets[i + 1]]  # uint8 [L]
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.tokens[self.offsets[i] : self.offsets[i + 1]]  # uint8 [L]
 
     @property
-    def sha256(self) -> str: return self.stated or _checksum(self.tokens, self.offsets)
+    def sha256(self) -> str:
+        return self.stated or _checksum(self.tokens, self.offsets)
 
     @property
-    def lengths(self) -> np.ndarray: return np.diff(self.offsets)  # int64 [N]
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)  # int64 [N]
 
 
 def _checksum(tokens: np.ndarray, offsets: np.ndarray) -> str:
@@ -61,64 +69,99 @@ def _npy_header(
 ) -> bytes:
     "The header of a one-dimensional .npy file of bytes; its size does not depend on `n`."
     text = io.BytesIO()
-    np.lib.format.write_array_header_1_0(text, {"descr": "|u1", "fortran_order": False, "shape": (n,)})
+    np.lib.format.write_array_header_1_0(
+        text, {"descr": "|u1", "fortran_order": False, "shape": (n,)}
+    )
     return text.getvalue()
 
 
 def build_corpus(
     records: Iterable[tuple[str, str]],  # (id, sequence) pairs, e.g. `read_fasta`
-    folder: str | Path,                  # made by this call
-    about: dict | None = None,           # where the sequences come from; kept in corpus.json
+    folder: str | Path,  # made by this call
+    about: dict | None = None,  # where the sequences come from; kept in corpus.json
     progress: bool = True,
-) -> Corpus:                             # mapped from disk
+) -> Corpus:  # mapped from disk
     """Tokenise a stream of sequences to disk. Interrupted or refused, it leaves nothing behind. Raises FileExistsError if the folder
     is there, ValueError with the id for an illegal symbol, or if there are no sequences."""
     folder = Path(folder)
-    if folder.exists(): raise FileExistsError(f"{folder} exists; open it with open_corpus, or delete it to build it again.")
+    if folder.exists():
+        raise FileExistsError(
+            f"{folder} exists; open it with open_corpus, or delete it to build it again."
+        )
     with replacing(folder) as temporary:
         temporary.mkdir()
         ends = array("q", [0])
         with open(temporary / "tokens.npy", "wb") as file:
             file.write(_npy_header(0))
-            for name, sequence in tqdm(records, desc="sequences", disable=not progress, unit_scale=True):
+            for name, sequence in tqdm(
+                records, desc="sequences", disable=not progress, unit_scale=True
+            ):
                 ids = PROTEIN.to_ids(sequence, name)
-                file.write(ids); ends.append(ends[-1] + len(ids))
-            file.seek(0); file.write(_npy_header(ends[-1]))
-        if len(ends) == 1: raise ValueError("the corpus is empty; give at least one sequence.")
+                file.write(ids)
+                ends.append(ends[-1] + len(ids))
+            file.seek(0)
+            file.write(_npy_header(ends[-1]))
+        if len(ends) == 1:
+            raise ValueError("the corpus is empty; give at least one sequence.")
         np.save(temporary / "offsets.npy", np.frombuffer(ends, np.int64))
-        checksum = _checksum(np.load(temporary / "tokens.npy", mmap_mode="r"), np.frombuffer(ends, np.int64))
-        facts = {"sequences": len(ends) - 1, "residues": ends[-1], "sha256": checksum, **(about or {})}
+        checksum = _checksum(
+            np.load(temporary / "tokens.npy", mmap_mode="r"), np.frombuffer(ends, np.int64)
+        )
+        facts = {
+            "sequences": len(ends) - 1,
+            "residues": ends[-1],
+            "sha256": checksum,
+            **(about or {}),
+        }
         (temporary / "corpus.json").write_text(json.dumps(facts, indent=1))
     return open_corpus(folder)
 
 # %% ../nbs/08_batching.ipynb #c90a1cda
 def open_corpus(
-    folder: str | Path,    # as `build_corpus` made it
+    folder: str | Path,  # as `build_corpus` made it
     verify: bool = False,  # read everything and compare the checksum
 ) -> Corpus:
     "Map a corpus from disk. Raises FileNotFoundError for no corpus, ValueError for one that is not what its corpus.json says."
     folder = Path(folder)
-    if not (folder / "corpus.json").is_file(): raise FileNotFoundError(f"{folder} is no corpus; make one with build_corpus.")
+    if not (folder / "corpus.json").is_file():
+        raise FileNotFoundError(f"{folder} is no corpus; make one with build_corpus.")
     facts = json.loads((folder / "corpus.json").read_text())
-    try: corpus = Corpus(np.load(folder / "tokens.npy", mmap_mode="r"), np.load(folder / "offsets.npy", mmap_mode="r"), facts["sha256"])
-    except (OSError, ValueError) as error: raise ValueError(f"{folder} is damaged ({error}); delete it and build it again.") from error
+    try:
+        corpus = Corpus(
+            np.load(folder / "tokens.npy", mmap_mode="r"),
+            np.load(folder / "offsets.npy", mmap_mode="r"),
+            facts["sha256"],
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is damaged ({error}); delete it and build it again.") from error
     found = len(corpus), int(corpus.offsets[-1]), len(corpus.tokens)
-    if found != (facts["sequences"], facts["residues"], facts["residues"]) or (verify and _checksum(corpus.tokens, corpus.offsets) != facts["sha256"]):
-        raise ValueError(f"{folder} is damaged: its files do not hold what corpus.json says; delete it and build it again.")
+    if found != (facts["sequences"], facts["residues"], facts["residues"]) or (
+        verify and _checksum(corpus.tokens, corpus.offsets) != facts["sha256"]
+    ):
+        raise ValueError(
+            f"{folder} is damaged: its files do not hold what corpus.json says; delete it and build it again."
+        )
     return corpus
 
 # %% ../nbs/08_batching.ipynb #9dcb75a9
 def uniref50_records(
     folder: str | Path,  # with consensus.fasta, splits.json and lengths_and_offsets.npz
-    split: str,          # train, valid or test
+    split: str,  # train, valid or test
 ) -> Iterator[tuple[str, str]]:  # (number in the file, sequence), in the order of the file
     "Stream a split of the authors' UniRef50. Raises FileNotFoundError naming the missing file, ValueError for an unknown split or files that disagree."
     folder = Path(folder)
     for name in ("consensus.fasta", "splits.json", "lengths_and_offsets.npz"):
-        if not (folder / name).is_file(): raise FileNotFoundError(f"{folder / name} is missing; unpack uniref50.tar.gz of Zenodo record 6564798 there.")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name} is missing; unpack uniref50.tar.gz of Zenodo record 6564798 there."
+            )
     splits = json.loads((folder / "splits.json").read_text())
-    if split not in splits: raise ValueError(f"{folder / 'splits.json'} has no split {split!r}; it has {', '.join(splits)}.")
-    chosen = np.sort(np.array(splits.pop(split), np.int64)); del splits
+    if split not in splits:
+        raise ValueError(
+            f"{folder / 'splits.json'} has no split {split!r}; it has {', '.join(splits)}."
+        )
+    chosen = np.sort(np.array(splits.pop(split), np.int64))
+    del splits
     return _lines(folder, chosen)
 
 
@@ -127,34 +170,52 @@ def _lines(folder: Path, chosen: np.ndarray) -> Iterator[tuple[str, str]]:
     lengths, offsets = table["ells"], table["seq_offsets"]
     with open(folder / "consensus.fasta", "rb") as file:
         for i in chosen.tolist():
-            if i >= len(offsets): raise ValueError(f"splits.json names sequence {i}, and lengths_and_offsets.npz has {len(offsets)}; the files are not of one set.")
+            if i >= len(offsets):
+                raise ValueError(
+                    f"splits.json names sequence {i}, and lengths_and_offsets.npz has {len(offsets)}; the files are not of one set."
+                )
             file.seek(int(offsets[i]))
             sequence = file.readline().rstrip(b"\n").decode("latin-1")
-            if len(sequence) != lengths[i]: raise ValueError(f"sequence {i} has {len(sequence)} residues in consensus.fasta and {lengths[i]} in lengths_and_offsets.npz; the files are not of one set.")
+            if len(sequence) != lengths[i]:
+                raise ValueError(
+                    f"sequence {i} has {len(sequence)} residues in consensus.fasta and {lengths[i]} in lengths_and_offsets.npz; the files are not of one set."
+                )
             yield str(i), sequence
 
 # %% ../nbs/08_batching.ipynb #f0dff73c
 def split_by_cluster(
-    clusters: Sequence[str],                              # [N] the cluster of every sequence
+    clusters: Sequence[str],  # [N] the cluster of every sequence
     shares: dict[str, float] = {"valid": 0.01, "test": 0.01},  # of the clusters; the rest is train
     seed: int = 0,
-) -> np.ndarray:                                          # [N] train, or a name out of `shares`
+) -> np.ndarray:  # [N] train, or a name out of `shares`
     "Assign whole clusters to splits at random. Raises ValueError when a split would be empty or the shares leave nothing to train on."
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     counts = {split: int(round(share * len(names))) for split, share in shares.items()}
     if min(counts.values()) < 1 or sum(counts.values()) >= len(names):
-        raise ValueError(f"{len(names)} clusters cannot be split into {counts} and a training set; change the shares or cluster less coarsely.")
+        raise ValueError(
+            f"{len(names)} clusters cannot be split into {counts} and a training set; change the shares or cluster less coarsely."
+        )
     of_cluster = np.full(len(names), "train", dtype=f"<U{max(map(len, [*shares, 'train']))}")
     order, start = np.random.default_rng(seed).permutation(len(names)), 0
-    for split, count in counts.items(): of_cluster[order[start:start + count]] = split; start += count
+    for split, count in counts.items():
+        of_cluster[order[start : start + count]] = split
+        start += count
     return of_cluster[member]
 
 
 def shared_sequences(
-    first: Corpus, second: Corpus,
+    first: Corpus,
+    second: Corpus,
 ) -> np.ndarray:  # int64: which sequences of `second` also stand in `first`, letter by letter
     "Exact duplicates between two sets, found by 64-bit hashes (8 bytes of memory per sequence)."
-    keys = [np.fromiter((int.from_bytes(hashlib.blake2b(c[i], digest_size=8).digest()) for i in range(len(c))), np.uint64, len(c)) for c in (first, second)]
+    keys = [
+        np.fromiter(
+            (int.from_bytes(hashlib.blake2b(c[i], digest_size=8).digest()) for i in range(len(c))),
+            np.uint64,
+            len(c),
+        )
+        for c in (first, second)
+    ]
     return np.flatnonzero(np.isin(keys[1], keys[0]))
 
 # %% ../nbs/08_batching.ipynb #6b64905b
@@ -164,17 +225,17 @@ def padded_length(length, multiple: int = 16):
 
 
 def bucketed_batches(
-    lengths: np.ndarray,          # [N] residues, after cropping
-    batch_tokens: int,            # padded tokens per batch
+    lengths: np.ndarray,  # [N] residues, after cropping
+    batch_tokens: int,  # padded tokens per batch
     rng: np.random.Generator,
-    bucket: int = 8192,           # sequences sorted together
-    multiple: int = 16,           # batches are padded to a multiple of this many residues
-) -> list[np.ndarray]:            # index arrays; together a permutation of range(N)
+    bucket: int = 8192,  # sequences sorted together
+    multiple: int = 16,  # batches are padded to a multiple of this many residues
+) -> list[np.ndarray]:  # index arrays; together a permutation of range(N)
     "Length-bucketed batches under a token budget, in random order (section 4.3: dynamic batching)."
     order = rng.permutation(len(lengths))
     widths = padded_length(lengths, multiple)
     batches = []
-    for chunk in (order[i:i + bucket] for i in range(0, len(order), bucket)):
+    for chunk in (order[i : i + bucket] for i in range(0, len(order), bucket)):
         chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
         start, width = 0, widths[chunk].tolist()
         for stop in range(1, len(chunk) + 1):
@@ -190,24 +251,40 @@ class Batches:
     def __init__(
         self,
         corpus: Corpus,
-        batch_tokens: int,        # padded tokens per batch
-        max_length: int = 2048,   # longer sequences are cropped to a random window (section 4.2)
+        batch_tokens: int,  # padded tokens per batch
+        max_length: int = 2048,  # longer sequences are cropped to a random window (section 4.2)
         seed: int = 0,
     ):
-        self.corpus, self.batch_tokens, self.max_length, self.seed = corpus, batch_tokens, max_length, seed
+        self.corpus, self.batch_tokens, self.max_length, self.seed = (
+            corpus,
+            batch_tokens,
+            max_length,
+            seed,
+        )
         self.lengths = np.minimum(corpus.lengths, max_length)
-        self._starts = [0]     # first step of every epoch met so far
+        self._starts = [0]  # first step of every epoch met so far
         self._epoch = (-1, [])
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         if self._epoch[0] != epoch:
-            bucket = max(8192, int(64 * self.batch_tokens / self.lengths.mean()))   # some 64 batches; with 8192 sequences for 1.4 million tokens 29 % of them were padding
-            self._epoch = (epoch, bucketed_batches(self.lengths, self.batch_tokens, np.random.default_rng([self.seed, epoch]), bucket))
+            bucket = max(
+                8192, int(64 * self.batch_tokens / self.lengths.mean())
+            )  # some 64 batches; with 8192 sequences for 1.4 million tokens 29 % of them were padding
+            self._epoch = (
+                epoch,
+                bucketed_batches(
+                    self.lengths,
+                    self.batch_tokens,
+                    np.random.default_rng([self.seed, epoch]),
+                    bucket,
+                ),
+            )
         return self._epoch[1]
 
     def _locate(self, step: int) -> np.ndarray:
         "The sequence indices of a step; epochs differ a little in their number of batches."
-        while self._starts[-1] <= step: self._starts.append(self._starts[-1] + len(self._batches(len(self._starts) - 1)))
+        while self._starts[-1] <= step:
+            self._starts.append(self._starts[-1] + len(self._batches(len(self._starts) - 1)))
         epoch = int(np.searchsorted(self._starts, step, side="right")) - 1
         return self._batches(epoch)[step - self._starts[epoch]]
 
@@ -220,8 +297,11 @@ class Batches:
         rows = []
         for i in self._locate(step):
             ids = self.corpus[i]
-            start = rng.integers(0, len(ids) - self.lengths[i] + 1)   # every window is possible, the last one too
-            rows.append(torch.from_numpy(ids[start:start + self.lengths[i]].astype(np.int64)))
+            start = rng.integers(
+                0, len(ids) - self.lengths[i] + 1
+            )  # every window is possible, the last one too
+            rows.append(torch.from_numpy(ids[start : start + self.lengths[i]].astype(np.int64)))
         tokens = torch.full((len(rows), padded_length(max(map(len, rows)))), PROTEIN.pad_idx)
-        for target, row in zip(tokens, rows): target[:len(row)] = row
+        for target, row in zip(tokens, rows):
+            target[: len(row)] = row
         return tokens, tokens != PROTEIN.pad_idx

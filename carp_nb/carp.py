@@ -25,25 +25,34 @@ _ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
 @dataclass(frozen=True)
 class CARPConfig:
     "Shape of a CARP model; the fields of the published checkpoints (section 4.1, Table S1)."
-    d_model: int             # d, width of the residual stream
-    n_layers: int            # n, ByteNet blocks
-    slim: bool = True        # blocks work at d/2; False: at d
-    d_embed: int = 8         # width of the token embedding
-    kernel_size: int = 5     # taps of the dilated convolution, odd
-    r: int = 128             # largest dilation
+
+    d_model: int  # d, width of the residual stream
+    n_layers: int  # n, ByteNet blocks
+    slim: bool = True  # blocks work at d/2; False: at d
+    d_embed: int = 8  # width of the token embedding
+    kernel_size: int = 5  # taps of the dilated convolution, odd
+    r: int = 128  # largest dilation
     activation: str = "gelu"
 
     def __post_init__(self):
-        if self.kernel_size % 2 == 0: raise ValueError(f"kernel_size is {self.kernel_size}; it must be odd so that length is preserved.")
-        if self.activation not in _ACTIVATIONS: raise ValueError(f"activation is {self.activation!r}; use one of {', '.join(_ACTIVATIONS)}.")
-        if self.slim and self.d_model % 2: raise ValueError(f"d_model is {self.d_model}; a slim model needs an even one.")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size is {self.kernel_size}; it must be odd so that length is preserved."
+            )
+        if self.activation not in _ACTIVATIONS:
+            raise ValueError(
+                f"activation is {self.activation!r}; use one of {', '.join(_ACTIVATIONS)}."
+            )
+        if self.slim and self.d_model % 2:
+            raise ValueError(f"d_model is {self.d_model}; a slim model needs an even one.")
 
     @property
-    def d_hidden(self) -> int: return self.d_model // 2 if self.slim else self.d_model   # d_MLP of Table S1
+    def d_hidden(self) -> int:
+        return self.d_model // 2 if self.slim else self.d_model  # d_MLP of Table S1
 
     @property
     def dilations(self) -> list[int]:  # one per block: 1, 2, 4 ... r, 1, 2 ...
-        cycle = self.r.bit_length()    # floor(log2 r) + 1
+        cycle = self.r.bit_length()  # floor(log2 r) + 1
         return [2 ** (i % cycle) for i in range(self.n_layers)]
 
     @property
@@ -64,7 +73,9 @@ class DilatedConv(nn.Conv1d):
         _in_order(self)
         self.register_load_state_dict_post_hook(_in_order)
 
-    def forward(self, x: Tensor, segments: Segments | None = None) -> Tensor:  # [B, L, h] -> [B, L, h]
+    def forward(
+        self, x: Tensor, segments: Segments | None = None
+    ) -> Tensor:  # [B, L, h] -> [B, L, h]
         return dilated_conv(x, self.weight, self.bias, self.dilation[0], segments)
 
 
@@ -75,31 +86,35 @@ class ByteNetBlock(nn.Module):
         super().__init__()
         d, h = config.d_model, config.d_hidden
         self.norm1, self.down = nn.LayerNorm(d), nn.Linear(d, h)
-        self.norm2, self.conv = nn.LayerNorm(h), DilatedConv(h, h, config.kernel_size, dilation=dilation)
+        self.norm2, self.conv = (
+            nn.LayerNorm(h),
+            DilatedConv(h, h, config.kernel_size, dilation=dilation),
+        )
         self.norm3, self.up = nn.LayerNorm(h), nn.Linear(h, d)
         self.activation = _ACTIVATIONS[config.activation]
 
     def narrow(self, x: Tensor) -> Tensor:  # [..., d] -> [..., h], what the convolution reads
         return self.activation(self.norm2(self.down(self.activation(self.norm1(x)))))
 
-    def widen(self, y: Tensor) -> Tensor:   # [..., h] -> [..., d], what the block adds
+    def widen(self, y: Tensor) -> Tensor:  # [..., h] -> [..., d], what the block adds
         return self.up(self.activation(self.norm3(y)))
 
     def forward(
         self,
-        x: Tensor,     # [B, L, d]
+        x: Tensor,  # [B, L, d]
         mask: Tensor,  # [B, L, 1], 1 = residue, 0 = padding
         segments: Segments | None = None,  # where rows hold several sequences
-    ) -> Tensor:       # [B, L, d]
+    ) -> Tensor:  # [B, L, d]
         return x + self.widen(self.conv(self.narrow(x) * mask, segments))
 
 # %% ../nbs/02_carp.ipynb #c0434f0f
 class CARP(nn.Module):
     "Convolutional masked language model of protein sequences (section 4.1, Figure 5)."
+
     alphabet = PROTEIN
-    max_length = None      # any length
-    batch_tokens = 16384   # tokens per forward pass when scoring
-    tile = 8192            # without gradients, sequences of more than two tiles are read in pieces of this length
+    max_length = None  # any length
+    batch_tokens = 16384  # tokens per forward pass when scoring
+    tile = 8192  # without gradients, sequences of more than two tiles are read in pieces of this length
 
     def __init__(self, config: CARPConfig, name: str = "carp"):
         super().__init__()
@@ -113,66 +128,92 @@ class CARP(nn.Module):
 
     def forward(
         self,
-        tokens: LongTensor,               # [B, L] token ids
-        mask: BoolTensor | LongTensor | None = None,  # [B, L] True = residue, or as `alphabet.pack` gives it; None: everything but the pad token
-    ) -> Tensor:                          # [B, L, 30] logits
-        if self.needs_tiles(tokens, mask): return torch.cat([self.decoder(x) for _, x in self.tiles(tokens, mask)], 1)
+        tokens: LongTensor,  # [B, L] token ids
+        mask: BoolTensor
+        | LongTensor
+        | None = None,  # [B, L] True = residue, or as `alphabet.pack` gives it; None: everything but the pad token
+    ) -> Tensor:  # [B, L, 30] logits
+        if self.needs_tiles(tokens, mask):
+            return torch.cat([self.decoder(x) for _, x in self.tiles(tokens, mask)], 1)
         return self.decoder(self.represent(tokens, mask))
 
     def represent(
         self,
-        tokens: LongTensor,              # [B, L] token ids
-        mask: BoolTensor | LongTensor | None = None,  # [B, L] True = residue, or as `alphabet.pack` gives it; None: everything but the pad token
-        layer: int = -1,                 # 0 = embedding, n_layers or -1 = last block
-        norm: bool = True,               # final layer norm; applies to the last layer only (section 4.3)
-    ) -> Tensor:                         # [B, L, d], zero at padding
+        tokens: LongTensor,  # [B, L] token ids
+        mask: BoolTensor
+        | LongTensor
+        | None = None,  # [B, L] True = residue, or as `alphabet.pack` gives it; None: everything but the pad token
+        layer: int = -1,  # 0 = embedding, n_layers or -1 = last block
+        norm: bool = True,  # final layer norm; applies to the last layer only (section 4.3)
+    ) -> Tensor:  # [B, L, d], zero at padding
         "Activations after a block. Raises ValueError for a layer the model does not have."
         layer = self.which_layer(layer)
-        if mask is None: mask = tokens != PROTEIN.pad_idx
-        if self.needs_tiles(tokens, mask): return _joined(self.tiles(tokens, mask, layer, norm), tokens.shape[1])
-        x, segments = self.up_embed(self.embed(tokens)), None if mask.dtype == torch.bool else Segments(mask)
+        if mask is None:
+            mask = tokens != PROTEIN.pad_idx
+        if self.needs_tiles(tokens, mask):
+            return _joined(self.tiles(tokens, mask, layer, norm), tokens.shape[1])
+        x, segments = (
+            self.up_embed(self.embed(tokens)),
+            None if mask.dtype == torch.bool else Segments(mask),
+        )
         mask = (mask != 0).unsqueeze(-1).to(x.dtype)
-        for block in self.blocks[:layer]: x = block(x, mask, segments)
-        if norm and layer == self.config.n_layers: x = self.norm(x)
+        for block in self.blocks[:layer]:
+            x = block(x, mask, segments)
+        if norm and layer == self.config.n_layers:
+            x = self.norm(x)
         return x * mask
 
     def needs_tiles(self, tokens: LongTensor, mask: BoolTensor | LongTensor | None = None) -> bool:
         "Is a sequence so long, and are there no gradients to keep, that tiles save memory? Several in one row are read at once."
-        return tokens.shape[1] > 2 * self.tile and not torch.is_grad_enabled() and (mask is None or mask.dtype == torch.bool)
+        return (
+            tokens.shape[1] > 2 * self.tile
+            and not torch.is_grad_enabled()
+            and (mask is None or mask.dtype == torch.bool)
+        )
 
     def which_layer(self, layer: int) -> int:  # 0 ... n_layers
         n = self.config.n_layers
-        if not -n - 1 <= layer <= n: raise ValueError(f"layer {layer} does not exist; {self.name} has layers 0 (embedding) to {n}.")
+        if not -n - 1 <= layer <= n:
+            raise ValueError(
+                f"layer {layer} does not exist; {self.name} has layers 0 (embedding) to {n}."
+            )
         return layer % (n + 1)
 
 # %% ../nbs/02_carp.ipynb #a65012e3
 def _extend(
     block: ByteNetBlock,
-    x: Tensor,     # [B, T, d] the next tile
+    x: Tensor,  # [B, T, d] the next tile
     mask: Tensor,  # [B, T, 1]
-    kept: tuple[Tensor, Tensor, Tensor] | None,  # what the tile before left; None: this is the first
-    last: bool,    # nothing follows
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:  # [B, T', d] and [B, T', 1] that are ready, what to keep
+    kept: tuple[Tensor, Tensor, Tensor]
+    | None,  # what the tile before left; None: this is the first
+    last: bool,  # nothing follows
+) -> tuple[
+    Tensor, Tensor, tuple[Tensor, Tensor, Tensor]
+]:  # [B, T', d] and [B, T', 1] that are ready, what to keep
     "One block over the next tile of a sequence."
     reach, z = block.conv.dilation[0] * (block.conv.kernel_size[0] // 2), block.narrow(x) * mask
-    if kept is None: kept = x[:, :0], mask[:, :0], z.new_zeros(len(z), reach, z.shape[2])
+    if kept is None:
+        kept = x[:, :0], mask[:, :0], z.new_zeros(len(z), reach, z.shape[2])
     x, mask, z = (torch.cat(pair, 1) for pair in zip(kept, (x, mask, z)))
-    if last: z = F.pad(z, (0, 0, 0, reach))
+    if last:
+        z = F.pad(z, (0, 0, 0, reach))
     ready = max(0, z.shape[1] - 2 * reach)
-    y = x[:, :ready] + block.widen(block.conv(z)[:, reach:reach + ready])
+    y = x[:, :ready] + block.widen(block.conv(z)[:, reach : reach + ready])
     return y, mask[:, :ready], tuple(tensor[:, ready:].clone() for tensor in (x, mask, z))
 
 # %% ../nbs/02_carp.ipynb #486cfa97
 @torch.no_grad()
 def _tiles(
     self: CARP,
-    tokens: LongTensor,              # [B, L] token ids
+    tokens: LongTensor,  # [B, L] token ids
     mask: BoolTensor | None = None,  # [B, L] True = residue; None: everything but the pad token
-    layer: int = -1, norm: bool = True,  # as in `represent`
-) -> Iterator[tuple[int, Tensor]]:   # first position and [B, T, d]; together the whole sequence
+    layer: int = -1,
+    norm: bool = True,  # as in `represent`
+) -> Iterator[tuple[int, Tensor]]:  # first position and [B, T, d]; together the whole sequence
     "What `represent` gives, piece by piece and without gradients; memory does not grow with length."
     layer = self.which_layer(layer)
-    if mask is None: mask = tokens != PROTEIN.pad_idx
+    if mask is None:
+        mask = tokens != PROTEIN.pad_idx
     if not self.needs_tiles(tokens, mask):
         yield 0, self.represent(tokens, mask, layer, norm)
         return
@@ -181,21 +222,25 @@ def _tiles(
         tile = slice(start, start + self.tile)
         x = self.up_embed(self.embed(tokens[:, tile]))
         inside = mask[:, tile, None].to(x.dtype)
-        for i, block in enumerate(self.blocks[:layer]): x, inside, kept[i] = _extend(block, x, inside, kept[i], tile.stop >= length)
-        if norm and layer == self.config.n_layers: x = self.norm(x)
-        if x.shape[1]: yield done, x * inside
+        for i, block in enumerate(self.blocks[:layer]):
+            x, inside, kept[i] = _extend(block, x, inside, kept[i], tile.stop >= length)
+        if norm and layer == self.config.n_layers:
+            x = self.norm(x)
+        if x.shape[1]:
+            yield done, x * inside
         done += x.shape[1]
 
 # %% ../nbs/02_carp.ipynb #1db0e33c
 def _joined(
     pieces: Iterable[tuple[int, Tensor]],  # first position and [B, T, d]
-    length: int,                           # L
-) -> Tensor:                               # [B, L, d]
+    length: int,  # L
+) -> Tensor:  # [B, L, d]
     "Pieces of activations as one tensor."
     whole = None
     for start, x in pieces:
-        if whole is None: whole = x.new_empty(len(x), length, x.shape[2])
-        whole[:, start:start + x.shape[1]] = x
+        if whole is None:
+            whole = x.new_empty(len(x), length, x.shape[2])
+        whole[:, start : start + x.shape[1]] = x
     return whole
 
 
@@ -204,8 +249,10 @@ CARP.tiles = _tiles
 # %% ../nbs/02_carp.ipynb #02aa4e7c
 class _Sizes(dict):
     "Table of sizes that also answers to the paper's misprinted CARP-24M (a 2.4 million parameter model)."
+
     def __missing__(self, key):
-        if key == "carp_24m": return self["carp_2_4m"]
+        if key == "carp_24m":
+            return self["carp_2_4m"]
         raise KeyError(f"{key!r} is not a size of Table S1; choose from {', '.join(self)}.")
 
 
@@ -229,53 +276,72 @@ def table_s1() -> pd.DataFrame:  # index: our name of the size
     "What the shape of each size gives: parameters and receptive field (residues on each side)."
     rows = {}
     for name, config in TABLE_S1.items():
-        with torch.device("meta"): parameters = n_parameters(CARP(config))
-        rows[name] = {"layers": config.n_layers, "d": config.d_model, "d_mlp": config.d_hidden,
-                      "parameters": parameters, "receptive_field": config.receptive_field}
+        with torch.device("meta"):
+            parameters = n_parameters(CARP(config))
+        rows[name] = {
+            "layers": config.n_layers,
+            "d": config.d_model,
+            "d_mlp": config.d_hidden,
+            "parameters": parameters,
+            "receptive_field": config.receptive_field,
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/02_carp.ipynb #cc3dd9fa
 def windows(
-    length: int,                # L
+    length: int,  # L
     at: list[tuple[int, ...]],  # positions to read, per question
-    reach: int | None,          # receptive field; None: the whole sequence
-) -> list[tuple[int, int]]:     # per question, the first position that its answer depends on and the one after the last
+    reach: int | None,  # receptive field; None: the whole sequence
+) -> list[
+    tuple[int, int]
+]:  # per question, the first position that its answer depends on and the one after the last
     "What each question needs to see."
-    if reach is None: return [(0, length)] * len(at)
-    return [(max(0, min(a, default=0) - reach), min(length, max(a, default=0) + reach + 1)) for a in at]
+    if reach is None:
+        return [(0, length)] * len(at)
+    return [
+        (max(0, min(a, default=0) - reach), min(length, max(a, default=0) + reach + 1)) for a in at
+    ]
 
 
 def check_positions(length: int, *position_sets: list[tuple[int, ...]]) -> None:
     "Raises ValueError naming the first position that the sequence does not have."
-    outside = next((p for sets in position_sets for s in sets for p in s if not 0 <= p < length), None)
-    if outside is not None: raise ValueError(f"position {outside} is outside the wild type; its {length} residues are counted from 0 to {length - 1}.")
+    outside = next(
+        (p for sets in position_sets for s in sets for p in s if not 0 <= p < length), None
+    )
+    if outside is not None:
+        raise ValueError(
+            f"position {outside} is outside the wild type; its {length} residues are counted from 0 to {length - 1}."
+        )
 
 # %% ../nbs/02_carp.ipynb #0926f127
 def _read(
-    places: LongTensor,                     # [Q, 2] row and position
-    pieces: Iterable[tuple[int, Tensor]],   # first position and [B, T, d]
-    decode: Callable[[Tensor], Tensor],     # [Q, d] -> [Q, tokens]
-) -> Tensor:                                # float32 [Q, tokens]
+    places: LongTensor,  # [Q, 2] row and position
+    pieces: Iterable[tuple[int, Tensor]],  # first position and [B, T, d]
+    decode: Callable[[Tensor], Tensor],  # [Q, d] -> [Q, tokens]
+) -> Tensor:  # float32 [Q, tokens]
     "Log-probabilities at some places of a batch."
     order, found = [], []
     for start, hidden in pieces:
         here = ((places[:, 1] >= start) & (places[:, 1] < start + hidden.shape[1])).nonzero()[:, 0]
         rows, positions = places[here].T
-        order.append(here); found.append(decode(hidden[rows, positions - start]).float().log_softmax(-1))
+        order.append(here)
+        found.append(decode(hidden[rows, positions - start]).float().log_softmax(-1))
     return torch.cat(found)[torch.cat(order).argsort()]
 
 
 @torch.inference_mode()
 def ask(
-    tokens: LongTensor,              # [L] token ids, on the model's device
-    masked: list[tuple[int, ...]],   # N sets of 0-based positions to mask together
-    at: list[tuple[int, ...]],       # per set, the positions to read
-    mask_idx: int,                   # id of the mask token
-    batch_tokens: int,               # tokens per forward pass
-    pieces: Callable[[LongTensor], Iterable[tuple[int, Tensor]]],  # [B, L] -> first positions and activations [B, T, d]
+    tokens: LongTensor,  # [L] token ids, on the model's device
+    masked: list[tuple[int, ...]],  # N sets of 0-based positions to mask together
+    at: list[tuple[int, ...]],  # per set, the positions to read
+    mask_idx: int,  # id of the mask token
+    batch_tokens: int,  # tokens per forward pass
+    pieces: Callable[
+        [LongTensor], Iterable[tuple[int, Tensor]]
+    ],  # [B, L] -> first positions and activations [B, T, d]
     decode: Callable[[Tensor], Tensor],  # [Q, d] -> logits [Q, tokens]
-    reach: int | None = None,        # receptive field; None: an answer depends on the whole sequence
-) -> list[Tensor]:                   # N tensors, float32 [len(at_i), tokens], on the CPU
+    reach: int | None = None,  # receptive field; None: an answer depends on the whole sequence
+) -> list[Tensor]:  # N tensors, float32 [len(at_i), tokens], on the CPU
     "Log-probabilities at positions of a sequence of which others are masked. Raises ValueError for a position that it does not have."
     check_positions(len(tokens), masked, at)
     spans, answers = windows(len(tokens), at, reach), []
@@ -286,24 +352,39 @@ def ask(
             start, stop = spans[i]
             rows.append(tokens[start:stop].clone())
             rows[-1][[p - start for p in masked[i] if start <= p < stop]] = mask_idx
-        places = torch.tensor([(row, p - spans[i][0]) for row, i in enumerate(chunk) for p in at[i]], dtype=torch.long).view(-1, 2)
+        places = torch.tensor(
+            [(row, p - spans[i][0]) for row, i in enumerate(chunk) for p in at[i]], dtype=torch.long
+        ).view(-1, 2)
         batch = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PROTEIN.pad_idx)
-        answers += _read(places.to(tokens.device), pieces(batch), decode).cpu().split([len(at[i]) for i in chunk])
+        answers += (
+            _read(places.to(tokens.device), pieces(batch), decode)
+            .cpu()
+            .split([len(at[i]) for i in chunk])
+        )
     return answers
 
 # %% ../nbs/02_carp.ipynb #62217b32
 def _log_probs(
     self: CARP,
-    wild_type: str,                # residues
-    masked: list[tuple[int, ...]], # N sets of 0-based positions to mask together; () masks nothing
-    at: list[tuple[int, ...]] | None = None,  # per set, the positions to read; None: the masked ones
+    wild_type: str,  # residues
+    masked: list[tuple[int, ...]],  # N sets of 0-based positions to mask together; () masks nothing
+    at: list[tuple[int, ...]]
+    | None = None,  # per set, the positions to read; None: the masked ones
     batch_tokens: int | None = None,  # tokens per forward pass; None: the model's own
-) -> list[Tensor]:                 # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
+) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
     "Log-probabilities of the amino acids at positions of a sequence of which others are masked (equation 1)."
     tokens = PROTEIN.encode(wild_type, "wild type").to(self.embed.weight.device)
-    answers = ask(tokens, masked, masked if at is None else at, PROTEIN.mask_idx, batch_tokens or self.batch_tokens,
-                  self.tiles, self.decoder, self.config.receptive_field)
-    return [answer[:, :len(AMINO_ACIDS)] for answer in answers]
+    answers = ask(
+        tokens,
+        masked,
+        masked if at is None else at,
+        PROTEIN.mask_idx,
+        batch_tokens or self.batch_tokens,
+        self.tiles,
+        self.decoder,
+        self.config.receptive_field,
+    )
+    return [answer[:, : len(AMINO_ACIDS)] for answer in answers]
 
 
 CARP.log_probs = _log_probs

@@ -28,17 +28,38 @@ from .embed import embed as embed_sequences
 from .fetch import cache_dir, replacing, sha256_of
 from .kernels import resolve_dtype
 from .pretrain import PretrainConfig, as_corpus, pretrain as train_model, read_records
-from .pretrained import ENSEMBLES, PUBLISHED, find_weights, list_models, load_model, model_key, own_weights, pick_device, shipped_weights
+from carp_nb.pretrained import (
+    ENSEMBLES,
+    PUBLISHED,
+    find_weights,
+    list_models,
+    load_model,
+    model_key,
+    own_weights,
+    pick_device,
+    shipped_weights,
+)
 from .results import describe_run, provenance
 from .scoring import rank_proteins, read_mutants, read_proteins
 from .training import NonFiniteLoss, processes, write_table
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 
 # %% ../nbs/20_cli.ipynb #190f46a2
-_ERRORS = ValueError, OSError, KeyError, IndexError, TypeError, ImportError, MemoryError, OutOfMemoryError, NonFiniteLoss
+_ERRORS = (
+    ValueError,
+    OSError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ImportError,
+    MemoryError,
+    OutOfMemoryError,
+    NonFiniteLoss,
+)
 
 
-def _say(text: str) -> None: print(text, file=sys.stderr)
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _sentence(error: BaseException) -> str:
@@ -51,30 +72,42 @@ class _OneSentence(typer.core.TyperGroup):
     "Commands whose errors are one sentence."
 
     def invoke(self, context):
-        warnings.showwarning = lambda message, *_, **__: _say(f"note: {' '.join(str(message).split())}")
-        try: return super().invoke(context)
+        warnings.showwarning = lambda message, *_, **__: _say(
+            f"note: {' '.join(str(message).split())}"
+        )
+        try:
+            return super().invoke(context)
         except _ERRORS as error:
             _say(_sentence(error))
             raise typer.Exit(1) from None
 
 
-app = typer.Typer(cls=_OneSentence, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None,
-                  help="Protein language models made of convolutions: data and weights, scores, representations, pretraining.")
+app = typer.Typer(
+    cls=_OneSentence,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Protein language models made of convolutions: data and weights, scores, representations, pretraining.",
+)
 
 
 @app.callback()
-def _all() -> None: pass
+def _all() -> None:
+    pass
 
 
-def _show(table: pd.DataFrame) -> None: print(table.to_string(index=False, na_rep="–"))
+def _show(table: pd.DataFrame) -> None:
+    print(table.to_string(index=False, na_rep="–"))
 
 # %% ../nbs/20_cli.ipynb #3adedf33
 class Set(NamedTuple):
     "A dataset or a model as it is on this machine."
+
     name: str
     kind: str
-    where: str     # the first file, "" if nothing is here
-    bytes: int     # here; of what is missing, as far as it is known
+    where: str  # the first file, "" if nothing is here
+    bytes: int  # here; of what is missing, as far as it is known
     checksum: str  # ok, not verified, missing, WRONG
 
 
@@ -82,26 +115,75 @@ _WORST = ["ok", "not verified", "WRONG", "missing"]
 
 
 def _dataset(source: datasets.Source) -> Set:
-    paths = [p.partition("#")[0] for p in (source.path, *source.more, *([source.wild_type] if "#" in source.wild_type else []))]
+    paths = [
+        p.partition("#")[0]
+        for p in (
+            source.path,
+            *source.more,
+            *([source.wild_type] if "#" in source.wild_type else []),
+        )
+    ]
     found, state = {p: datasets.find_file(p) for p in paths}, []
     for path, file in found.items():
         known = datasets.known_file(path).sha256
-        state.append("missing" if file is None else "not verified" if known == "not verified" or file.is_dir() else "ok" if content_sha256(file) == known else "WRONG")
+        state.append(
+            "missing"
+            if file is None
+            else "not verified"
+            if known == "not verified" or file.is_dir()
+            else "ok"
+            if content_sha256(file) == known
+            else "WRONG"
+        )
     here = [f for f in found.values() if f is not None]
     whole = len(here) == len(found)
-    size = sum(g.stat().st_size for f in here for g in ([f] if f.is_file() else f.rglob("*")) if g.is_file()) if whole else sum(datasets.known_file(p).bytes for p in found)
-    return Set(source.name, source.kind, str(here[0]) if here else "", size, max(state, key=_WORST.index))
+    size = (
+        sum(
+            g.stat().st_size
+            for f in here
+            for g in ([f] if f.is_file() else f.rglob("*"))
+            if g.is_file()
+        )
+        if whole
+        else sum(datasets.known_file(p).bytes for p in found)
+    )
+    return Set(
+        source.name, source.kind, str(here[0]) if here else "", size, max(state, key=_WORST.index)
+    )
 
 # %% ../nbs/20_cli.ipynb #2eff137d
 def _models(wanted: Container[str]) -> Iterator[Set]:
     own, shipped, sizes = own_weights(), shipped_weights(), list_models().set_index("name").size_mb
     for name in dict.fromkeys([*shipped, *PUBLISHED, *own]):
-        if name not in sizes or name not in wanted: continue   # not in sizes: weights of another program
+        if name not in sizes or name not in wanted:
+            continue  # not in sizes: weights of another program
         cached = cache_dir() / "weights" / PUBLISHED[name].file if name in PUBLISHED else None
-        file = own.get(name) or shipped.get(name) or (cached if cached and cached.is_file() else None)
-        known = sha256_of(shipped[name]) if name in shipped else PUBLISHED[name].sha256 if name in PUBLISHED else None
-        checksum = "missing" if file is None else "not verified" if known is None else "ok" if sha256_of(file) == known else "WRONG"
-        yield Set(name, "model", str(file or ""), file.stat().st_size if file else int(1e6 * sizes[name]), checksum)
+        file = (
+            own.get(name) or shipped.get(name) or (cached if cached and cached.is_file() else None)
+        )
+        known = (
+            sha256_of(shipped[name])
+            if name in shipped
+            else PUBLISHED[name].sha256
+            if name in PUBLISHED
+            else None
+        )
+        checksum = (
+            "missing"
+            if file is None
+            else "not verified"
+            if known is None
+            else "ok"
+            if sha256_of(file) == known
+            else "WRONG"
+        )
+        yield Set(
+            name,
+            "model",
+            str(file or ""),
+            file.stat().st_size if file else int(1e6 * sizes[name]),
+            checksum,
+        )
 
 
 def inventory(
@@ -112,22 +194,41 @@ def inventory(
     return [*_models(wanted), *(_dataset(s) for s in datasets.SOURCES if s.name in wanted)]
 
 
-def _size(n: float) -> str: return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB" if n else "unknown"
+def _size(n: float) -> str:
+    return (
+        f"{n / 1e9:.2f} GB"
+        if n >= 1e9
+        else f"{n / 1e6:.1f} MB"
+        if n >= 1e5
+        else f"{n / 1e3:.1f} kB"
+        if n
+        else "unknown"
+    )
 
 
 def _table(sets: list[Set]) -> pd.DataFrame:
-    return pd.DataFrame([{**s._asdict(), "bytes": _size(s.bytes), "where": s.where or "–"} for s in sets]).rename(columns={"bytes": "size"})[["name", "kind", "size", "checksum", "where"]]
+    return pd.DataFrame(
+        [{**s._asdict(), "bytes": _size(s.bytes), "where": s.where or "–"} for s in sets]
+    ).rename(columns={"bytes": "size"})[["name", "kind", "size", "checksum", "where"]]
 
 # %% ../nbs/20_cli.ipynb #8ddff608
 def _known_names(names: list[str]) -> list[str]:
     "Names as the registries write them. Raises ValueError for an unknown one."
     everything, found = [*PUBLISHED, *(s.name for s in datasets.SOURCES)], []
-    known = {name.lower(): [name] for name in [*everything, *list_models().name]} | ENSEMBLES | {"all": everything}
+    known = (
+        {name.lower(): [name] for name in [*everything, *list_models().name]}
+        | ENSEMBLES
+        | {"all": everything}
+    )
     for name in names:
         key = name.lower() if name.lower() in known else model_key(name)
         if key not in known:
             near = get_close_matches(key, known, n=1)
-            raise ValueError(f"no dataset or model is named {name!r}; " + (f"did you mean {near[0]!r}? " if near else "") + "`carp-nb verify` lists them all.")
+            raise ValueError(
+                f"no dataset or model is named {name!r}; "
+                + (f"did you mean {near[0]!r}? " if near else "")
+                + "`carp-nb verify` lists them all."
+            )
         found += known[key]
     return list(dict.fromkeys(found))
 
@@ -135,7 +236,17 @@ def _known_names(names: list[str]) -> list[str]:
 def _chosen(names: list[str]) -> list[Set]:
     "The sets of these names, in this order; a model of several files is no file to check."
     known, models = {s.name: s for s in inventory(names)}, list_models().set_index("name")
-    return [known.get(n) or Set(n, "model", "", int(1e6 * models.size_mb[n]), "not verified" if models.cached[n] else "missing") for n in names]
+    return [
+        known.get(n)
+        or Set(
+            n,
+            "model",
+            "",
+            int(1e6 * models.size_mb[n]),
+            "not verified" if models.cached[n] else "missing",
+        )
+        for n in names
+    ]
 
 # %% ../nbs/20_cli.ipynb #cd1743f2
 @app.command()
@@ -146,111 +257,200 @@ def models() -> None:
 
 @app.command()
 def verify(
-    sets: Annotated[list[str] | None, Argument(metavar="[SET...]", help="datasets and models by name; left out: all")] = None,
+    sets: Annotated[
+        list[str] | None,
+        Argument(metavar="[SET...]", help="datasets and models by name; left out: all"),
+    ] = None,
 ) -> None:
     "Say what is on this machine: where, how large, and whether its checksum is right."
     found = _chosen(_known_names(sets)) if sets else inventory()
     _show(_table(found))
     print(", ".join(f"{sum(s.checksum == state for s in found)} {state}" for state in _WORST))
     if wrong := [s for s in found if s.checksum == "WRONG"]:
-        raise ValueError(f"{len(wrong)} of {len(found)} sets are damaged or another version, first {wrong[0].name} at {wrong[0].where}; delete it and fetch it again.")
+        raise ValueError(
+            f"{len(wrong)} of {len(found)} sets are damaged or another version, first {wrong[0].name} at {wrong[0].where}; delete it and fetch it again."
+        )
 
 # %% ../nbs/20_cli.ipynb #4c9c07e3
 def _remote_bytes(url: str) -> int:  # 0: not said
     "The size of a file at its source."
-    try: return int(requests.head(url, allow_redirects=True, timeout=10).headers.get("Content-Length", 0)) if url else 0
-    except (requests.RequestException, ValueError): return 0
+    try:
+        return (
+            int(
+                requests.head(url, allow_redirects=True, timeout=10).headers.get(
+                    "Content-Length", 0
+                )
+            )
+            if url
+            else 0
+        )
+    except (requests.RequestException, ValueError):
+        return 0
 
 
 def _get(name: str) -> None:
     "Fetch and check one set, by loading it."
-    if name == "prot_bert_bfd": load_model(name, "cpu")
-    elif name in list_models().name.tolist(): find_weights(name)
-    else: load_dataset(name)
+    if name == "prot_bert_bfd":
+        load_model(name, "cpu")
+    elif name in list_models().name.tolist():
+        find_weights(name)
+    else:
+        load_dataset(name)
 
 # %% ../nbs/20_cli.ipynb #eb6aa5f1
 @app.command()
 def fetch(
-    sets: Annotated[list[str], Argument(metavar="SET...", help="datasets and models by name, or: all")],
+    sets: Annotated[
+        list[str], Argument(metavar="SET...", help="datasets and models by name, or: all")
+    ],
 ) -> None:
     "Fetch data and weights that are not here, and check them; a broken download goes on where it was."
     urls = {s.name: s.url for s in datasets.SOURCES}
-    chosen = [s if s.bytes else s._replace(bytes=_remote_bytes(urls.get(s.name, ""))) for s in _chosen(_known_names(sets))]
+    chosen = [
+        s if s.bytes else s._replace(bytes=_remote_bytes(urls.get(s.name, "")))
+        for s in _chosen(_known_names(sets))
+    ]
     _show(_table(chosen))
     wanted, failed = [s for s in chosen if s.checksum in ("missing", "WRONG")], []
-    print(f"{len(wanted)} of {len(chosen)} to fetch, {_size(sum(s.bytes for s in wanted)) if wanted else 'nothing'}", flush=True)
+    print(
+        f"{len(wanted)} of {len(chosen)} to fetch, {_size(sum(s.bytes for s in wanted)) if wanted else 'nothing'}",
+        flush=True,
+    )
     for s in wanted:
-        try: _get(s.name)
-        except _ERRORS as error: failed.append((s.name, error)); _say(_sentence(error))
-        else: print(f"{s.name}: here", flush=True)
-    if failed: raise ValueError(f"{len(failed)} of {len(chosen)} sets could not be had: {', '.join(name for name, _ in failed)}; the reasons stand above.")
+        try:
+            _get(s.name)
+        except _ERRORS as error:
+            failed.append((s.name, error))
+            _say(_sentence(error))
+        else:
+            print(f"{s.name}: here", flush=True)
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(chosen)} sets could not be had: {', '.join(name for name, _ in failed)}; the reasons stand above."
+        )
 
 # %% ../nbs/20_cli.ipynb #27a06f0d
 Model = Annotated[str, Option(help="a name out of `carp-nb models`, or a .pt or .safetensors file")]
 Device = Annotated[str, Option(help="auto, cpu, cuda")]
-Dtype = Annotated[str, Option(help="float32 (exact), bfloat16, auto (bfloat16 where the hardware is fast at it)")]
+Dtype = Annotated[
+    str, Option(help="float32 (exact), bfloat16, auto (bfloat16 where the hardware is fast at it)")
+]
 BatchTokens = Annotated[int, Option(min=1, help="residues per forward pass")]
 
 
 def _must_be_writable(output: Path) -> None:
     "Raises OSError before hours of work, not after."
-    if output.is_dir(): raise OSError(f"{output} is a folder; give the name of a file in it.")
+    if output.is_dir():
+        raise OSError(f"{output} is a folder; give the name of a file in it.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=output.parent): pass
-    except OSError as error: raise OSError(f"{output} cannot be written: {error.strerror}; choose another place.") from error
+        with TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{output} cannot be written: {error.strerror}; choose another place."
+        ) from error
 
 
 @app.command()
 def score(
-    protein: Annotated[str, Argument(help="a sequence, a FASTA file with one or more, or the name of a scan, such as abeta42")],
-    mutants: Annotated[str, Option(help="A24C,D30E:K31R, or a csv with a column mutant; left out: every single substitution")] = "",
+    protein: Annotated[
+        str,
+        Argument(
+            help="a sequence, a FASTA file with one or more, or the name of a scan, such as abeta42"
+        ),
+    ],
+    mutants: Annotated[
+        str,
+        Option(
+            help="A24C,D30E:K31R, or a csv with a column mutant; left out: every single substitution"
+        ),
+    ] = "",
     model: Model = "carp_600k_sprot50",
-    output: Annotated[str, Option("--output", "-o", help="csv to write; left out: standard output")] = "",
-    offset: Annotated[int | None, Option(help="number of the first residue", show_default="1, of a scan its own")] = None,
-    method: Annotated[str, Option(help="masked (equation 1), masked-each (ESM, ProteinGym), wild-type")] = "masked",
-    dtype: Dtype = "float32", device: Device = "auto", batch_tokens: BatchTokens = 16384,
+    output: Annotated[
+        str, Option("--output", "-o", help="csv to write; left out: standard output")
+    ] = "",
+    offset: Annotated[
+        int | None, Option(help="number of the first residue", show_default="1, of a scan its own")
+    ] = None,
+    method: Annotated[
+        str, Option(help="masked (equation 1), masked-each (ESM, ProteinGym), wild-type")
+    ] = "masked",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    batch_tokens: BatchTokens = 16384,
 ) -> None:
     "Score mutants, best first: protein, mutant, score in nats, percentile."
-    if output: _must_be_writable(Path(output))
+    if output:
+        _must_be_writable(Path(output))
     (records, scan), wanted = read_proteins(protein), read_mutants(mutants) if mutants else None
     proteins = [(name or "sequence", residues) for name, residues in records]
     first = offset if offset is not None else scan.offset if scan else 1
     scorer = load_model(model, device)
     scorer.batch_tokens = batch_tokens
     ranked = rank_proteins([scorer], proteins, wanted, first, method, dtype, progress=bool(output))
-    table = pd.concat([t.assign(protein=name)[["protein", "mutant", "score", "percentile"]] for (name, _), t in ranked.items()])
-    if output: write_table(table, Path(output)); print(f"{len(table):,} mutants by {scorer.name}: {output}")
-    else: print(table.to_csv(index=False), end="")
-    if scan: _say(f"scored the protein of {scan.name}, whose first residue is number {first}.")
-    elif proteins[0][0] == "sequence": _say(f"scored as a sequence of {len(proteins[0][1]):,} residues.")
+    table = pd.concat(
+        [
+            t.assign(protein=name)[["protein", "mutant", "score", "percentile"]]
+            for (name, _), t in ranked.items()
+        ]
+    )
+    if output:
+        write_table(table, Path(output))
+        print(f"{len(table):,} mutants by {scorer.name}: {output}")
+    else:
+        print(table.to_csv(index=False), end="")
+    if scan:
+        _say(f"scored the protein of {scan.name}, whose first residue is number {first}.")
+    elif proteins[0][0] == "sequence":
+        _say(f"scored as a sequence of {len(proteins[0][1]):,} residues.")
 
 # %% ../nbs/20_cli.ipynb #a94c1842
 @app.command()
 def embed(
     fasta: Annotated[Path, Argument(help="sequences")],
-    output: Annotated[Path, Argument(help="file to write, ending in .safetensors; read it with carp_nb.embed.read_embeddings")],
+    output: Annotated[
+        Path,
+        Argument(
+            help="file to write, ending in .safetensors; read it with carp_nb.embed.read_embeddings"
+        ),
+    ],
     model: Model = "carp_600k_sprot50",
     per: Annotated[str, Option(help="sequence (mean over residues) or residue")] = "sequence",
     layer: Annotated[int, Option(help="0 = embedding, -1 = last")] = -1,
-    dtype: Dtype = "float32", device: Device = "auto",
-    batch_tokens: Annotated[int | None, Option(min=1, help="residues per forward pass", show_default="16384, on a CPU 2048")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    batch_tokens: Annotated[
+        int | None,
+        Option(min=1, help="residues per forward pass", show_default="16384, on a CPU 2048"),
+    ] = None,
 ) -> None:
     "Write representations of sequences; one that was stopped goes on where it was."
-    made = embed_sequences(load_model(model, device), fasta, output, per, layer, dtype, batch_tokens)
-    print(f"{len(made):,} sequences by {made.metadata['model']}, layer {made.metadata['layer']}, per {per}: {output}")
+    made = embed_sequences(
+        load_model(model, device), fasta, output, per, layer, dtype, batch_tokens
+    )
+    print(
+        f"{len(made):,} sequences by {made.metadata['model']}, layer {made.metadata['layer']}, per {per}: {output}"
+    )
 
 # %% ../nbs/20_cli.ipynb #d7031218
 @app.command()
 def corpus(
-    source: Annotated[Path, Argument(help="a FASTA file (plain or gz), or a folder with the authors' UniRef50: consensus.fasta, splits.json, lengths_and_offsets.npz")],
+    source: Annotated[
+        Path,
+        Argument(
+            help="a FASTA file (plain or gz), or a folder with the authors' UniRef50: consensus.fasta, splits.json, lengths_and_offsets.npz"
+        ),
+    ],
     output: Annotated[Path, Argument(help="folder to make, or a .fasta file for a held-out set")],
     split: Annotated[str, Option(help="of UniRef50: train, valid or test")] = "train",
 ) -> None:
     "Tokenise sequences to disk, once, for `carp-nb pretrain --train`."
     records = uniref50_records(source, split) if source.is_dir() else read_fasta(source)
     if output.suffix != ".fasta":
-        made = build_corpus(records, output, {"source": str(source), "split": split if source.is_dir() else ""})
+        made = build_corpus(
+            records, output, {"source": str(source), "split": split if source.is_dir() else ""}
+        )
         return print(f"{len(made):,} sequences, {int(made.offsets[-1]):,} residues: {output}")
     with replacing(output) as temporary, open(temporary, "w") as file:
         n = sum(bool(file.write(f">{name}\n{sequence}\n")) for name, sequence in records)
@@ -260,50 +460,111 @@ def corpus(
 @app.command()
 def pretrain(
     output: Annotated[Path, Argument(help="run folder; a run found there goes on")],
-    size: Annotated[str, Option(help="of Table S1 (carp_4k ... carp_640m) or Table S2 (esm_4_9k ... esm_86m)")] = "carp_600k",
-    train: Annotated[str, Option(help="a dataset, a FASTA file or a folder made by `carp-nb corpus`")] = "sprot_train_sample",
-    valid: Annotated[str, Option(help="held-out sequences: a dataset or a FASTA file")] = "sprot_valid_sample",
+    size: Annotated[
+        str, Option(help="of Table S1 (carp_4k ... carp_640m) or Table S2 (esm_4_9k ... esm_86m)")
+    ] = "carp_600k",
+    train: Annotated[
+        str, Option(help="a dataset, a FASTA file or a folder made by `carp-nb corpus`")
+    ] = "sprot_train_sample",
+    valid: Annotated[
+        str, Option(help="held-out sequences: a dataset or a FASTA file")
+    ] = "sprot_valid_sample",
     tokens: Annotated[float, Option(help="residues to train on")] = PretrainConfig.tokens,
-    batch_tokens: Annotated[int, Option(help="padded residues per update, all processes together")] = PretrainConfig.batch_tokens,
-    max_length: Annotated[int, Option(help="longer sequences are cropped to a random window")] = PretrainConfig.max_length,
+    batch_tokens: Annotated[
+        int, Option(help="padded residues per update, all processes together")
+    ] = PretrainConfig.batch_tokens,
+    max_length: Annotated[
+        int, Option(help="longer sequences are cropped to a random window")
+    ] = PretrainConfig.max_length,
     lr: Annotated[float, Option(help="peak learning rate")] = PretrainConfig.lr,
-    warmup: Annotated[int, Option(help="updates of linear warmup, at most 5 % of all")] = PretrainConfig.warmup,
-    cooldown: Annotated[float, Option(help="share of the updates over which the rate falls to zero")] = PretrainConfig.cooldown,
-    accumulate: Annotated[int, Option(help="parts that a batch is cut into; less memory")] = PretrainConfig.accumulate,
-    recompute: Annotated[bool, Option(help="activation checkpointing; less memory again")] = PretrainConfig.recompute,
-    seed: int = 0, name: Annotated[str, Option(help="of the model; left out: the size")] = "",
-    dtype: Dtype = "auto", device: Device = "auto",
+    warmup: Annotated[
+        int, Option(help="updates of linear warmup, at most 5 % of all")
+    ] = PretrainConfig.warmup,
+    cooldown: Annotated[
+        float, Option(help="share of the updates over which the rate falls to zero")
+    ] = PretrainConfig.cooldown,
+    accumulate: Annotated[
+        int, Option(help="parts that a batch is cut into; less memory")
+    ] = PretrainConfig.accumulate,
+    recompute: Annotated[
+        bool, Option(help="activation checkpointing; less memory again")
+    ] = PretrainConfig.recompute,
+    seed: int = 0,
+    name: Annotated[str, Option(help="of the model; left out: the size")] = "",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
 ) -> None:
     "Train a CARP or an ESM from scratch; a model card and a learning curve are written at the end."
     used = str(resolve_dtype(dtype, pick_device(device))).removeprefix("torch.")
-    config = PretrainConfig(size, tokens, batch_tokens, max_length, lr, warmup, cooldown, seed, used, accumulate, recompute, name or None)
+    config = PretrainConfig(
+        size,
+        tokens,
+        batch_tokens,
+        max_length,
+        lr,
+        warmup,
+        cooldown,
+        seed,
+        used,
+        accumulate,
+        recompute,
+        name or None,
+    )
     main = processes().is_main_process
     record = {**provenance(device), "train": {"name": train}, "valid": {"name": valid}}
     train_set, valid_set = as_corpus(train), [s for _, s in read_records(valid)]
     trained = train_model(config, train_set, valid_set, output, record, device, progress=main)
-    if not main: return
+    if not main:
+        return
     describe_run(output, trained, train_set, valid_set, valid)
-    print(f"held-out loss {pd.read_parquet(output / 'held_out.parquet').loss.iloc[-1]:.3f} nats per masked residue: {output / trained.name}.safetensors")
+    print(
+        f"held-out loss {pd.read_parquet(output / 'held_out.parquet').loss.iloc[-1]:.3f} nats per masked residue: {output / trained.name}.safetensors"
+    )
 
 # %% ../nbs/20_cli.ipynb #361ccc75
 @app.command()
 def plan(
     which: Annotated[str, Argument(help="paper, or smoke")] = "paper",
-    outputs: Annotated[Path | None, Option(help="where measured throughput is looked for; left out: outputs/ of the project")] = None,
+    outputs: Annotated[
+        Path | None,
+        Option(help="where measured throughput is looked for; left out: outputs/ of the project"),
+    ] = None,
     tflops: Annotated[float, Option(help="peak of one GPU where nothing was measured")] = 989,
     bandwidth: Annotated[float, Option(help="TB/s of its memory, likewise")] = 3.35,
-    utilisation: Annotated[float, Option(help="share of the peak where nothing was measured")] = 0.25,
+    utilisation: Annotated[
+        float, Option(help="share of the peak where nothing was measured")
+    ] = 0.25,
 ) -> None:
     "Print jobs, GPU hours and disk of a plan, and where each number is from."
     runs = read_plan(which)
-    costs = estimate(runs, measured_rates(outputs or project_root() / "outputs"), tflops, bandwidth, utilisation)
-    costs = costs.drop(columns="minutes asked for") if costs.GPUs.any() else costs[["minutes asked for", "disk (GB)"]]
+    costs = estimate(
+        runs, measured_rates(outputs or project_root() / "outputs"), tflops, bandwidth, utilisation
+    )
+    costs = (
+        costs.drop(columns="minutes asked for")
+        if costs.GPUs.any()
+        else costs[["minutes asked for", "disk (GB)"]]
+    )
     print(costs.round({"GPU hours": 2, "disk (GB)": 3}).to_string())
-    time = f"{costs['GPU hours'].sum():,.0f} GPU hours" if "GPUs" in costs else f"no GPU, {costs['minutes asked for'].sum():,.0f} minutes asked for"
+    time = (
+        f"{costs['GPU hours'].sum():,.0f} GPU hours"
+        if "GPUs" in costs
+        else f"no GPU, {costs['minutes asked for'].sum():,.0f} minutes asked for"
+    )
     size, unknown = fetched_bytes(runs)
-    downloads = [_size(size)] * bool(size) + [f"{len(unknown)} sets of unknown size ({', '.join(unknown)})"] * bool(unknown)
-    print(f"{len(runs)} jobs, {time}, {costs['disk (GB)'].sum() + size / 1e9:,.2f} GB of disk, " + (f"of which {' and '.join(downloads)} are downloaded" if downloads else "nothing is downloaded"))
+    downloads = [_size(size)] * bool(size) + [
+        f"{len(unknown)} sets of unknown size ({', '.join(unknown)})"
+    ] * bool(unknown)
+    print(
+        f"{len(runs)} jobs, {time}, {costs['disk (GB)'].sum() + size / 1e9:,.2f} GB of disk, "
+        + (
+            f"of which {' and '.join(downloads)} are downloaded"
+            if downloads
+            else "nothing is downloaded"
+        )
+    )
 
 # %% ../nbs/20_cli.ipynb #32566512
 #| eval: false
-if __name__ == "__main__": app()
+if __name__ == "__main__":
+    app()

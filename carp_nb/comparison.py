@@ -18,52 +18,90 @@ from .baselines import fit_cnn, fit_ridge
 from .carp import CARP
 from .datasets import DMS, list_datasets, load_dataset
 from .esm import ESM
-from .finetune import METHODS, FinetuneConfig, SharedRepresentations, finetune, make_split, run_task, scan_sequences
+from carp_nb.finetune import (
+    METHODS,
+    FinetuneConfig,
+    SharedRepresentations,
+    finetune,
+    make_split,
+    run_task,
+    scan_sequences,
+)
 from .pretrained import weights_sha256
 
 # %% ../nbs/16a_comparison.ipynb #8db6832f
 _VS = dict(zip(("one", "two", "three", "seven"), "1237"))
-PAPER_COLUMNS = {   # table of the paper -> (set, split) -> its column
-    "table_2": {("flip_aav", f"{word}_vs_many"): f"{_VS[word]}-vs-many" for word in ("one", "two", "seven")}
-               | {("flip_aav", "mut_des"): "mut-des", ("flip_aav", "low_vs_high"): "low-vs-high"},
-    "table_3": {("flip_gb1", f"{word}_vs_rest"): f"{_VS[word]}-vs-many" for word in ("one", "two", "three")} | {("flip_gb1", "low_vs_high"): "low-vs-high"},
-    "table_4": {("tape_fluorescence", "official"): "fluorescence", ("tape_stability", "official"): "stability", ("flip_meltome", "mixed"): "meltome",
-                ("idr_cdc28", "official"): "Cdc28", ("idr_mitochondria", "official"): "mito."},
+PAPER_COLUMNS = {  # table of the paper -> (set, split) -> its column
+    "table_2": {
+        ("flip_aav", f"{word}_vs_many"): f"{_VS[word]}-vs-many" for word in ("one", "two", "seven")
+    }
+    | {("flip_aav", "mut_des"): "mut-des", ("flip_aav", "low_vs_high"): "low-vs-high"},
+    "table_3": {
+        ("flip_gb1", f"{word}_vs_rest"): f"{_VS[word]}-vs-many" for word in ("one", "two", "three")
+    }
+    | {("flip_gb1", "low_vs_high"): "low-vs-high"},
+    "table_4": {
+        ("tape_fluorescence", "official"): "fluorescence",
+        ("tape_stability", "official"): "stability",
+        ("flip_meltome", "mixed"): "meltome",
+        ("idr_cdc28", "official"): "Cdc28",
+        ("idr_mitochondria", "official"): "mito.",
+    },
 }
-_FLIP_SPLITS = {"flip_gb1": "one_vs_rest two_vs_rest three_vs_rest low_vs_high sampled", "flip_meltome": "mixed excerpt",
-                "flip_aav": "one_vs_many two_vs_many seven_vs_many mut_des low_vs_high des_mut sampled",
-                "flip_aav_substitutions": "one_vs_many two_vs_many seven_vs_many"}
+_FLIP_SPLITS = {
+    "flip_gb1": "one_vs_rest two_vs_rest three_vs_rest low_vs_high sampled",
+    "flip_meltome": "mixed excerpt",
+    "flip_aav": "one_vs_many two_vs_many seven_vs_many mut_des low_vs_high des_mut sampled",
+    "flip_aav_substitutions": "one_vs_many two_vs_many seven_vs_many",
+}
 
 
 def splits_of(
-    name: str,      # flip_gb1, flip_aav, flip_aav_substitutions, flip_meltome; a task or a scan out of list_datasets()
+    name: str,  # flip_gb1, flip_aav, flip_aav_substitutions, flip_meltome; a task or a scan out of list_datasets()
 ) -> list[str]:
     "The splits that a set comes with, or for a scan those that can be made. Raises ValueError for a set without measurements."
-    if name in _FLIP_SPLITS: return _FLIP_SPLITS[name].split()
+    if name in _FLIP_SPLITS:
+        return _FLIP_SPLITS[name].split()
     loaded = load_dataset(name)
-    if isinstance(loaded, pd.DataFrame): return ["official"]
-    if not isinstance(loaded, DMS): raise ValueError(f"{name} holds sequences without a measurement; choose one of {', '.join(_FLIP_SPLITS)}, a task or a scan.")
+    if isinstance(loaded, pd.DataFrame):
+        return ["official"]
+    if not isinstance(loaded, DMS):
+        raise ValueError(
+            f"{name} holds sequences without a measurement; choose one of {', '.join(_FLIP_SPLITS)}, a task or a scan."
+        )
     counts = loaded.table.mutant.str.count(":")
-    return (["mutations"] if (counts == 0).any() and (counts > 0).any() else []) + ["random", "low-vs-high"]
+    return (["mutations"] if (counts == 0).any() and (counts > 0).any() else []) + [
+        "random",
+        "low-vs-high",
+    ]
 
 # %% ../nbs/16a_comparison.ipynb #1835a637
 def load_task(
-    name: str, split: str,    # as in `splits_of`
-) -> pd.DataFrame:            # sequence, target, split; .attrs: kind, sha256
+    name: str,
+    split: str,  # as in `splits_of`
+) -> pd.DataFrame:  # sequence, target, split; .attrs: kind, sha256
     "A split of a landscape, or a task. Raises ValueError for an unknown split, FileNotFoundError if it cannot be had."
-    if split not in (known := splits_of(name)): raise ValueError(f"{name} has no split {split!r}; use {', '.join(known)}.")
+    if split not in (known := splits_of(name)):
+        raise ValueError(f"{name} has no split {split!r}; use {', '.join(known)}.")
     if name in _FLIP_SPLITS:
         known = {n for n in list_datasets().index}
         loaded = load_dataset(next(n for n in (f"{name}_{split}", name) if n in known))
-    else: loaded = load_dataset(name)
+    else:
+        loaded = load_dataset(name)
     if isinstance(loaded, DMS):
         task = make_split(scan_sequences(loaded), split, loaded.wild_type)
         task.attrs = {"kind": "regression", "sha256": loaded.sha256}
         return task
-    if loaded.attrs["kind"] not in ("regression", "classification"): raise ValueError(f"{name} has one label per residue or pair; this fits one per sequence.")
+    if loaded.attrs["kind"] not in ("regression", "classification"):
+        raise ValueError(f"{name} has one label per residue or pair; this fits one per sequence.")
     task = loaded[["sequence", "target", "split"]]
     sums = list(loaded.attrs["sha256"].values())
-    task.attrs = {"kind": loaded.attrs["kind"], "sha256": sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()}
+    task.attrs = {
+        "kind": loaded.attrs["kind"],
+        "sha256": sums[0]
+        if len(sums) == 1
+        else hashlib.sha256(" ".join(sums).encode()).hexdigest(),
+    }
     return task
 
 
@@ -72,10 +110,13 @@ def part_of(
     rows: int | None,  # of train and of valid; None: all
     test: int | None,  # of test
     seed: int = 0,
-) -> pd.DataFrame:     # .attrs["available"]: rows of each split that there are
+) -> pd.DataFrame:  # .attrs["available"]: rows of each split that there are
     "At most so many rows of each split, drawn at random."
     most = {"train": rows, "valid": rows, "test": test}
-    parts = [part if most[split] is None else part.sample(min(most[split], len(part)), random_state=seed) for split, part in task.groupby("split")]
+    parts = [
+        part if most[split] is None else part.sample(min(most[split], len(part)), random_state=seed)
+        for split, part in task.groupby("split")
+    ]
     drawn = pd.concat(parts).sort_index().reset_index(drop=True)
     drawn.attrs = {**task.attrs, "available": task.split.value_counts().to_dict()}
     return drawn
@@ -85,99 +126,195 @@ ALL_METHODS = (*METHODS, "ridge", "cnn")
 
 
 def chosen(
-    text: str,             # comma-separated
+    text: str,  # comma-separated
     known: Sequence[str],
-    what: str,             # for the message
-) -> list[str]:            # in the order given; all of them for an empty text
+    what: str,  # for the message
+) -> list[str]:  # in the order given; all of them for an empty text
     "Names out of a list. Raises ValueError that says which there are."
     names = list(dict.fromkeys(w.strip() for w in text.split(",") if w.strip())) or list(known)
-    if odd := [n for n in names if n not in known]: raise ValueError(f"{what} has {odd[0]!r}; use {', '.join(known)}.")
+    if odd := [n for n in names if n not in known]:
+        raise ValueError(f"{what} has {odd[0]!r}; use {', '.join(known)}.")
     return names
 
 
 def jobs(
-    methods: Sequence[str],   # of ALL_METHODS
+    methods: Sequence[str],  # of ALL_METHODS
     encoders: Sequence[CARP | ESM],
     seeds: Sequence[int],
-) -> list[tuple]:             # method, encoder (None for a baseline), seed
+) -> list[tuple]:  # method, encoder (None for a baseline), seed
     "Every fit that is asked for. Ridge has no seed and is fitted once."
-    return [(method, encoder, seed) for method in methods for encoder in (encoders if method in METHODS else [None]) for seed in (seeds[:1] if method == "ridge" else seeds)]
+    return [
+        (method, encoder, seed)
+        for method in methods
+        for encoder in (encoders if method in METHODS else [None])
+        for seed in (seeds[:1] if method == "ridge" else seeds)
+    ]
 
 # %% ../nbs/16a_comparison.ipynb #69758505
 def limited(
-    budget: dict,         # rows (of train, of valid), test, epochs, epochs_frozen, epochs_cnn
+    budget: dict,  # rows (of train, of valid), test, epochs, epochs_frozen, epochs_cnn
     train_rows: int = 0,  # of train and of valid; 0: what the budget says, -1: all
-    test_rows: int = 0,   # of test, likewise
-    epochs: int = 0,      # at most; 0: what the budget says
-    patience: int = 0,    # epochs without a gain on the validation rows; 0: each method's own
+    test_rows: int = 0,  # of test, likewise
+    epochs: int = 0,  # at most; 0: what the budget says
+    patience: int = 0,  # epochs without a gain on the validation rows; 0: each method's own
 ) -> dict:
     "A budget with what was given instead of it. Raises ValueError for a number that means nothing."
-    for what, n, least in (("train_rows", train_rows, -1), ("test_rows", test_rows, -1), ("epochs", epochs, 0), ("patience", patience, 0)):
-        if n < least: raise ValueError(f"{what} is {n}; give a positive number, or 0 for what the budget says{', or -1 for all' if least else ''}.")
-    rows = {name: None if n < 0 else n for name, n in (("rows", train_rows), ("test", test_rows)) if n}
-    return {**budget, **rows, **({name: epochs for name in ("epochs", "epochs_frozen", "epochs_cnn")} if epochs else {}), **({"patience": patience} if patience else {})}
+    for what, n, least in (
+        ("train_rows", train_rows, -1),
+        ("test_rows", test_rows, -1),
+        ("epochs", epochs, 0),
+        ("patience", patience, 0),
+    ):
+        if n < least:
+            raise ValueError(
+                f"{what} is {n}; give a positive number, or 0 for what the budget says{', or -1 for all' if least else ''}."
+            )
+    rows = {
+        name: None if n < 0 else n for name, n in (("rows", train_rows), ("test", test_rows)) if n
+    }
+    return {
+        **budget,
+        **rows,
+        **({name: epochs for name in ("epochs", "epochs_frozen", "epochs_cnn")} if epochs else {}),
+        **({"patience": patience} if patience else {}),
+    }
 
 
 def shared_representations(
-    folder: str | Path,             # for the files
+    folder: str | Path,  # for the files
     tasks: Iterable[pd.DataFrame],  # of the run
-    fits: Sequence[tuple],          # as `jobs` gives them
-    budget: dict,                   # its rows and test say what is read
-    most_gb: float = 8.0,           # what the files may take
+    fits: Sequence[tuple],  # as `jobs` gives them
+    budget: dict,  # its rows and test say what is read
+    most_gb: float = 8.0,  # what the files may take
 ) -> SharedRepresentations | None:  # None: every fit computes its own
     "A place for the representations that fits of one frozen encoder share, if they fit in."
     read = {s for task in tasks for s in part_of(task, budget["rows"], budget["test"]).sequence}
-    width = {(encoder.name, method, method == "na-fr" and seed): encoder.config.d_model for method, encoder, seed in fits if method.endswith("-fr")}
+    width = {
+        (encoder.name, method, method == "na-fr" and seed): encoder.config.d_model
+        for method, encoder, seed in fits
+        if method.endswith("-fr")
+    }
     gb = 4e-9 * sum(map(len, read)) * sum(width.values())
     return SharedRepresentations(folder) if 0 < gb <= most_gb else None
 
 # %% ../nbs/16a_comparison.ipynb #2d7af392
-def _fits(method: str, encoder, kind: str, budget: dict, seed: int, folder: Path, device: str, dtype: str, batch_tokens: int, shared: SharedRepresentations | None) -> dict[tuple[str, str], Callable]:
+def _fits(
+    method: str,
+    encoder,
+    kind: str,
+    budget: dict,
+    seed: int,
+    folder: Path,
+    device: str,
+    dtype: str,
+    batch_tokens: int,
+    shared: SharedRepresentations | None,
+) -> dict[tuple[str, str], Callable]:
     "(model, method) as the results table has them -> a function of train and valid rows."
     patience = {"patience": budget["patience"]} if "patience" in budget else {}
     if method == "ridge":
-        return {("ridge", words): lambda train, valid, use_valid=use_valid: fit_ridge(train, valid, kind, use_valid) for words, use_valid in (("train", False), ("train + valid", True))}
+        return {
+            ("ridge", words): lambda train, valid, use_valid=use_valid: fit_ridge(
+                train, valid, kind, use_valid
+            )
+            for words, use_valid in (("train", False), ("train + valid", True))
+        }
     if method == "cnn":
-        return {("cnn", "train"): lambda train, valid: fit_cnn(train, valid, folder, kind, budget["epochs_cnn"], seed=seed, batch_tokens=batch_tokens, device=device, **patience)}
+        return {
+            ("cnn", "train"): lambda train, valid: fit_cnn(
+                train,
+                valid,
+                folder,
+                kind,
+                budget["epochs_cnn"],
+                seed=seed,
+                batch_tokens=batch_tokens,
+                device=device,
+                **patience,
+            )
+        }
     epochs = budget["epochs_frozen" if method.endswith("fr") else "epochs"]
-    config = FinetuneConfig(method, kind, epochs=epochs, seed=seed, dtype=dtype, batch_tokens=batch_tokens, **patience)
-    return {(encoder.name, method): lambda train, valid: finetune(encoder, train, valid, config, folder, device, progress=False, shared=shared)}
+    config = FinetuneConfig(
+        method, kind, epochs=epochs, seed=seed, dtype=dtype, batch_tokens=batch_tokens, **patience
+    )
+    return {
+        (encoder.name, method): lambda train, valid: finetune(
+            encoder, train, valid, config, folder, device, progress=False, shared=shared
+        )
+    }
 
 
 def fit_and_test(
-    name: str, split: str,         # as in `load_task`
-    task: pd.DataFrame,            # as `load_task` gives it
-    method: str,                   # of ALL_METHODS
-    encoder: CARP | ESM | None,    # None for a baseline
-    budget: dict,                  # rows (of train, of valid), test, epochs, epochs_frozen, epochs_cnn, n_boot, perhaps patience; ridge_rows for ridge, which reads the whole test
-    seed: int, folder: str | Path, # of the fit, which goes on where it was interrupted
-    device: str = "auto", dtype: str = "float32", batch_tokens: int = 16384,
+    name: str,
+    split: str,  # as in `load_task`
+    task: pd.DataFrame,  # as `load_task` gives it
+    method: str,  # of ALL_METHODS
+    encoder: CARP | ESM | None,  # None for a baseline
+    budget: dict,  # rows (of train, of valid), test, epochs, epochs_frozen, epochs_cnn, n_boot, perhaps patience; ridge_rows for ridge, which reads the whole test
+    seed: int,
+    folder: str | Path,  # of the fit, which goes on where it was interrupted
+    device: str = "auto",
+    dtype: str = "float32",
+    batch_tokens: int = 16384,
     shared: SharedRepresentations | None = None,  # of frozen encoders, between fits
-) -> pd.DataFrame:                 # results rows: the metrics; train_rows and test_rows: how many were read (value) of how many (n)
+) -> pd.DataFrame:  # results rows: the metrics; train_rows and test_rows: how many were read (value) of how many (n)
     "Fit one method to one split and read the test rows once. Raises ValueError as `run_task` does."
     kind, ridge = task.attrs["kind"], method == "ridge"
-    part = part_of(task, budget["ridge_rows" if ridge else "rows"], budget["ridge_rows"] if ridge else budget["test"])
+    part = part_of(
+        task,
+        budget["ridge_rows" if ridge else "rows"],
+        budget["ridge_rows"] if ridge else budget["test"],
+    )
     found = []
-    for (model, way), fit in _fits(method, encoder, kind, budget, seed, Path(folder), device, dtype, batch_tokens, shared).items():
+    for (model, way), fit in _fits(
+        method, encoder, kind, budget, seed, Path(folder), device, dtype, batch_tokens, shared
+    ).items():
         *_, metrics = run_task(fit, part, kind, budget["n_boot"], seed)
         read, there = part.split.value_counts(), part.attrs["available"]
         fitted_on = ["train", "valid"] if way == "train + valid" else ["train"]
-        sizes = [("train_rows", float(read[fitted_on].sum()), sum(there[s] for s in fitted_on)), ("test_rows", float(read["test"]), there["test"])]
-        found.append(pd.concat([metrics, pd.DataFrame(sizes, columns=["metric", "value", "n"])]).assign(model=model, method=way))
-    return pd.concat(found, ignore_index=True).assign(task=name, split=split, seed=seed, dtype="float32" if encoder is None else dtype, data_sha=task.attrs["sha256"],
-                                                      weights_sha=weights_sha256(encoder) if method.startswith("pt") else None)
+        sizes = [
+            ("train_rows", float(read[fitted_on].sum()), sum(there[s] for s in fitted_on)),
+            ("test_rows", float(read["test"]), there["test"]),
+        ]
+        found.append(
+            pd.concat([metrics, pd.DataFrame(sizes, columns=["metric", "value", "n"])]).assign(
+                model=model, method=way
+            )
+        )
+    return pd.concat(found, ignore_index=True).assign(
+        task=name,
+        split=split,
+        seed=seed,
+        dtype="float32" if encoder is None else dtype,
+        data_sha=task.attrs["sha256"],
+        weights_sha=weights_sha256(encoder) if method.startswith("pt") else None,
+    )
 
 # %% ../nbs/16a_comparison.ipynb #5e9917fc
 def fill_command(
     cells: Sequence[tuple[str, str]],  # (set, split) of one table
-    method: str,                       # as the paper's table has it
-    model: str,                        # likewise
+    method: str,  # as the paper's table has it
+    model: str,  # likewise
 ) -> str:
     "The papermill command for cells that have no row yet."
     section = "in_domain" if any(cell in PAPER_COLUMNS["table_4"] for cell in cells) else "flip"
-    words = {"landscape": cells[0][0], "splits": ",".join(split for _, split in cells)} if section == "flip" else {"tasks": ",".join(name for name, _ in cells)}
-    words |= {"methods": model.lower()} if method == "baseline" else {"methods": method, "model": "carp_640m" if model.startswith("CARP") else "esm1b"}
-    return " ".join([f"papermill nbs/{section}.ipynb outputs/{section}.ipynb", *(f"-p {k} {shlex.quote(v)}" for k, v in words.items()), "-p budget paper"])
+    words = (
+        {"landscape": cells[0][0], "splits": ",".join(split for _, split in cells)}
+        if section == "flip"
+        else {"tasks": ",".join(name for name, _ in cells)}
+    )
+    words |= (
+        {"methods": model.lower()}
+        if method == "baseline"
+        else {"methods": method, "model": "carp_640m" if model.startswith("CARP") else "esm1b"}
+    )
+    return " ".join(
+        [
+            f"papermill nbs/{section}.ipynb outputs/{section}.ipynb",
+            *(f"-p {k} {shlex.quote(v)}" for k, v in words.items()),
+            "-p budget paper",
+        ]
+    )
 
 # %% ../nbs/16a_comparison.ipynb #8c3d60ec
 def in_domain_split(
@@ -185,4 +322,6 @@ def in_domain_split(
 ) -> str:
     "The split that Table 4 has of a set, else one at random, else the only one."
     known = splits_of(name)
-    return dict(PAPER_COLUMNS["table_4"].keys()).get(name) or ("random" if "random" in known else known[0])
+    return dict(PAPER_COLUMNS["table_4"].keys()).get(name) or (
+        "random" if "random" in known else known[0]
+    )

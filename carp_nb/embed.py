@@ -26,29 +26,52 @@ from .kernels import as_dtype
 
 # %% ../nbs/13_embed.ipynb #bc5c6f59
 def _records(
-    source: str | Path | Mapping[str, str] | Iterable,  # a FASTA file, id -> sequence, (id, sequence) pairs, or sequences
-) -> dict[str, str]:                                    # id -> sequence in capitals
+    source: str
+    | Path
+    | Mapping[str, str]
+    | Iterable,  # a FASTA file, id -> sequence, (id, sequence) pairs, or sequences
+) -> dict[str, str]:  # id -> sequence in capitals
     "Read and check sequences. Raises ValueError with the id: given twice, illegal symbol, nothing there."
-    if isinstance(source, (str, Path)): pairs = read_fasta(source)
-    elif isinstance(source, Mapping): pairs = source.items()
-    else: pairs = ((f"sequence {k}", record) if isinstance(record, str) else record for k, record in enumerate(source, 1))
+    if isinstance(source, (str, Path)):
+        pairs = read_fasta(source)
+    elif isinstance(source, Mapping):
+        pairs = source.items()
+    else:
+        pairs = (
+            (f"sequence {k}", record) if isinstance(record, str) else record
+            for k, record in enumerate(source, 1)
+        )
     records = {}
     for name, sequence in pairs:
-        if not isinstance(name, str) or "\n" in name: raise ValueError(f"the id {name!r} is not one line of text; give each sequence such an id.")
-        if name in records: raise ValueError(f"the id {name!r} is given twice; give each sequence its own.")
+        if not isinstance(name, str) or "\n" in name:
+            raise ValueError(
+                f"the id {name!r} is not one line of text; give each sequence such an id."
+            )
+        if name in records:
+            raise ValueError(f"the id {name!r} is given twice; give each sequence its own.")
         PROTEIN.to_ids(sequence, name)
         records[name] = sequence.strip().upper()
-    if not records: raise ValueError("there are no sequences to embed; give at least one.")
+    if not records:
+        raise ValueError("there are no sequences to embed; give at least one.")
     return records
 
 
 def _must_fit_model(model: nn.Module, records: dict[str, str]) -> None:
     "Raises ValueError for sequences longer than the model reads, and TypeError for a model without representations."
-    if not hasattr(model, "represent"): raise TypeError(f"{getattr(model, 'name', model)} has no representations; embed with a CARP or ESM model.")
-    long = [name for name, sequence in records.items() if model.max_length and len(sequence) > model.max_length]
+    if not hasattr(model, "represent"):
+        raise TypeError(
+            f"{getattr(model, 'name', model)} has no representations; embed with a CARP or ESM model."
+        )
+    long = [
+        name
+        for name, sequence in records.items()
+        if model.max_length and len(sequence) > model.max_length
+    ]
     if long:
-        raise ValueError(f"{model.name} reads at most {model.max_length} residues, and {len(long)} of {len(records)} sequences are longer, first {long[0]} "
-                         f"with {len(records[long[0]])}; leave them out, cut them, or use a CARP model, which has no limit.")
+        raise ValueError(
+            f"{model.name} reads at most {model.max_length} residues, and {len(long)} of {len(records)} sequences are longer, first {long[0]} "
+            f"with {len(records[long[0]])}; leave them out, cut them, or use a CARP model, which has no limit."
+        )
 
 # %% ../nbs/13_embed.ipynb #35c3a22b
 def tensors_sha256(
@@ -64,7 +87,8 @@ def tensors_sha256(
 
 def _sequences_sha256(records: dict[str, str]) -> str:
     digest = hashlib.sha256()
-    for name, sequence in records.items(): digest.update(f"{name}\n{sequence}\n".encode())
+    for name, sequence in records.items():
+        digest.update(f"{name}\n{sequence}\n".encode())
     return digest.hexdigest()
 
 # %% ../nbs/13_embed.ipynb #0ce075e7
@@ -74,7 +98,7 @@ _BYTES = {"F32": 4, "BF16": 2, "I64": 8, "U8": 1}
 def _create(
     path: Path,
     shapes: dict[str, tuple[str, list[int]]],  # name -> type, shape
-    known: dict[str, np.ndarray],              # arrays to write at once; the others are zero
+    known: dict[str, np.ndarray],  # arrays to write at once; the others are zero
     metadata: dict[str, str],
 ) -> None:
     "Lay out a safetensors file. Raises OSError where there is no room for it."
@@ -86,7 +110,9 @@ def _create(
     header += b" " * (-len(header) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(path.parent).free) < end:
-        raise OSError(f"the embeddings take {end / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB free; make room, or keep per='sequence'.")
+        raise OSError(
+            f"the embeddings take {end / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB free; make room, or keep per='sequence'."
+        )
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
@@ -101,7 +127,11 @@ def _starts(path: Path) -> dict[str, int]:  # name -> where its data begins
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
-    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+    return {
+        name: 8 + size + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 # %% ../nbs/13_embed.ipynb #a427af17
 class Embeddings:
@@ -109,28 +139,51 @@ class Embeddings:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.is_file(): raise FileNotFoundError(f"{path} is not a file; check the path, or make it with embed.")
-        try: self._file = safe_open(self.path, "pt")
-        except SafetensorError as error: raise ValueError(f"{path} is damaged or no safetensors file: {error}; make it again with embed.") from error
-        self.metadata = self._file.metadata() or {}  # model, layer, dtype, per, weights_sha, sequences_sha
-        if self.metadata.get("written_by") != "carp_nb.embed": raise ValueError(f"{path} holds no embeddings; make them with embed.")
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{path} is not a file; check the path, or make it with embed.")
+        try:
+            self._file = safe_open(self.path, "pt")
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged or no safetensors file: {error}; make it again with embed."
+            ) from error
+        self.metadata = (
+            self._file.metadata() or {}
+        )  # model, layer, dtype, per, weights_sha, sequences_sha
+        if self.metadata.get("written_by") != "carp_nb.embed":
+            raise ValueError(f"{path} holds no embeddings; make them with embed.")
         self.offsets = self._file.get_tensor("offsets").numpy()
-        self.lengths = np.diff(self.offsets)         # residues
+        self.lengths = np.diff(self.offsets)  # residues
         self.ids = self._file.get_tensor("ids").numpy().tobytes().decode().split("\n")
         self._index = {name: i for i, name in enumerate(self.ids)}
 
-    def __len__(self) -> int: return len(self.ids)
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def __getitem__(self, which: str | int) -> np.ndarray:  # float32 [d], or [L, d] per residue
         "By id or by number. Raises KeyError for an unknown id, IndexError for a number."
-        if isinstance(which, str) and which not in self._index: raise KeyError(f"{self.path.name} has no sequence {which!r}.")
+        if isinstance(which, str) and which not in self._index:
+            raise KeyError(f"{self.path.name} has no sequence {which!r}.")
         i = self._index[which] if isinstance(which, str) else range(len(self))[which]
         rows = self._file.get_slice("embeddings")
-        return (rows[self.offsets[i]:self.offsets[i + 1]] if self.metadata["per"] == "residue" else rows[i]).float().numpy()
+        return (
+            (
+                rows[self.offsets[i] : self.offsets[i + 1]]
+                if self.metadata["per"] == "residue"
+                else rows[i]
+            )
+            .float()
+            .numpy()
+        )
 
-    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]: return ((name, self[i]) for i, name in enumerate(self.ids))
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        return ((name, self[i]) for i, name in enumerate(self.ids))
 
-    def array(self) -> np.ndarray:  # float32 [N, d], or [all residues, d]; residues of sequence i begin at offsets[i]
+    def array(
+        self,
+    ) -> (
+        np.ndarray
+    ):  # float32 [N, d], or [all residues, d]; residues of sequence i begin at offsets[i]
         "All of them in memory."
         return self._file.get_tensor("embeddings").float().numpy()
 
@@ -142,23 +195,40 @@ def read_embeddings(
     return Embeddings(path)
 
 # %% ../nbs/13_embed.ipynb #ebc93f5f
-def _pieces(model: nn.Module, tokens: LongTensor, layer: int) -> Iterable[tuple[int, Tensor]]:  # first position, [B, T, d]
-    return model.tiles(tokens, layer=layer) if hasattr(model, "tiles") else [(0, model.represent(tokens, layer=layer))]
+def _pieces(
+    model: nn.Module, tokens: LongTensor, layer: int
+) -> Iterable[tuple[int, Tensor]]:  # first position, [B, T, d]
+    return (
+        model.tiles(tokens, layer=layer)
+        if hasattr(model, "tiles")
+        else [(0, model.represent(tokens, layer=layer))]
+    )
 
 
 def _rows(
-    model: nn.Module, layer: int, per: str,
-    tokens: LongTensor, mask: BoolTensor,  # [B, L], True = residue
-) -> Iterator[tuple[int, int, Tensor]]:    # number in the batch, first residue, [., d] in the order of residues; one mean when per sequence
+    model: nn.Module,
+    layer: int,
+    per: str,
+    tokens: LongTensor,
+    mask: BoolTensor,  # [B, L], True = residue
+) -> Iterator[
+    tuple[int, int, Tensor]
+]:  # number in the batch, first residue, [., d] in the order of residues; one mean when per sequence
     "The representations of a batch, in pieces that are ready to be written."
     totals = 0
     for start, hidden in _pieces(model, tokens, layer):
-        inside = mask[:, start:start + hidden.shape[1]]
-        if per == "sequence": totals = totals + torch.where(inside[..., None], hidden, 0).sum(1, dtype=torch.float32)
+        inside = mask[:, start : start + hidden.shape[1]]
+        if per == "sequence":
+            totals = totals + torch.where(inside[..., None], hidden, 0).sum(1, dtype=torch.float32)
         else:
             before = mask[:, :start].sum(1).tolist()
-            for row, first in enumerate(before): yield row, first, hidden[row, inside[row]].cpu()
-    if per == "sequence": yield from ((row, 0, mean[None]) for row, mean in enumerate((totals / mask.sum(1, keepdim=True)).cpu()))
+            for row, first in enumerate(before):
+                yield row, first, hidden[row, inside[row]].cpu()
+    if per == "sequence":
+        yield from (
+            (row, 0, mean[None])
+            for row, mean in enumerate((totals / mask.sum(1, keepdim=True)).cpu())
+        )
 
 
 def _bytes(rows: Tensor, stored: str) -> bytes:
@@ -169,28 +239,54 @@ def _bytes(rows: Tensor, stored: str) -> bytes:
 @torch.inference_mode()
 def _fill(
     path: Path,
-    model: nn.Module, layer: int, per: str, stored: str, width: int,
+    model: nn.Module,
+    layer: int,
+    per: str,
+    stored: str,
+    width: int,
     records: dict[str, str],
-    batch_tokens: int, progress: bool,
+    batch_tokens: int,
+    progress: bool,
 ) -> None:
     "Compute what a file still lacks."
     names, places = list(records), _starts(path)
     lengths = np.array([len(s) for s in records.values()])
-    first_row = np.concatenate([[0], np.cumsum(lengths)]) if per == "residue" else np.arange(len(names))
-    with safe_open(path, "np") as file: done = file.get_tensor("done").astype(bool)
+    first_row = (
+        np.concatenate([[0], np.cumsum(lengths)]) if per == "residue" else np.arange(len(names))
+    )
+    with safe_open(path, "np") as file:
+        done = file.get_tensor("done").astype(bool)
     batches = bucketed_batches(lengths, batch_tokens, np.random.default_rng(0), bucket=len(names))
     device = next(model.parameters()).device
-    with (path.open("r+b") as file, tqdm(total=int(lengths.sum()), initial=int(lengths[done].sum()), unit=" residues", unit_scale=True,
-                                         desc=f"{model.name}: embeddings", disable=not progress) as bar):
+    with (
+        path.open("r+b") as file,
+        tqdm(
+            total=int(lengths.sum()),
+            initial=int(lengths[done].sum()),
+            unit=" residues",
+            unit_scale=True,
+            desc=f"{model.name}: embeddings",
+            disable=not progress,
+        ) as bar,
+    ):
         for batch in sorted(batches, key=lambda b: -lengths[b].max()):
             batch = [i for i in batch if not done[i]]
-            if not batch: continue
-            tokens, mask = model.alphabet.batch([records[names[i]] for i in batch], [names[i] for i in batch])
+            if not batch:
+                continue
+            tokens, mask = model.alphabet.batch(
+                [records[names[i]] for i in batch], [names[i] for i in batch]
+            )
             for row, first, values in _rows(model, layer, per, tokens.to(device), mask.to(device)):
-                file.seek(places["embeddings"] + (int(first_row[batch[row]]) + first) * width * _BYTES[stored])
+                file.seek(
+                    places["embeddings"]
+                    + (int(first_row[batch[row]]) + first) * width * _BYTES[stored]
+                )
                 file.write(_bytes(values, stored))
-            file.flush(); os.fsync(file.fileno())
-            for i in batch: file.seek(places["done"] + i); file.write(b"\1")
+            file.flush()
+            os.fsync(file.fileno())
+            for i in batch:
+                file.seek(places["done"] + i)
+                file.write(b"\1")
             file.flush()
             bar.update(int(lengths[batch].sum()))
 
@@ -198,49 +294,90 @@ def _fill(
 def _same_or_refuse(path: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
     "Raises ValueError that says in what an existing file differs."
     if differs := [key for key in wanted if found.get(key) != wanted[key]]:
-        raise ValueError(f"{path} holds something else: its {differs[0]} is {found.get(differs[0])}, here it is {wanted[differs[0]]}; "
-                         "delete it or write to another path.")
+        raise ValueError(
+            f"{path} holds something else: its {differs[0]} is {found.get(differs[0])}, here it is {wanted[differs[0]]}; "
+            "delete it or write to another path."
+        )
 
 # %% ../nbs/13_embed.ipynb #1dd3c9a7
 def embed(
-    model: nn.Module,                 # CARP or ESM
-    sequences: str | Path | Mapping[str, str] | Iterable,  # a FASTA file, id -> sequence, (id, sequence) pairs, or sequences
-    path: str | Path,                 # file to write, ending in .safetensors
-    per: str = "sequence",            # sequence: the mean over residues; residue: all of them
-    layer: int = -1,                  # 0 = embedding, -1 = last, after the final layer norm
-    dtype: str = "float32",           # float32, bfloat16, or auto: bfloat16 where the hardware is fast at it
-    batch_tokens: int | None = None,  # padded residues per forward pass; None: 16384, on a CPU 2048 (less padding, and activations that stay in its cache)
+    model: nn.Module,  # CARP or ESM
+    sequences: str
+    | Path
+    | Mapping[str, str]
+    | Iterable,  # a FASTA file, id -> sequence, (id, sequence) pairs, or sequences
+    path: str | Path,  # file to write, ending in .safetensors
+    per: str = "sequence",  # sequence: the mean over residues; residue: all of them
+    layer: int = -1,  # 0 = embedding, -1 = last, after the final layer norm
+    dtype: str = "float32",  # float32, bfloat16, or auto: bfloat16 where the hardware is fast at it
+    batch_tokens: int
+    | None = None,  # padded residues per forward pass; None: 16384, on a CPU 2048 (less padding, and activations that stay in its cache)
     progress: bool = True,
-) -> Embeddings:                      # as `read_embeddings(path)`
+) -> Embeddings:  # as `read_embeddings(path)`
     "Representations of many sequences, streamed to disk (section 4.3). Raises ValueError for what cannot be embedded, before it starts."
     path = Path(path)
-    if per not in ("sequence", "residue"): raise ValueError(f"per is {per!r}; use sequence or residue.")
-    if path.suffix != ".safetensors": raise ValueError(f"{path}: embeddings are written as .safetensors; give a path that ends in it.")
+    if per not in ("sequence", "residue"):
+        raise ValueError(f"per is {per!r}; use sequence or residue.")
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path}: embeddings are written as .safetensors; give a path that ends in it."
+        )
     records = _records(sequences)
     _must_fit_model(model, records)
     working = as_dtype(model, dtype)
     device = next(working.parameters()).device
-    with torch.inference_mode(): sample = working.represent(model.alphabet.batch(["A"])[0].to(device), layer=layer)  # also refuses a wrong layer
+    with torch.inference_mode():
+        sample = working.represent(
+            model.alphabet.batch(["A"])[0].to(device), layer=layer
+        )  # also refuses a wrong layer
     stored = "BF16" if per == "residue" and sample.dtype == torch.bfloat16 else "F32"
-    metadata = {"written_by": "carp_nb.embed", "model": model.name, "layer": str(layer % (model.config.n_layers + 1)), "per": per,
-                "dtype": str(sample.dtype).removeprefix("torch."), "weights_sha": tensors_sha256(model), "sequences_sha": _sequences_sha256(records)}
+    metadata = {
+        "written_by": "carp_nb.embed",
+        "model": model.name,
+        "layer": str(layer % (model.config.n_layers + 1)),
+        "per": per,
+        "dtype": str(sample.dtype).removeprefix("torch."),
+        "weights_sha": tensors_sha256(model),
+        "sequences_sha": _sequences_sha256(records),
+    }
     if path.exists():
         _same_or_refuse(path, read_embeddings(path).metadata, metadata)
         return read_embeddings(path)
     part = path.with_name(f".{path.name}.part")
-    if part.exists(): _same_or_refuse(part, read_embeddings(part).metadata, metadata)
-    else: _start(part, records, per, stored, sample.shape[-1], metadata)
+    if part.exists():
+        _same_or_refuse(part, read_embeddings(part).metadata, metadata)
+    else:
+        _start(part, records, per, stored, sample.shape[-1], metadata)
     was_training = working.training
-    try: _fill(part, working.eval(), layer, per, stored, sample.shape[-1], records, batch_tokens or (2048 if device.type == "cpu" else 16384), progress)
-    finally: working.train(was_training)
+    try:
+        _fill(
+            part,
+            working.eval(),
+            layer,
+            per,
+            stored,
+            sample.shape[-1],
+            records,
+            batch_tokens or (2048 if device.type == "cpu" else 16384),
+            progress,
+        )
+    finally:
+        working.train(was_training)
     os.replace(part, path)
     return read_embeddings(path)
 
 
-def _start(path: Path, records: dict[str, str], per: str, stored: str, width: int, metadata: dict[str, str]) -> None:
+def _start(
+    path: Path, records: dict[str, str], per: str, stored: str, width: int, metadata: dict[str, str]
+) -> None:
     "Make the file with everything but the embeddings."
     offsets = np.concatenate([[0], np.cumsum([len(s) for s in records.values()])]).astype(np.int64)
     ids, n = np.frombuffer("\n".join(records).encode(), np.uint8), len(records)
     rows = int(offsets[-1]) if per == "residue" else n
-    shapes = {"offsets": ("I64", [n + 1]), "embeddings": (stored, [rows, width]), "ids": ("U8", [len(ids)]), "done": ("U8", [n])}
+    shapes = {
+        "offsets": ("I64", [n + 1]),
+        "embeddings": (stored, [rows, width]),
+        "ids": ("U8", [len(ids)]),
+        "done": ("U8", [n]),
+    }
     _create(path, shapes, {"offsets": offsets, "ids": ids}, metadata)

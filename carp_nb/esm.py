@@ -30,48 +30,66 @@ class FramedAlphabet(Alphabet):
         super().__init__(tokens, residues, pad)
         self.frame = tokens.index(START), tokens.index(STOP)
 
-    def to_ids(self, sequence: str, name: str = "sequence", allow_mask: bool = False) -> np.ndarray:  # uint8 [L + 2]
+    def to_ids(
+        self, sequence: str, name: str = "sequence", allow_mask: bool = False
+    ) -> np.ndarray:  # uint8 [L + 2]
         start, stop = np.array(self.frame, np.uint8)[:, None]
         return np.concatenate([start, super().to_ids(sequence, name, allow_mask), stop])
 
-    def decode(self, ids: LongTensor) -> str: return super().decode(ids).strip(START + STOP)
+    def decode(self, ids: LongTensor) -> str:
+        return super().decode(ids).strip(START + STOP)
 
-    def batch(self, *args, **kwargs) -> tuple[LongTensor, BoolTensor]:  # tokens [B, L + 2], mask [B, L + 2] (True = residue)
+    def batch(
+        self, *args, **kwargs
+    ) -> tuple[LongTensor, BoolTensor]:  # tokens [B, L + 2], mask [B, L + 2] (True = residue)
         tokens, mask = super().batch(*args, **kwargs)
         return tokens, mask & ~torch.isin(tokens, torch.tensor(self.frame))
 
 # %% ../nbs/03_esm.ipynb #2d3fd065
-FAIR_ESM = FramedAlphabet(START + "~" + STOP + "J" + "LAGVSERTIDPKQNFYMHWCXBUZO.-" + "_#", AMINO_ACIDS + AMBIGUOUS, pad="~")
+FAIR_ESM = FramedAlphabet(
+    START + "~" + STOP + "J" + "LAGVSERTIDPKQNFYMHWCXBUZO.-" + "_#",
+    AMINO_ACIDS + AMBIGUOUS,
+    pad="~",
+)
 _ALPHABETS = {"protein": PROTEIN, "fair_esm": FAIR_ESM}
 
 # %% ../nbs/03_esm.ipynb #d90b075c
 @dataclass(frozen=True)
 class ESMConfig:
     "Shape of an ESM Transformer (Table S2; ESM-1b)."
-    d_model: int                # d, width of the residual stream
+
+    d_model: int  # d, width of the residual stream
     n_layers: int
     n_heads: int
-    d_mlp: int                  # hidden width of the perceptron
-    max_positions: int = 1024   # tokens in a sequence, start and stop included
-    alphabet: str = "protein"   # CARP's 30 tokens; "fair_esm": the 33 of ESM-1b
-    token_dropout: bool = False # rescale for masked tokens, as ESM-1b does
-    norm_before: bool = True    # layer norm of the embedding
+    d_mlp: int  # hidden width of the perceptron
+    max_positions: int = 1024  # tokens in a sequence, start and stop included
+    alphabet: str = "protein"  # CARP's 30 tokens; "fair_esm": the 33 of ESM-1b
+    token_dropout: bool = False  # rescale for masked tokens, as ESM-1b does
+    norm_before: bool = True  # layer norm of the embedding
 
     def __post_init__(self):
-        if self.d_model % self.n_heads: raise ValueError(f"d_model is {self.d_model}, which {self.n_heads} heads cannot share; use a multiple.")
-        if self.alphabet not in _ALPHABETS: raise ValueError(f"alphabet is {self.alphabet!r}; use one of {', '.join(_ALPHABETS)}.")
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model is {self.d_model}, which {self.n_heads} heads cannot share; use a multiple."
+            )
+        if self.alphabet not in _ALPHABETS:
+            raise ValueError(f"alphabet is {self.alphabet!r}; use one of {', '.join(_ALPHABETS)}.")
 
     @property
-    def receptive_field(self) -> int: return self.max_positions - 1  # attention sees all there is, on each side
+    def receptive_field(self) -> int:
+        return self.max_positions - 1  # attention sees all there is, on each side
 
 # %% ../nbs/03_esm.ipynb #66b5e674
 def _plain_attention(
-    query: Tensor, key: Tensor, value: Tensor,  # [B, heads, L, d / heads]
-    visible: Tensor | None,                     # [B, 1, 1, L] True = may be attended to; None: all
-) -> Tensor:                                    # [B, heads, L, d / heads]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,  # [B, heads, L, d / heads]
+    visible: Tensor | None,  # [B, 1, 1, L] True = may be attended to; None: all
+) -> Tensor:  # [B, heads, L, d / heads]
     "Attention with its L x L matrix written out."
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-    if visible is not None: scores = scores.masked_fill(~visible, -torch.inf)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
     return scores.softmax(-1) @ value
 
 
@@ -86,16 +104,20 @@ class SelfAttention(nn.Module):
         d = config.d_model
         self.n_heads, self.attend = config.n_heads, _ATTENTION[attention]
         self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(d, d) for _ in range(4))
-        for layer in (self.k_proj, self.v_proj, self.q_proj): nn.init.xavier_uniform_(layer.weight, gain=2 ** -0.5)
+        for layer in (self.k_proj, self.v_proj, self.q_proj):
+            nn.init.xavier_uniform_(layer.weight, gain=2**-0.5)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
         self,
-        x: Tensor,               # [B, L, d]
+        x: Tensor,  # [B, L, d]
         visible: Tensor | None,  # [B, 1, 1, L]
-    ) -> Tensor:                 # [B, L, d]
-        q, k, v = (proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    ) -> Tensor:  # [B, L, d]
+        q, k, v = (
+            proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         return self.out_proj(self.attend(q, k, v, visible).transpose(1, 2).flatten(2))
 
 # %% ../nbs/03_esm.ipynb #bb89009d
@@ -104,11 +126,19 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, config: ESMConfig, attention: str):
         super().__init__()
-        self.self_attn_layer_norm, self.self_attn = nn.LayerNorm(config.d_model), SelfAttention(config, attention)
+        self.self_attn_layer_norm, self.self_attn = (
+            nn.LayerNorm(config.d_model),
+            SelfAttention(config, attention),
+        )
         self.final_layer_norm = nn.LayerNorm(config.d_model)
-        self.fc1, self.fc2 = nn.Linear(config.d_model, config.d_mlp), nn.Linear(config.d_mlp, config.d_model)
+        self.fc1, self.fc2 = (
+            nn.Linear(config.d_model, config.d_mlp),
+            nn.Linear(config.d_mlp, config.d_model),
+        )
 
-    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:  # [B, L, d], [B, 1, 1, L] -> [B, L, d]
+    def forward(
+        self, x: Tensor, visible: Tensor | None
+    ) -> Tensor:  # [B, L, d], [B, 1, 1, L] -> [B, L, d]
         x = x + self.self_attn(self.self_attn_layer_norm(x), visible)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
@@ -118,15 +148,22 @@ class LMHead(nn.Module):
 
     def __init__(self, d_model: int, n_tokens: int):
         super().__init__()
-        self.dense, self.layer_norm, self.bias = nn.Linear(d_model, d_model), nn.LayerNorm(d_model), nn.Parameter(torch.zeros(n_tokens))
+        self.dense, self.layer_norm, self.bias = (
+            nn.Linear(d_model, d_model),
+            nn.LayerNorm(d_model),
+            nn.Parameter(torch.zeros(n_tokens)),
+        )
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # [..., d], [tokens, d] -> [..., tokens]
+    def forward(
+        self, x: Tensor, embedding: Tensor
+    ) -> Tensor:  # [..., d], [tokens, d] -> [..., tokens]
         return F.linear(self.layer_norm(F.gelu(self.dense(x))), embedding, self.bias)
 
 # %% ../nbs/03_esm.ipynb #68c65b41
 class ESM(nn.Module):
     "Transformer masked language model of protein sequences (Table S2; ESM-1b, ESM-1v)."
-    batch_tokens = 16384   # tokens per forward pass when scoring
+
+    batch_tokens = 16384  # tokens per forward pass when scoring
 
     def __init__(
         self,
@@ -135,21 +172,28 @@ class ESM(nn.Module):
         attention: str = "sdpa",  # fused; "plain": with the L x L matrix
     ):
         super().__init__()
-        if attention not in _ATTENTION: raise ValueError(f"attention is {attention!r}; use one of {', '.join(_ATTENTION)}.")
+        if attention not in _ATTENTION:
+            raise ValueError(f"attention is {attention!r}; use one of {', '.join(_ATTENTION)}.")
         self.config, self.name, self.alphabet = config, name, _ALPHABETS[config.alphabet]
         d, self.frame = config.d_model, getattr(self.alphabet, "frame", ())
         # As in the released code, the mask token is embedded as zero and learns only as an output.
         self.embed_tokens = nn.Embedding(len(self.alphabet), d, padding_idx=self.alphabet.mask_idx)
-        self.embed_positions = nn.Embedding(config.max_positions + self.alphabet.pad_idx + 1, d, padding_idx=self.alphabet.pad_idx)
+        self.embed_positions = nn.Embedding(
+            config.max_positions + self.alphabet.pad_idx + 1, d, padding_idx=self.alphabet.pad_idx
+        )
         for table in (self.embed_tokens, self.embed_positions):
-            with torch.no_grad(): table.weight.mul_(d ** -0.5)
+            with torch.no_grad():
+                table.weight.mul_(d**-0.5)
         self.emb_layer_norm_before = nn.LayerNorm(d) if config.norm_before else nn.Identity()
-        self.layers = nn.ModuleList(TransformerLayer(config, attention) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            TransformerLayer(config, attention) for _ in range(config.n_layers)
+        )
         self.emb_layer_norm_after = nn.LayerNorm(d)
         self.lm_head = LMHead(d, len(self.alphabet))
 
     @property
-    def max_length(self) -> int: return self.config.max_positions - len(self.frame)  # residues
+    def max_length(self) -> int:
+        return self.config.max_positions - len(self.frame)  # residues
 
 # %% ../nbs/03_esm.ipynb #0689c12f
 _TRAINED_SHARE = 0.15 * 0.8  # of tokens masked while ESM-1b was trained
@@ -157,18 +201,28 @@ _TRAINED_SHARE = 0.15 * 0.8  # of tokens masked while ESM-1b was trained
 
 def _visible(self: ESM, tokens: LongTensor, mask: BoolTensor | None) -> BoolTensor:  # [B, L]
     "What may be attended to: residues, and start and stop where the alphabet has them."
-    if mask is None: return tokens != self.alphabet.pad_idx
-    for token in self.frame: mask = mask | (tokens == token)
+    if mask is None:
+        return tokens != self.alphabet.pad_idx
+    for token in self.frame:
+        mask = mask | (tokens == token)
     return mask
 
 
-def _embed(self: ESM, tokens: LongTensor, visible: BoolTensor) -> Tensor:  # [B, L, d], zero at padding
+def _embed(
+    self: ESM, tokens: LongTensor, visible: BoolTensor
+) -> Tensor:  # [B, L, d], zero at padding
     "Tokens and positions, embedded and normalised."
     x = self.embed_tokens(tokens)
     if self.config.token_dropout:
         masked = tokens == self.alphabet.mask_idx
-        kept = (1 - masked.sum(1) / visible.sum(1)).clamp(min=1e-6)  # all masked: zero below, and not zero by zero
-        x = x.masked_fill(masked[..., None], 0) * (1 - _TRAINED_SHARE) / kept[:, None, None].to(x.dtype)
+        kept = (1 - masked.sum(1) / visible.sum(1)).clamp(
+            min=1e-6
+        )  # all masked: zero below, and not zero by zero
+        x = (
+            x.masked_fill(masked[..., None], 0)
+            * (1 - _TRAINED_SHARE)
+            / kept[:, None, None].to(x.dtype)
+        )
     positions = visible.cumsum(1) * visible + self.alphabet.pad_idx
     return self.emb_layer_norm_before(x + self.embed_positions(positions)) * visible[..., None]
 
@@ -178,30 +232,37 @@ ESM._visible, ESM._embed = _visible, _embed
 # %% ../nbs/03_esm.ipynb #9eaba2e2
 def _forward(
     self: ESM,
-    tokens: LongTensor,               # [B, L] token ids of the model's alphabet
-    mask: BoolTensor | None = None,   # [B, L] True = residue; None: everything but the pad token
-) -> Tensor:                          # [B, L, tokens] logits
+    tokens: LongTensor,  # [B, L] token ids of the model's alphabet
+    mask: BoolTensor | None = None,  # [B, L] True = residue; None: everything but the pad token
+) -> Tensor:  # [B, L, tokens] logits
     return self.lm_head(self.represent(tokens, mask), self.embed_tokens.weight)
 
 
 def _represent(
     self: ESM,
-    tokens: LongTensor,              # [B, L] token ids of the model's alphabet
+    tokens: LongTensor,  # [B, L] token ids of the model's alphabet
     mask: BoolTensor | None = None,  # [B, L] True = residue; None: everything but the pad token
-    layer: int = -1,                 # 0 = embedding, n_layers or -1 = last layer
-    norm: bool = True,               # final layer norm; applies to the last layer only
-) -> Tensor:                         # [B, L, d], zero at padding
+    layer: int = -1,  # 0 = embedding, n_layers or -1 = last layer
+    norm: bool = True,  # final layer norm; applies to the last layer only
+) -> Tensor:  # [B, L, d], zero at padding
     "Activations after a layer. Raises ValueError for a layer the model does not have and for more residues than it reads."
     n, length = self.config.n_layers, tokens.shape[1] - len(self.frame)
-    if not -n - 1 <= layer <= n: raise ValueError(f"layer {layer} does not exist; {self.name} has layers 0 (embedding) to {n}.")
+    if not -n - 1 <= layer <= n:
+        raise ValueError(
+            f"layer {layer} does not exist; {self.name} has layers 0 (embedding) to {n}."
+        )
     if length > self.max_length:
-        raise ValueError(f"{self.name} reads at most {self.max_length} residues and got {length}; crop the sequence, or use a CARP model, which has no limit.")
+        raise ValueError(
+            f"{self.name} reads at most {self.max_length} residues and got {length}; crop the sequence, or use a CARP model, which has no limit."
+        )
     layer %= n + 1
     visible = self._visible(tokens, mask)
     x = self._embed(tokens, visible)
     keys = None if visible.all() else visible[:, None, None]
-    for block in self.layers[:layer]: x = block(x, keys)
-    if norm and layer == n: x = self.emb_layer_norm_after(x)
+    for block in self.layers[:layer]:
+        x = block(x, keys)
+    if norm and layer == n:
+        x = self.emb_layer_norm_after(x)
     return x * visible[..., None]
 
 
@@ -224,9 +285,16 @@ def table_s2() -> pd.DataFrame:  # index: our name of the size
     "What Table S2 says of each size and what its shape gives: parameters and the longest sequence (residues)."
     rows = {}
     for name, config in TABLE_S2.items():
-        with torch.device("meta"): model = ESM(config)
-        rows[name] = {"layers": config.n_layers, "heads": config.n_heads, "d": config.d_model, "d_mlp": config.d_mlp,
-                      "parameters": n_parameters(model), "max_length": model.max_length}
+        with torch.device("meta"):
+            model = ESM(config)
+        rows[name] = {
+            "layers": config.n_layers,
+            "heads": config.n_heads,
+            "d": config.d_model,
+            "d_mlp": config.d_mlp,
+            "parameters": n_parameters(model),
+            "max_length": model.max_length,
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/03_esm.ipynb #f8a566d4
@@ -243,7 +311,9 @@ def _shape(
 ) -> ESMConfig:
     "The configuration that a published checkpoint implies."
     if getattr(args, "arch", None) != "roberta_large":
-        raise ValueError(f"its architecture is {getattr(args, 'arch', None)!r}; ESM-1b and ESM-1v, which are read here, have 'roberta_large'.")
+        raise ValueError(
+            f"its architecture is {getattr(args, 'arch', None)!r}; ESM-1b and ESM-1v, which are read here, have 'roberta_large'."
+        )
     return ESMConfig(
         d_model=state["embed_tokens.weight"].shape[1],
         n_layers=len({key.split(".")[1] for key in state if key.startswith("layers.")}),
@@ -252,7 +322,8 @@ def _shape(
         max_positions=state["embed_positions.weight"].shape[0] - FAIR_ESM.pad_idx - 1,
         alphabet="fair_esm",
         token_dropout=getattr(args, "token_dropout", False),
-        norm_before="emb_layer_norm_before.weight" in state)
+        norm_before="emb_layer_norm_before.weight" in state,
+    )
 
 # %% ../nbs/03_esm.ipynb #30f0db6e
 _PREFIXES = "encoder.sentence_encoder.", "encoder."
@@ -266,61 +337,89 @@ def from_fair_esm(
         raise ValueError("it does not hold the arguments of a training run and its tensors.")
     state = {}
     for key, value in checkpoint["model"].items():
-        for prefix in _PREFIXES: key = key.removeprefix(prefix)
-        if not key.startswith("contact_head."): state[key] = value
-    try: config = _shape(checkpoint["args"], state)
-    except (KeyError, AttributeError, IndexError) as error: raise ValueError(f"its shape cannot be told: {error}.") from error
+        for prefix in _PREFIXES:
+            key = key.removeprefix(prefix)
+        if not key.startswith("contact_head."):
+            state[key] = value
+    try:
+        config = _shape(checkpoint["args"], state)
+    except (KeyError, AttributeError, IndexError) as error:
+        raise ValueError(f"its shape cannot be told: {error}.") from error
     embedding = state["embed_tokens.weight"].clone()
-    if not torch.equal(state.pop("lm_head.weight", embedding), embedding): raise ValueError("its output matrix is not the token embedding.")
+    if not torch.equal(state.pop("lm_head.weight", embedding), embedding):
+        raise ValueError("its output matrix is not the token embedding.")
     embedding[FAIR_ESM.mask_idx] = 0
     return config, {**state, "embed_tokens.weight": embedding}
 
 # %% ../nbs/03_esm.ipynb #474892e6
 def to_fair_esm(
     model: ESM,  # with the 33 tokens of ESM-1b
-) -> dict:       # "args" and "model", as published
+) -> dict:  # "args" and "model", as published
     "A model in the published layout. Raises ValueError for a model of CARP's alphabet, for which there is none."
     config = model.config
-    if config.alphabet != "fair_esm": raise ValueError(f"{model.name} has CARP's 30 tokens, which the published ESM layout does not know; save it as .safetensors.")
+    if config.alphabet != "fair_esm":
+        raise ValueError(
+            f"{model.name} has CARP's 30 tokens, which the published ESM layout does not know; save it as .safetensors."
+        )
     args = argparse.Namespace(
-        arch="roberta_large", encoder_layers=config.n_layers, encoder_embed_dim=config.d_model, encoder_ffn_embed_dim=config.d_mlp,
-        encoder_attention_heads=config.n_heads, max_positions=config.max_positions, token_dropout=config.token_dropout)
+        arch="roberta_large",
+        encoder_layers=config.n_layers,
+        encoder_embed_dim=config.d_model,
+        encoder_ffn_embed_dim=config.d_mlp,
+        encoder_attention_heads=config.n_heads,
+        max_positions=config.max_positions,
+        token_dropout=config.token_dropout,
+    )
     state = {**model.state_dict(), "lm_head.weight": model.embed_tokens.weight.detach()}
-    return {"args": args, "model": {_PREFIXES[key.startswith("lm_head.")] + key: value for key, value in state.items()}}
+    return {
+        "args": args,
+        "model": {
+            _PREFIXES[key.startswith("lm_head.")] + key: value for key, value in state.items()
+        },
+    }
 
 # %% ../nbs/03_esm.ipynb #29471742
 def ask_masked(
-    tokens: LongTensor,             # [T] ids of the wild type, start and stop included
-    frame: int,                     # start tokens before the first residue, as many stop tokens after the last
+    tokens: LongTensor,  # [T] ids of the wild type, start and stop included
+    frame: int,  # start tokens before the first residue, as many stop tokens after the last
     mask_idx: int,
-    columns: list[int],             # ids of AMINO_ACIDS
-    represent: Callable,            # ids [B, T] -> [B, T, d]
-    decode: Callable,               # [n, d] -> logits [n, tokens]
+    columns: list[int],  # ids of AMINO_ACIDS
+    represent: Callable,  # ids [B, T] -> [B, T, d]
+    decode: Callable,  # [n, d] -> logits [n, tokens]
     masked: list[tuple[int, ...]],  # N sets of 0-based residues to mask together
-    at: list[tuple[int, ...]],      # per set, the residues to read
-    batch_tokens: int,              # tokens per forward pass
-) -> list[Tensor]:                  # N tensors, float32 [len(at_i), 20]
+    at: list[tuple[int, ...]],  # per set, the residues to read
+    batch_tokens: int,  # tokens per forward pass
+) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20]
     "Log-probabilities at residues of a sequence of which others are masked. Raises ValueError for a residue that does not exist."
     check_positions(len(tokens) - 2 * frame, masked, at)
     shifted = [[tuple(p + frame for p in positions) for positions in sets] for sets in (masked, at)]
-    answers = ask(tokens, *shifted, mask_idx, batch_tokens, lambda batch: [(0, represent(batch))], decode)
+    answers = ask(
+        tokens, *shifted, mask_idx, batch_tokens, lambda batch: [(0, represent(batch))], decode
+    )
     return [log_probs[:, columns] for log_probs in answers]
 
 # %% ../nbs/03_esm.ipynb #bdd5ae24
 @torch.inference_mode()
 def _log_probs(
     self: ESM,
-    wild_type: str,                # residues
-    masked: list[tuple[int, ...]], # N sets of 0-based positions to mask together; () masks nothing
-    at: list[tuple[int, ...]] | None = None,  # per set, the positions to read; None: the masked ones
+    wild_type: str,  # residues
+    masked: list[tuple[int, ...]],  # N sets of 0-based positions to mask together; () masks nothing
+    at: list[tuple[int, ...]]
+    | None = None,  # per set, the positions to read; None: the masked ones
     batch_tokens: int | None = None,  # tokens per forward pass; None: the model's own
-) -> list[Tensor]:                 # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
+) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
     "Log-probabilities of the amino acids at positions of a sequence of which others are masked (equation 1)."
     return ask_masked(
-        self.alphabet.encode(wild_type, "wild type"), len(self.frame) // 2, self.alphabet.mask_idx,
+        self.alphabet.encode(wild_type, "wild type"),
+        len(self.frame) // 2,
+        self.alphabet.mask_idx,
         [self.alphabet.tokens.index(residue) for residue in AMINO_ACIDS],
-        lambda batch: self.represent(batch.to(self.lm_head.bias.device)), lambda x: self.lm_head(x, self.embed_tokens.weight),
-        masked, masked if at is None else at, batch_tokens or self.batch_tokens)
+        lambda batch: self.represent(batch.to(self.lm_head.bias.device)),
+        lambda x: self.lm_head(x, self.embed_tokens.weight),
+        masked,
+        masked if at is None else at,
+        batch_tokens or self.batch_tokens,
+    )
 
 
 ESM.log_probs = _log_probs
@@ -328,22 +427,33 @@ ESM.log_probs = _log_probs
 # %% ../nbs/03_esm.ipynb #94d4032b
 class Ensemble(nn.Module):
     "Several models scored as one: the mean of their log-probabilities (ESM-1v, Meier et al. 2021)."
-    batch_tokens = 16384   # tokens per forward pass when scoring
+
+    batch_tokens = 16384  # tokens per forward pass when scoring
 
     def __init__(self, models: list[nn.Module], name: str):
         super().__init__()
-        if not models: raise ValueError(f"{name}: an ensemble needs at least one model.")
+        if not models:
+            raise ValueError(f"{name}: an ensemble needs at least one model.")
         self.models, self.name = nn.ModuleList(models), name
 
     @property
-    def config(self): return self.models[0].config
+    def config(self):
+        return self.models[0].config
 
     @property
     def max_length(self) -> int | None:  # residues, of the member that reads least; None: any
         return min((m.max_length for m in self.models if m.max_length is not None), default=None)
 
-    def log_probs(self, wild_type: str, masked: list[tuple[int, ...]], at: list[tuple[int, ...]] | None = None,
-                  batch_tokens: int | None = None) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20]
+    def log_probs(
+        self,
+        wild_type: str,
+        masked: list[tuple[int, ...]],
+        at: list[tuple[int, ...]] | None = None,
+        batch_tokens: int | None = None,
+    ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20]
         "As a member's; the mean of log-probabilities does not sum to one."
-        members = [model.log_probs(wild_type, masked, at, batch_tokens or self.batch_tokens) for model in self.models]
+        members = [
+            model.log_probs(wild_type, masked, at, batch_tokens or self.batch_tokens)
+            for model in self.models
+        ]
         return [torch.stack(answers).mean(0) for answers in zip(*members)]

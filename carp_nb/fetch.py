@@ -21,8 +21,10 @@ import requests
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 
-try: import fcntl
-except ImportError: fcntl = None  # not on Windows
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # not on Windows
 
 # %% ../nbs/04_fetch.ipynb #b27d32eb
 def cache_dir() -> Path:
@@ -34,28 +36,32 @@ def sha256_of(
     path: str | Path,
 ) -> str:  # 64 hexadecimal digits
     "SHA-256 of a file, read in pieces."
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../nbs/04_fetch.ipynb #06d25c05
 @contextmanager
 def replacing(
     path: str | Path,  # final name of a file or a folder; its parent is made
-) -> Iterator[Path]:   # the name to write it under
+) -> Iterator[Path]:  # the name to write it under
     "A temporary name beside the final one, renamed when the block ends; a block that fails leaves nothing, and an older file as it was."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    _remove(temporary)   # a process that was killed left it
+    _remove(temporary)  # a process that was killed left it
     try:
         yield temporary
         os.replace(temporary, path)
-    finally: _remove(temporary)
+    finally:
+        _remove(temporary)
 
 
 def _remove(path: Path) -> None:
     "Remove a file or a folder, if it is there."
-    if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
-    else: path.unlink(missing_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 # %% ../nbs/04_fetch.ipynb #e0eae71e
 def _reason(
@@ -63,21 +69,29 @@ def _reason(
     timeout: float,  # seconds
 ) -> str:
     "Why a download failed, as half a sentence."
-    if error.response is not None: return f"the server answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.Timeout) or "timed out" in str(error): return f"the server was silent for {timeout:g} s"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError): return "the connection broke off before the end of the file"
-    if isinstance(error, requests.exceptions.SSLError): return "the server's certificate cannot be verified"
-    if isinstance(error, requests.ConnectionError): return "the server cannot be reached"
+    if error.response is not None:
+        return f"the server answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.Timeout) or "timed out" in str(error):
+        return f"the server was silent for {timeout:g} s"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke off before the end of the file"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "the server's certificate cannot be verified"
+    if isinstance(error, requests.ConnectionError):
+        return "the server cannot be reached"
     return str(error)
 
 # %% ../nbs/04_fetch.ipynb #2ec0e6c8
-def _tag_file(part: Path) -> Path: return part.with_suffix(".tag")
+def _tag_file(part: Path) -> Path:
+    return part.with_suffix(".tag")
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
     "Whether an open file still goes by that name."
-    try: return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError: return False
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -88,93 +102,142 @@ def _partial(
     part = path.with_name(f".{path.name}.part" if fcntl else f".{path.name}.{os.getpid()}.part")
     while True:
         file = open(part, "ab")
-        if fcntl: fcntl.flock(file, fcntl.LOCK_EX)
-        if _is_at(file, part): break
-        file.close()   # whoever held it has finished it or given it up
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_at(file, part):
+            break
+        file.close()  # whoever held it has finished it or given it up
     with file:
-        try: yield part, file
+        try:
+            yield part, file
         finally:
-            if _is_at(file, part) and (not fcntl or part.stat().st_size == 0): part.unlink(); _tag_file(part).unlink(missing_ok=True)
+            if _is_at(file, part) and (not fcntl or part.stat().st_size == 0):
+                part.unlink()
+                _tag_file(part).unlink(missing_ok=True)
 
 # %% ../nbs/04_fetch.ipynb #2a742b5d
 def _ask(
-    url: str, part: Path,
-    checked: bool,   # a sum will tell whether the pieces fit
+    url: str,
+    part: Path,
+    checked: bool,  # a sum will tell whether the pieces fit
     timeout: float,  # seconds without a byte
 ) -> requests.Response:
     "Ask for what is missing of a file; 416: nothing is. Raises requests.RequestException."
     have, tag = part.stat().st_size, _tag_file(part)
     known = tag.read_text() if tag.exists() else ""
     headers = {"Accept-Encoding": "identity"}
-    if have and (checked or known): headers |= {"Range": f"bytes={have}-", **({"If-Range": known} if known else {})}
+    if have and (checked or known):
+        headers |= {"Range": f"bytes={have}-", **({"If-Range": known} if known else {})}
     response = requests.get(url, stream=True, timeout=timeout, headers=headers)
-    if response.status_code != 416 or "Range" not in headers: response.raise_for_status()
-    if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"): response.status_code = 416  # not what was asked for
+    if response.status_code != 416 or "Range" not in headers:
+        response.raise_for_status()
+    if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(
+        f"bytes {have}-"
+    ):
+        response.status_code = 416  # not what was asked for
     return response
 
 
 def _receive(
     response: requests.Response,
-    part: Path, file: BinaryIO,  # opened to append
-    name: str, progress: bool,
+    part: Path,
+    file: BinaryIO,  # opened to append
+    name: str,
+    progress: bool,
 ) -> None:
     "Write what a server sends behind what is there, or in its place. Raises OSError where there is no room, requests.RequestException."
-    if response.status_code != 206: file.truncate(0)
+    if response.status_code != 206:
+        file.truncate(0)
     have, comes = part.stat().st_size, int(response.headers.get("Content-Length", 0))
-    if comes > (free := shutil.disk_usage(part.parent).free): raise OSError(errno.ENOSPC, f"{comes / 1e9:.1f} GB are to come and {free / 1e9:.1f} GB are free")
+    if comes > (free := shutil.disk_usage(part.parent).free):
+        raise OSError(
+            errno.ENOSPC, f"{comes / 1e9:.1f} GB are to come and {free / 1e9:.1f} GB are free"
+        )
     tag = response.headers.get("ETag", "")
-    _tag_file(part).write_text(tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", ""))
-    with tqdm(total=have + comes or None, initial=have, unit="B", unit_scale=True, desc=name, disable=not progress) as bar:
-        for chunk in response.iter_content(1 << 16): file.write(chunk); file.flush(); bar.update(len(chunk))
+    _tag_file(part).write_text(
+        tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
+    )
+    with tqdm(
+        total=have + comes or None,
+        initial=have,
+        unit="B",
+        unit_scale=True,
+        desc=name,
+        disable=not progress,
+    ) as bar:
+        for chunk in response.iter_content(1 << 16):
+            file.write(chunk)
+            file.flush()
+            bar.update(len(chunk))
 
 # %% ../nbs/04_fetch.ipynb #9ad2aed1
 def _download(
     url: str,
-    path: Path,           # final name
-    sha256: str | None,   # expected sum
-    timeout: float,       # seconds without a byte
+    path: Path,  # final name
+    sha256: str | None,  # expected sum
+    timeout: float,  # seconds without a byte
     progress: bool,
 ) -> None:
     "Download to a partial name, check, rename. Raises ValueError for a wrong sum."
     path.parent.mkdir(parents=True, exist_ok=True)
     with _partial(path) as (part, file):
-        if path.is_file() and (sha256 is None or sha256_of(path) == sha256.lower()): return   # another process was quicker
+        if path.is_file() and (sha256 is None or sha256_of(path) == sha256.lower()):
+            return  # another process was quicker
         for _ in range(2 if part.stat().st_size else 1):
             with _ask(url, part, bool(sha256), timeout) as response:
-                if response.status_code != 416: _receive(response, part, file, path.name, progress)
+                if response.status_code != 416:
+                    _receive(response, part, file, path.name, progress)
             got = sha256_of(part)
             if got == sha256.lower() if sha256 else response.status_code != 416:
-                _tag_file(part).unlink(missing_ok=True); os.replace(part, path)
+                _tag_file(part).unlink(missing_ok=True)
+                os.replace(part, path)
                 return
             file.truncate(0)
-        raise ValueError(f"{path.name} from {url} has sha256 {got} where {sha256.lower()} is expected; it was thrown away: "
-                         "try again, and if the sum is the same, the file at the source has changed.")
+        raise ValueError(
+            f"{path.name} from {url} has sha256 {got} where {sha256.lower()} is expected; it was thrown away: "
+            "try again, and if the sum is the same, the file at the source has changed."
+        )
 
 # %% ../nbs/04_fetch.ipynb #015acc36
 def fetch(
     url: str,
-    sha256: str | None = None,          # expected sum; None: not verified
-    filename: str | None = None,        # name in the cache; None: the last part of the URL
-    folder: str | Path | None = None,   # where to keep it; None: `cache_dir()`
-    progress: bool = True,              # show a progress bar
-    hint: str | None = None,            # what to do instead of downloading, e.g. "set CARP_NB_DATA to a folder that holds x.csv"
-    timeout: float = 30,                # seconds without a byte before giving up
-) -> Path:                              # the file on disk
+    sha256: str | None = None,  # expected sum; None: not verified
+    filename: str | None = None,  # name in the cache; None: the last part of the URL
+    folder: str | Path | None = None,  # where to keep it; None: `cache_dir()`
+    progress: bool = True,  # show a progress bar
+    hint: str
+    | None = None,  # what to do instead of downloading, e.g. "set CARP_NB_DATA to a folder that holds x.csv"
+    timeout: float = 30,  # seconds without a byte before giving up
+) -> Path:  # the file on disk
     """Return a verified local copy of a URL; one that cannot be verified is told by a warning when it arrives. Raises ConnectionError,
     ValueError for a wrong sum, OSError for an unwritable folder."""
     filename = filename or PurePosixPath(unquote(urlsplit(url).path)).name
-    if not filename: raise ValueError(f"{url} ends in no file name; pass filename=...")
+    if not filename:
+        raise ValueError(f"{url} ends in no file name; pass filename=...")
     path = Path(folder or cache_dir(), filename)
-    if path.is_file() and (sha256 is None or sha256_of(path) == sha256.lower()): return path
+    if path.is_file() and (sha256 is None or sha256_of(path) == sha256.lower()):
+        return path
     try:
         _download(url, path, sha256, timeout, progress)
     except requests.RequestException as error:
         damaged = " (the copy in the cache has another checksum)" if path.is_file() else ""
         part = path.with_name(f".{path.name}.part")
-        kept = f"the {part.stat().st_size:,} bytes that came are kept, and another try goes on from there; or " if part.exists() else ""
-        raise ConnectionError(f"{filename} cannot be downloaded from {url}: {_reason(error, timeout)}{damaged}; "
-                              f"{kept}{hint or f'get it elsewhere and put it at {path}'}.") from error
+        kept = (
+            f"the {part.stat().st_size:,} bytes that came are kept, and another try goes on from there; or "
+            if part.exists()
+            else ""
+        )
+        raise ConnectionError(
+            f"{filename} cannot be downloaded from {url}: {_reason(error, timeout)}{damaged}; "
+            f"{kept}{hint or f'get it elsewhere and put it at {path}'}."
+        ) from error
     except OSError as error:
-        raise OSError(f"{filename} cannot be written to {path.parent}: {error.strerror}; choose another folder or make room.") from error
-    if sha256 is None: warnings.warn(f"{filename} is not verified: no checksum of it is known. What came from {url} has sha256 {sha256_of(path)}.", stacklevel=2)
+        raise OSError(
+            f"{filename} cannot be written to {path.parent}: {error.strerror}; choose another folder or make room."
+        ) from error
+    if sha256 is None:
+        warnings.warn(
+            f"{filename} is not verified: no checksum of it is known. What came from {url} has sha256 {sha256_of(path)}.",
+            stacklevel=2,
+        )
     return path

@@ -49,112 +49,215 @@ UNLABELLED = "-"  # in a string of labels, a residue without one: unresolved, or
 
 def _check_labels(task: pd.DataFrame, kind: str) -> None:
     "Raises ValueError for labels that are not one per residue: a letter, or the coordinates of an atom, or a row of a map of contacts."
-    right = (lambda t, n: isinstance(t, str) and len(t) == n) if kind == "per_residue" else (lambda t, n: np.shape(t) in ((n, 3), (n, n)))
-    odd = [(i, len(s), len(t) if hasattr(t, "__len__") else 0) for i, (s, t) in enumerate(zip(task.sequence, task.target), 1) if not right(t, len(s))]
-    if odd: raise ValueError(f"{len(odd)} of {len(task)} rows do not have one label per residue, the first is row {odd[0][0]} with {odd[0][1]} residues and {odd[0][2]} labels; give a letter for each, or with contacts the coordinates of an atom or a map.")
+    right = (
+        (lambda t, n: isinstance(t, str) and len(t) == n)
+        if kind == "per_residue"
+        else (lambda t, n: np.shape(t) in ((n, 3), (n, n)))
+    )
+    odd = [
+        (i, len(s), len(t) if hasattr(t, "__len__") else 0)
+        for i, (s, t) in enumerate(zip(task.sequence, task.target), 1)
+        if not right(t, len(s))
+    ]
+    if odd:
+        raise ValueError(
+            f"{len(odd)} of {len(task)} rows do not have one label per residue, the first is row {odd[0][0]} with {odd[0][1]} residues and {odd[0][2]} labels; give a letter for each, or with contacts the coordinates of an atom or a map."
+        )
 
 
 def check_task(
     task: pd.DataFrame,  # sequence, target, split
-    kind: str,           # regression, classification, per_residue or contacts
+    kind: str,  # regression, classification, per_residue or contacts
 ) -> None:
     "Raises ValueError for a task that cannot be fitted; warns of sequences in more than one split."
-    if kind not in KINDS: raise ValueError(f"kind is {kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
-    if lost := [c for c in ("sequence", "target", "split") if c not in task]: raise ValueError(f"the task has no column {lost[0]!r}; it needs sequence, target and split.")
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+    if lost := [c for c in ("sequence", "target", "split") if c not in task]:
+        raise ValueError(
+            f"the task has no column {lost[0]!r}; it needs sequence, target and split."
+        )
     for split in SPLITS:
-        if not (task.split == split).any(): raise ValueError(f"the task has no {split} rows; a task needs train, valid and test.")
-    if n := int(task.target.isna().sum()): raise ValueError(f"{n} of {len(task)} targets are missing, the first in row {int(task.target.isna().to_numpy().argmax()) + 1}; drop these rows or fill them.")
-    if kind in ("per_residue", "contacts"): _check_labels(task, kind)
-    seen = 2 if kind == "contacts" else len(set("".join(task.target[task.split == "train"])) - {UNLABELLED}) if kind == "per_residue" else task.target[task.split == "train"].nunique()
-    if seen < 2: raise ValueError(f"all training targets are {task.target[task.split == 'train'].iloc[0]}; there is nothing to learn from {'one class' if kind == 'classification' else 'one value'}.")
-    if kind == "regression" and not np.isfinite(task.target.astype(float)).all(): raise ValueError("a target is infinite; drop that row or give a number.")
-    for i, sequence in enumerate(task.sequence, 1): PROTEIN.to_ids(sequence, f"row {i}")
+        if not (task.split == split).any():
+            raise ValueError(f"the task has no {split} rows; a task needs train, valid and test.")
+    if n := int(task.target.isna().sum()):
+        raise ValueError(
+            f"{n} of {len(task)} targets are missing, the first in row {int(task.target.isna().to_numpy().argmax()) + 1}; drop these rows or fill them."
+        )
+    if kind in ("per_residue", "contacts"):
+        _check_labels(task, kind)
+    seen = (
+        2
+        if kind == "contacts"
+        else len(set("".join(task.target[task.split == "train"])) - {UNLABELLED})
+        if kind == "per_residue"
+        else task.target[task.split == "train"].nunique()
+    )
+    if seen < 2:
+        raise ValueError(
+            f"all training targets are {task.target[task.split == 'train'].iloc[0]}; there is nothing to learn from {'one class' if kind == 'classification' else 'one value'}."
+        )
+    if kind == "regression" and not np.isfinite(task.target.astype(float)).all():
+        raise ValueError("a target is infinite; drop that row or give a number.")
+    for i, sequence in enumerate(task.sequence, 1):
+        PROTEIN.to_ids(sequence, f"row {i}")
     twice = int((task.groupby("sequence").split.nunique() > 1).sum())
-    if twice: warnings.warn(f"{twice} sequences stand in more than one split; the test score is flattered by those in train and test.")
+    if twice:
+        warnings.warn(
+            f"{twice} sequences stand in more than one split; the test score is flattered by those in train and test."
+        )
 
 # %% ../nbs/15_finetune.ipynb #b2ce8c9f
 SPLIT_WAYS = ("random", "mutations", "low-vs-high")
 
 
-def _beyond(table: pd.DataFrame, how: str, wild_type: str | None, most: int) -> np.ndarray:  # [N] True = test
+def _beyond(
+    table: pd.DataFrame, how: str, wild_type: str | None, most: int
+) -> np.ndarray:  # [N] True = test
     "What lies beyond the training rows. Raises ValueError."
     if how == "low-vs-high":
         measured = table.target[table.sequence == wild_type]
-        return (table.target > (measured.mean() if len(measured) else table.target.median())).to_numpy()
-    if not wild_type: raise ValueError("a split by mutations counts them against the wild type; give wild_type.")
+        return (
+            table.target > (measured.mean() if len(measured) else table.target.median())
+        ).to_numpy()
+    if not wild_type:
+        raise ValueError("a split by mutations counts them against the wild type; give wild_type.")
     other = table.sequence.str.len() != len(wild_type)
-    if other.any(): raise ValueError(f"row {int(other.to_numpy().argmax()) + 1} has {len(table.sequence[other].iloc[0])} residues and the wild type {len(wild_type)}; mutations are counted between equal lengths.")
+    if other.any():
+        raise ValueError(
+            f"row {int(other.to_numpy().argmax()) + 1} has {len(table.sequence[other].iloc[0])} residues and the wild type {len(wild_type)}; mutations are counted between equal lengths."
+        )
     return np.array([sum(a != b for a, b in zip(s, wild_type)) > most for s in table.sequence])
 
 
 def make_split(
-    table: pd.DataFrame,            # sequence, target
-    how: str = "random",            # one of SPLIT_WAYS
-    wild_type: str | None = None,   # needed by mutations; for low-vs-high its target is the cut, if it was measured, else the median is
-    most: int = 1,                  # mutations of a training sequence
-    test: float = 0.2, valid: float = 0.1,  # shares: of the sequences (test, at random), of what is left (valid)
+    table: pd.DataFrame,  # sequence, target
+    how: str = "random",  # one of SPLIT_WAYS
+    wild_type: str
+    | None = None,  # needed by mutations; for low-vs-high its target is the cut, if it was measured, else the median is
+    most: int = 1,  # mutations of a training sequence
+    test: float = 0.2,
+    valid: float = 0.1,  # shares: of the sequences (test, at random), of what is left (valid)
     seed: int = 0,
-) -> pd.DataFrame:                  # the table with a column split
+) -> pd.DataFrame:  # the table with a column split
     "Divide rows into train, valid and test; rows of one sequence stay together. Raises ValueError."
-    if how not in SPLIT_WAYS: raise ValueError(f"how is {how!r}; use one of {', '.join(SPLIT_WAYS)}.")
+    if how not in SPLIT_WAYS:
+        raise ValueError(f"how is {how!r}; use one of {', '.join(SPLIT_WAYS)}.")
     rng, sequences = np.random.default_rng(seed), np.array(sorted(set(table.sequence)))
-    drawn = dict(zip(rng.permutation(sequences), np.arange(len(sequences)) / len(sequences)))   # 0 to 1, one number per sequence
+    drawn = dict(
+        zip(rng.permutation(sequences), np.arange(len(sequences)) / len(sequences))
+    )  # 0 to 1, one number per sequence
     share = table.sequence.map(drawn).to_numpy()
-    if how == "random": beyond = share < test
+    if how == "random":
+        beyond = share < test
     else:
-        beyond = pd.Series(_beyond(table, how, wild_type, most)).groupby(table.sequence.to_numpy()).transform("any").to_numpy()
-        share = pd.Series(np.where(beyond, np.inf, share)).rank(method="dense").to_numpy() / max(1, len(set(table.sequence[~beyond])))
+        beyond = (
+            pd.Series(_beyond(table, how, wild_type, most))
+            .groupby(table.sequence.to_numpy())
+            .transform("any")
+            .to_numpy()
+        )
+        share = pd.Series(np.where(beyond, np.inf, share)).rank(method="dense").to_numpy() / max(
+            1, len(set(table.sequence[~beyond]))
+        )
     valid_below = test + (1 - test) * valid if how == "random" else valid
-    return table.assign(split=np.where(beyond, "test", np.where(share <= valid_below, "valid", "train")))
+    return table.assign(
+        split=np.where(beyond, "test", np.where(share <= valid_below, "valid", "train"))
+    )
 
 # %% ../nbs/15_finetune.ipynb #ffe83859
 def scan_sequences(
     scan: DMS,
 ) -> pd.DataFrame:  # sequence, target (as measured)
     "The mutants of a deep mutational scan as sequences."
+
     def written(mutant):
         letters = list(scan.wild_type)
-        for _, number, mt in parse_mutant(mutant): letters[number - scan.offset] = mt
+        for _, number, mt in parse_mutant(mutant):
+            letters[number - scan.offset] = mt
         return "".join(letters)
+
     return pd.DataFrame({"sequence": scan.table.mutant.map(written), "target": scan.table.score})
 
 
 def read_sequences(
-    path: str | Path,                    # csv or tsv, plain or gzip
+    path: str | Path,  # csv or tsv, plain or gzip
     sequence_column: str | None = None,  # None: sequence, seq or primary
 ) -> list[str]:
     "The sequences of a table, in its order. Raises ValueError for a missing column, FileNotFoundError."
     lines = table_lines(Path(path))
     header = next(lines)[1]
-    column = sequence_column or next((c for c in header if c.lower() in ("sequence", "seq", "primary")), None)
-    if column not in header: raise ValueError(f"{path}: there is no column {column or 'sequence'!r}; choose sequence_column from {', '.join(header)}.")
+    column = sequence_column or next(
+        (c for c in header if c.lower() in ("sequence", "seq", "primary")), None
+    )
+    if column not in header:
+        raise ValueError(
+            f"{path}: there is no column {column or 'sequence'!r}; choose sequence_column from {', '.join(header)}."
+        )
     return [cells[header.index(column)].strip() for _, cells in lines if any(cells)]
 
 # %% ../nbs/15_finetune.ipynb #91f6b68f
 def read_assay(
-    source: str,                        # a csv, or the name of a scan out of list_datasets()
-    sequence_column: str | None = None, target_column: str | None = None, split_column: str | None = None,
-    kind: str = "regression",           # or classification
-    how: str = "",                      # a split is made: one of SPLIT_WAYS; empty: the file's own
-    wild_type: str | None = None,       # a scan brings its own
-    seed: int = 0, rows: int | None = None,  # of a split that is made and of the rows; of each split, keep that many rows, drawn at random; None: all
-    most: int = 1,                      # mutations of a training sequence, if mutations split
-) -> pd.DataFrame:                      # sequence, target, split; .attrs: dropped (what was left out, counted), wild_type, how
+    source: str,  # a csv, or the name of a scan out of list_datasets()
+    sequence_column: str | None = None,
+    target_column: str | None = None,
+    split_column: str | None = None,
+    kind: str = "regression",  # or classification
+    how: str = "",  # a split is made: one of SPLIT_WAYS; empty: the file's own
+    wild_type: str | None = None,  # a scan brings its own
+    seed: int = 0,
+    rows: int
+    | None = None,  # of a split that is made and of the rows; of each split, keep that many rows, drawn at random; None: all
+    most: int = 1,  # mutations of a training sequence, if mutations split
+) -> (
+    pd.DataFrame
+):  # sequence, target, split; .attrs: dropped (what was left out, counted), wild_type, how
     "An assay of one's own as a task. Warns of what is left out. Raises ValueError, FileNotFoundError."
     given = wild_type
-    if str(source).lower().endswith((".csv", ".tsv", ".gz", ".txt")) or os.sep in str(source) or Path(source).is_file():
-        for i, sequence in enumerate(read_sequences(source, sequence_column or None), 1): PROTEIN.to_ids(sequence, f"{source}, row {i}")
-        table = read_labelled(source, sequence_column or None, target_column or None, split_column or None, kind)
+    if (
+        str(source).lower().endswith((".csv", ".tsv", ".gz", ".txt"))
+        or os.sep in str(source)
+        or Path(source).is_file()
+    ):
+        for i, sequence in enumerate(read_sequences(source, sequence_column or None), 1):
+            PROTEIN.to_ids(sequence, f"{source}, row {i}")
+        table = read_labelled(
+            source, sequence_column or None, target_column or None, split_column or None, kind
+        )
     else:
         scan = load_dataset(source)
-        if not isinstance(scan, DMS): raise ValueError(f"{source} holds sequences without a measurement; give a csv or a mutational scan.")
-        table, wild_type, how = scan_sequences(scan).assign(split="train"), wild_type or scan.wild_type, how or "mutations"
+        if not isinstance(scan, DMS):
+            raise ValueError(
+                f"{source} holds sequences without a measurement; give a csv or a mutational scan."
+            )
+        table, wild_type, how = (
+            scan_sequences(scan).assign(split="train"),
+            wild_type or scan.wild_type,
+            how or "mutations",
+        )
     dropped = {why: n for why, n in table.attrs.get("dropped", {}).items() if n}
-    if dropped: warnings.warn(f"{source}: left out " + ", ".join(f"{n} rows ({why})" for why, n in dropped.items()) + ".")
-    if how == "low-vs-high" and given and given not in set(table.sequence): raise ValueError("the wild type was not measured, so it gives no cut between low and high; leave wild_type empty for the median.")
-    if how: table = make_split(table, how, wild_type, most, seed=seed)
-    elif set(table.split) == {"train"}: raise ValueError(f"{source} has no split of its own; give split_column, or let how make one: {', '.join(SPLIT_WAYS)}.")
-    if rows: table = pd.concat([part.sample(min(rows, len(part)), random_state=seed) for _, part in table.groupby("split")]).sort_index()
+    if dropped:
+        warnings.warn(
+            f"{source}: left out "
+            + ", ".join(f"{n} rows ({why})" for why, n in dropped.items())
+            + "."
+        )
+    if how == "low-vs-high" and given and given not in set(table.sequence):
+        raise ValueError(
+            "the wild type was not measured, so it gives no cut between low and high; leave wild_type empty for the median."
+        )
+    if how:
+        table = make_split(table, how, wild_type, most, seed=seed)
+    elif set(table.split) == {"train"}:
+        raise ValueError(
+            f"{source} has no split of its own; give split_column, or let how make one: {', '.join(SPLIT_WAYS)}."
+        )
+    if rows:
+        table = pd.concat(
+            [
+                part.sample(min(rows, len(part)), random_state=seed)
+                for _, part in table.groupby("split")
+            ]
+        ).sort_index()
     task = table[["sequence", "target", "split"]].reset_index(drop=True)
     task.attrs = {"dropped": dropped, "wild_type": wild_type, "how": how}
     return task
@@ -168,7 +271,11 @@ def _spearman(target: np.ndarray, predicted: np.ndarray) -> float:
 def _auroc(target: np.ndarray, predicted: np.ndarray) -> float:  # target 0 or 1
     positive = target == 1
     n, m = positive.sum(), (~positive).sum()
-    return float((rankdata(predicted)[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
+    return (
+        float((rankdata(predicted)[positive].sum() - n * (n + 1) / 2) / (n * m))
+        if n and m
+        else float("nan")
+    )
 
 
 def _accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
@@ -177,59 +284,91 @@ def _accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _metrics(kind: str, two_classes: bool) -> dict[str, Callable]:
-    if kind == "regression": return {"spearman": _spearman, "mse": lambda t, p: float(((t - p) ** 2).mean())}
+    if kind == "regression":
+        return {"spearman": _spearman, "mse": lambda t, p: float(((t - p) ** 2).mean())}
     return {"accuracy": _accuracy, **({"auroc": _auroc} if two_classes else {})}
 
 # %% ../nbs/15_finetune.ipynb #ffe5c59a
 def evaluate_predictions(
-    target: Sequence,          # [N] measured: numbers, or classes
-    predicted: np.ndarray,     # [N] numbers or probabilities of the second class; [N, classes] probabilities
+    target: Sequence,  # [N] measured: numbers, or classes
+    predicted: np.ndarray,  # [N] numbers or probabilities of the second class; [N, classes] probabilities
     kind: str = "regression",  # or classification
-    n_boot: int = 500,         # bootstrap samples
+    n_boot: int = 500,  # bootstrap samples
     seed: int = 0,
-    classes: Sequence | None = None,  # in the order of the model's columns; None: those of `target`, sorted
-) -> pd.DataFrame:             # metric, value, lo, hi (95 % interval), n
+    classes: Sequence
+    | None = None,  # in the order of the model's columns; None: those of `target`, sorted
+) -> pd.DataFrame:  # metric, value, lo, hi (95 % interval), n
     "Spearman and mean squared error, or accuracy and (for two classes) AUROC. Raises ValueError for predictions of another length or that are not numbers."
     predicted = np.asarray(predicted, float)
-    if len(predicted) != len(target): raise ValueError(f"{len(predicted)} predictions for {len(target)} targets; they must be as many.")
-    if not np.isfinite(predicted).all(): raise ValueError(f"{int((~np.isfinite(predicted)).sum())} predictions are not finite numbers; the model has diverged.")
+    if len(predicted) != len(target):
+        raise ValueError(
+            f"{len(predicted)} predictions for {len(target)} targets; they must be as many."
+        )
+    if not np.isfinite(predicted).all():
+        raise ValueError(
+            f"{int((~np.isfinite(predicted)).sum())} predictions are not finite numbers; the model has diverged."
+        )
     if kind == "classification":
         number = {c: i for i, c in enumerate(sorted(set(target)) if classes is None else classes)}
-        target = np.array([number.get(t, -1) for t in target])   # a class that training never met is never right
-    else: target, number = np.asarray(target, float), {}
+        target = np.array(
+            [number.get(t, -1) for t in target]
+        )  # a class that training never met is never right
+    else:
+        target, number = np.asarray(target, float), {}
     unseen = kind == "classification" and int((target == -1).sum())
-    if unseen and predicted.ndim == 1: warnings.warn(f"{unseen} of {len(target)} targets are of a class that the model does not know; they count as wrong, and there is no AUROC.")
+    if unseen and predicted.ndim == 1:
+        warnings.warn(
+            f"{unseen} of {len(target)} targets are of a class that the model does not know; they count as wrong, and there is no AUROC."
+        )
     rng, found = np.random.default_rng(seed), _metrics(kind, predicted.ndim == 1 and not unseen)
     draws = [rng.integers(0, len(target), len(target)) for _ in range(n_boot)]
     rows = []
     for name, metric in found.items():
         samples = np.array([metric(target[d], predicted[d]) for d in draws])
-        lo, hi = np.nanpercentile(samples, [2.5, 97.5]) if np.isfinite(samples).any() else (np.nan, np.nan)
+        lo, hi = (
+            np.nanpercentile(samples, [2.5, 97.5])
+            if np.isfinite(samples).any()
+            else (np.nan, np.nan)
+        )
         rows.append((name, metric(target, predicted), float(lo), float(hi), len(target)))
     return pd.DataFrame(rows, columns=["metric", "value", "lo", "hi", "n"])
 
 # %% ../nbs/15_finetune.ipynb #37c6b0fc
 def prediction_columns(
-    predicted: Sequence,              # as `FineTuned.predict` gives it: [N] or [N, classes]
-    classes: Sequence | None = None,  # in the order of the model's columns; None: numbers were predicted
-) -> pd.DataFrame:                    # predicted: the number, or the most probable class; "probability of" each class
+    predicted: Sequence,  # as `FineTuned.predict` gives it: [N] or [N, classes]
+    classes: Sequence
+    | None = None,  # in the order of the model's columns; None: numbers were predicted
+) -> pd.DataFrame:  # predicted: the number, or the most probable class; "probability of" each class
     "Predictions as columns of a table."
     predicted = np.stack(predicted)
-    if not classes: return pd.DataFrame({"predicted": predicted})
+    if not classes:
+        return pd.DataFrame({"predicted": predicted})
     chance = np.stack([1 - predicted, predicted], 1) if predicted.ndim == 1 else predicted
-    return pd.DataFrame({"predicted": [classes[i] for i in chance.argmax(1)], **{f"probability of {c}": chance[:, i] for i, c in enumerate(classes)}})
+    return pd.DataFrame(
+        {
+            "predicted": [classes[i] for i in chance.argmax(1)],
+            **{f"probability of {c}": chance[:, i] for i, c in enumerate(classes)},
+        }
+    )
 
 # %% ../nbs/15_finetune.ipynb #bd765d10
 def run_task(
-    fit: Callable[[pd.DataFrame, pd.DataFrame], object],  # (train rows, valid rows) -> object with .predict(sequences)
-    task: pd.DataFrame,          # sequence, target, split
-    kind: str = "regression",    # or classification; with `evaluate` per_residue or contacts
-    n_boot: int = 500, seed: int = 0,  # of the bootstrap
+    fit: Callable[
+        [pd.DataFrame, pd.DataFrame], object
+    ],  # (train rows, valid rows) -> object with .predict(sequences)
+    task: pd.DataFrame,  # sequence, target, split
+    kind: str = "regression",  # or classification; with `evaluate` per_residue or contacts
+    n_boot: int = 500,
+    seed: int = 0,  # of the bootstrap
     evaluate: Callable = evaluate_predictions,  # or one that takes the same arguments
-) -> tuple[object, pd.DataFrame, pd.DataFrame]:  # the model; test rows with a column predicted (two classes: probability); metrics
+) -> tuple[
+    object, pd.DataFrame, pd.DataFrame
+]:  # the model; test rows with a column predicted (two classes: probability); metrics
     "Fit on train and valid, then read test once. Raises ValueError as `check_task` does."
     check_task(task, kind)
-    train_rows, valid_rows = (task[task.split == s].reset_index(drop=True) for s in ("train", "valid"))
+    train_rows, valid_rows = (
+        task[task.split == s].reset_index(drop=True) for s in ("train", "valid")
+    )
     model = fit(train_rows, valid_rows)
     test = task[task.split == "test"].reset_index(drop=True)
     predicted = model.predict(test.sequence.tolist())
@@ -243,59 +382,103 @@ METHODS = ("pt-fr", "pt-ft", "na-fr", "na-ft")
 @dataclass(frozen=True)
 class FinetuneConfig:
     "How to fit a model to a task; defaults are section 4.3's where it states them."
-    method: str = "pt-ft"          # one of METHODS
-    kind: str = "regression"       # or classification; per_residue; contacts, which leaves the encoder frozen
-    lr: float = 1e-4               # peak learning rate
-    warmup: int = 1000             # updates of linear warmup, capped at 5 % of those planned
-    batch: int = 16                # sequences per update
-    epochs: int = 500              # at most
-    patience: int = 10             # epochs without a lower validation loss
-    seed: int = 0                  # of the head, the order of batches, and the weights of na-*
-    dtype: str = "float32"         # or bfloat16
-    standardise: bool = True       # regression targets, by the training rows
-    max_length: int | None = None  # residues; longer sequences are cropped to their first ones; None: what the encoder reads
-    batch_tokens: int = 16384      # padded residues per forward pass outside training
-    accumulate: int = 1            # parts that a batch is cut into: less memory, the same update
-    recompute: bool = False        # activation checkpointing: less memory, the same gradient, a third slower
-    crop: int = 256                # contacts: residues in a row that a training step sees of a chain; predictions are of whole chains
-    channels: int = 64             # contacts: width of the network over pairs
-    layers: int = 24               # contacts: its 3 × 3 convolutions
-    cache: str = "float32"         # representations of a frozen encoder on disk: float32 (exact), float16 (half the disk), none (computed every time)
+
+    method: str = "pt-ft"  # one of METHODS
+    kind: str = (
+        "regression"  # or classification; per_residue; contacts, which leaves the encoder frozen
+    )
+    lr: float = 1e-4  # peak learning rate
+    warmup: int = 1000  # updates of linear warmup, capped at 5 % of those planned
+    batch: int = 16  # sequences per update
+    epochs: int = 500  # at most
+    patience: int = 10  # epochs without a lower validation loss
+    seed: int = 0  # of the head, the order of batches, and the weights of na-*
+    dtype: str = "float32"  # or bfloat16
+    standardise: bool = True  # regression targets, by the training rows
+    max_length: int | None = (
+        None  # residues; longer sequences are cropped to their first ones; None: what the encoder reads
+    )
+    batch_tokens: int = 16384  # padded residues per forward pass outside training
+    accumulate: int = 1  # parts that a batch is cut into: less memory, the same update
+    recompute: bool = (
+        False  # activation checkpointing: less memory, the same gradient, a third slower
+    )
+    crop: int = 256  # contacts: residues in a row that a training step sees of a chain; predictions are of whole chains
+    channels: int = 64  # contacts: width of the network over pairs
+    layers: int = 24  # contacts: its 3 × 3 convolutions
+    cache: str = "float32"  # representations of a frozen encoder on disk: float32 (exact), float16 (half the disk), none (computed every time)
 
     def __post_init__(self):
-        if self.method not in METHODS: raise ValueError(f"method is {self.method!r}; use one of {', '.join(METHODS)}.")
-        if self.kind not in KINDS: raise ValueError(f"kind is {self.kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
-        if self.kind == "contacts" and not self.frozen: raise ValueError(f"contacts are predicted from a frozen encoder, as in Table 1; use pt-fr or na-fr, not {self.method}.")
-        if self.cache not in ("float32", "float16", "none"): raise ValueError(f"cache is {self.cache!r}; use float32, float16 or none.")
-        for name in ("batch", "epochs", "patience", "batch_tokens", "accumulate", "crop", "channels", "layers", *(["max_length"] if self.max_length is not None else [])):
-            if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not 0 < self.lr < np.inf: raise ValueError(f"lr is {self.lr}; give a number above 0.")
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; use one of {', '.join(METHODS)}.")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+        if self.kind == "contacts" and not self.frozen:
+            raise ValueError(
+                f"contacts are predicted from a frozen encoder, as in Table 1; use pt-fr or na-fr, not {self.method}."
+            )
+        if self.cache not in ("float32", "float16", "none"):
+            raise ValueError(f"cache is {self.cache!r}; use float32, float16 or none.")
+        for name in (
+            "batch",
+            "epochs",
+            "patience",
+            "batch_tokens",
+            "accumulate",
+            "crop",
+            "channels",
+            "layers",
+            *(["max_length"] if self.max_length is not None else []),
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 < self.lr < np.inf:
+            raise ValueError(f"lr is {self.lr}; give a number above 0.")
 
     @property
-    def frozen(self) -> bool: return self.method.endswith("fr")
+    def frozen(self) -> bool:
+        return self.method.endswith("fr")
 
     @property
-    def pretrained(self) -> bool: return self.method.startswith("pt")
+    def pretrained(self) -> bool:
+        return self.method.startswith("pt")
 
     @property
-    def head_dtype(self) -> str: return "float32" if self.frozen and self.kind != "contacts" else self.dtype   # of what is trained
+    def head_dtype(self) -> str:
+        return (
+            "float32" if self.frozen and self.kind != "contacts" else self.dtype
+        )  # of what is trained
 
     def plan(self, rows: int) -> TrainConfig:
         "The updates that this many training rows take at most; one line of metrics per epoch."
         per_epoch = -(-rows // self.batch)
-        return TrainConfig(self.epochs * per_epoch, self.lr, self.warmup, 0.0, self.seed, self.head_dtype, self.accumulate, per_epoch)
+        return TrainConfig(
+            self.epochs * per_epoch,
+            self.lr,
+            self.warmup,
+            0.0,
+            self.seed,
+            self.head_dtype,
+            self.accumulate,
+            per_epoch,
+        )
 
 # %% ../nbs/15_finetune.ipynb #8a0f3a19
 def touching(
-    label: Tensor,        # coordinates [..., L, 3] in Å, NaN where unresolved; or int8 [..., L, L]: 1 contact, 0 none, -1 unresolved
-    below: float = 8.0,   # Å, of coordinates
-) -> Tensor:              # [..., L, L]: 1 contact, 0 none, NaN where a residue is unresolved; float32, of coordinates in their dtype
-    if label.dtype == torch.int8: return label.float().masked_fill(label < 0, torch.nan)
+    label: Tensor,  # coordinates [..., L, 3] in Å, NaN where unresolved; or int8 [..., L, L]: 1 contact, 0 none, -1 unresolved
+    below: float = 8.0,  # Å, of coordinates
+) -> Tensor:  # [..., L, L]: 1 contact, 0 none, NaN where a residue is unresolved; float32, of coordinates in their dtype
+    if label.dtype == torch.int8:
+        return label.float().masked_fill(label < 0, torch.nan)
     distance = (label.unsqueeze(-2) - label.unsqueeze(-3)).norm(dim=-1)
     return torch.where(distance.isnan(), distance, (distance < below).to(label.dtype))
 
 
-def _counted(label: Tensor) -> tuple[Tensor, BoolTensor]:  # contacts [..., L, L]; the pairs that a loss counts: resolved, 6 residues apart or more
+def _counted(
+    label: Tensor,
+) -> tuple[
+    Tensor, BoolTensor
+]:  # contacts [..., L, L]; the pairs that a loss counts: resolved, 6 residues apart or more
     truth, at = touching(label), torch.arange(label.shape[-2], device=label.device)
     return truth, ~truth.isnan() & ((at[:, None] - at).abs() >= 6)
 
@@ -308,64 +491,133 @@ def _square(maps: Sequence[Tensor]) -> Tensor:  # int8 [L, L] each -> [B, L, L]
 class Maps:
     "Maps of contacts, each as large as its chain; rows in, padded batch out."
 
-    def __init__(self, maps: Sequence[Tensor]): self.maps = maps
+    def __init__(self, maps: Sequence[Tensor]):
+        self.maps = maps
 
-    def __getitem__(self, chosen: Tensor) -> Tensor: return _square([self.maps[i] for i in chosen.tolist()])   # int8 [B, L, L]
+    def __getitem__(self, chosen: Tensor) -> Tensor:
+        return _square([self.maps[i] for i in chosen.tolist()])  # int8 [B, L, L]
 
 # %% ../nbs/15_finetune.ipynb #aea8a698
 @dataclass(frozen=True)
 class Targets:
     "Between what was measured and what the head gives."
+
     kind: str
     classes: tuple = ()  # of a classification or of residues, sorted
-    mean: float = 0.0    # of a regression's training rows, if they are standardised
+    mean: float = 0.0  # of a regression's training rows, if they are standardised
     std: float = 1.0
 
     @classmethod
-    def of(cls, train_rows: pd.DataFrame, valid_rows: pd.DataFrame, config: FinetuneConfig) -> "Targets":
-        if config.kind == "classification": return cls(config.kind, tuple(x.item() if hasattr(x, "item") else x for x in sorted(set(train_rows.target) | set(valid_rows.target))))
-        if config.kind == "per_residue": return cls(config.kind, tuple(sorted(set("".join([*train_rows.target, *valid_rows.target])) - {UNLABELLED})))
-        if config.kind == "contacts": return cls(config.kind)
-        return cls(config.kind, (), float(train_rows.target.mean()), float(train_rows.target.std(ddof=0))) if config.standardise else cls(config.kind)
+    def of(
+        cls, train_rows: pd.DataFrame, valid_rows: pd.DataFrame, config: FinetuneConfig
+    ) -> "Targets":
+        if config.kind == "classification":
+            return cls(
+                config.kind,
+                tuple(
+                    x.item() if hasattr(x, "item") else x
+                    for x in sorted(set(train_rows.target) | set(valid_rows.target))
+                ),
+            )
+        if config.kind == "per_residue":
+            return cls(
+                config.kind,
+                tuple(
+                    sorted(set("".join([*train_rows.target, *valid_rows.target])) - {UNLABELLED})
+                ),
+            )
+        if config.kind == "contacts":
+            return cls(config.kind)
+        return (
+            cls(
+                config.kind,
+                (),
+                float(train_rows.target.mean()),
+                float(train_rows.target.std(ddof=0)),
+            )
+            if config.standardise
+            else cls(config.kind)
+        )
 
     @property
-    def n_out(self) -> int: return len(self.classes) or 1
+    def n_out(self) -> int:
+        return len(self.classes) or 1
 
     @property
-    def pooled(self) -> bool: return self.kind in ("regression", "classification")   # one prediction per sequence
+    def pooled(self) -> bool:
+        return self.kind in ("regression", "classification")  # one prediction per sequence
 
-    def encode(self, target: Sequence, longest: int | None = None) -> "Tensor | Maps":  # [N]; int8 [N, L] with -1 for no label; coordinates [N, L, 3], or maps
+    def encode(
+        self, target: Sequence, longest: int | None = None
+    ) -> "Tensor | Maps":  # [N]; int8 [N, L] with -1 for no label; coordinates [N, L, 3], or maps
         if self.kind == "per_residue":
             number = {c: i for i, c in enumerate(self.classes)}
-            return pad_sequence([torch.tensor([number.get(c, -1) for c in t[:longest]], dtype=torch.int8) for t in target], batch_first=True, padding_value=-1)
-        if self.kind == "contacts" and any(np.asarray(t).dtype == np.int8 for t in target): return Maps([touching(torch.from_numpy(t)).nan_to_num(-1).to(torch.int8)[:longest, :longest] for t in target])
-        if self.kind == "contacts": return pad_sequence([torch.tensor(np.asarray(t, np.float32)[:longest]) for t in target], batch_first=True, padding_value=np.nan)
-        if self.kind == "classification": return torch.tensor([self.classes.index(t) for t in target])
+            return pad_sequence(
+                [
+                    torch.tensor([number.get(c, -1) for c in t[:longest]], dtype=torch.int8)
+                    for t in target
+                ],
+                batch_first=True,
+                padding_value=-1,
+            )
+        if self.kind == "contacts" and any(np.asarray(t).dtype == np.int8 for t in target):
+            return Maps(
+                [
+                    touching(torch.from_numpy(t)).nan_to_num(-1).to(torch.int8)[:longest, :longest]
+                    for t in target
+                ]
+            )
+        if self.kind == "contacts":
+            return pad_sequence(
+                [torch.tensor(np.asarray(t, np.float32)[:longest]) for t in target],
+                batch_first=True,
+                padding_value=np.nan,
+            )
+        if self.kind == "classification":
+            return torch.tensor([self.classes.index(t) for t in target])
         return (torch.tensor(np.asarray(target, float)) - self.mean).div(self.std).float()
 
     def decode(self, out: Tensor | list[Tensor]) -> np.ndarray | list[np.ndarray]:
         "[N, n_out] -> [N] numbers or probabilities of the second of two classes, else [N, classes]; for each chain [L, classes], or [L, L] probabilities of a contact."
-        if self.kind == "per_residue": return [o.softmax(-1).numpy() for o in out]
-        if self.kind == "contacts": return [o.sigmoid().numpy() for o in out]
-        if self.kind == "regression": return out.double().squeeze(-1).numpy() * self.std + self.mean
+        if self.kind == "per_residue":
+            return [o.softmax(-1).numpy() for o in out]
+        if self.kind == "contacts":
+            return [o.sigmoid().numpy() for o in out]
+        if self.kind == "regression":
+            return out.double().squeeze(-1).numpy() * self.std + self.mean
         chance = out.double().softmax(-1).numpy()
         return chance[:, 1] if len(self.classes) == 2 else chance
 
 # %% ../nbs/15_finetune.ipynb #aa39b586
 def _terms(self: Targets, target: Tensor) -> int:
     "How many rows, residues or pairs the loss is a mean over; at least 1."
-    counted = torch.ones(len(target)) if self.pooled else target >= 0 if self.kind == "per_residue" else _counted(target)[1]
+    counted = (
+        torch.ones(len(target))
+        if self.pooled
+        else target >= 0
+        if self.kind == "per_residue"
+        else _counted(target)[1]
+    )
     return max(1, int(counted.sum()))
 
 
-def _loss(self: Targets, out: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:  # [B, n_out], [B]; residues, pairs: [B, M, ...], as `encode` gives them
+def _loss(
+    self: Targets, out: Tensor, target: Tensor, reduction: str = "mean"
+) -> Tensor:  # [B, n_out], [B]; residues, pairs: [B, M, ...], as `encode` gives them
     "Mean squared error in units of the standardised target, or cross-entropy in nats; of residues and pairs those that have a label."
-    if not self.pooled: target = target[:, :out.shape[1]]
-    if self.kind == "per_residue": return F.cross_entropy(out.float().transpose(1, 2), target.long(), ignore_index=-1, reduction="sum") / self.terms(target)
+    if not self.pooled:
+        target = target[:, : out.shape[1]]
+    if self.kind == "per_residue":
+        return F.cross_entropy(
+            out.float().transpose(1, 2), target.long(), ignore_index=-1, reduction="sum"
+        ) / self.terms(target)
     if self.kind == "contacts":
         truth, counted = _counted(target)
-        return F.binary_cross_entropy_with_logits(out.float()[counted], truth[counted], reduction="sum") / counted.sum().clamp(min=1)
-    if self.kind == "classification": return F.cross_entropy(out.float(), target, reduction=reduction)
+        return F.binary_cross_entropy_with_logits(
+            out.float()[counted], truth[counted], reduction="sum"
+        ) / counted.sum().clamp(min=1)
+    if self.kind == "classification":
+        return F.cross_entropy(out.float(), target, reduction=reduction)
     return F.mse_loss(out.float().squeeze(-1), target, reduction=reduction)
 
 
@@ -376,21 +628,39 @@ class TokenRows:
     "Sequences as tokens; rows in, padded batch out."
 
     def __init__(self, alphabet: Alphabet, sequences: Sequence[str], max_length: int | None = None):
-        if max_length and (n := sum(len(s) > max_length for s in sequences)): warnings.warn(f"{n} of {len(sequences)} sequences are longer than {max_length} residues and cropped to their first ones.")
-        self.alphabet, self.ids = alphabet, [alphabet.to_ids(s.strip()[:max_length], f"sequence {i}") for i, s in enumerate(sequences, 1)]
+        if max_length and (n := sum(len(s) > max_length for s in sequences)):
+            warnings.warn(
+                f"{n} of {len(sequences)} sequences are longer than {max_length} residues and cropped to their first ones."
+            )
+        self.alphabet, self.ids = (
+            alphabet,
+            [
+                alphabet.to_ids(s.strip()[:max_length], f"sequence {i}")
+                for i, s in enumerate(sequences, 1)
+            ],
+        )
         self.lengths = np.array([len(i) for i in self.ids], dtype=np.int64)
 
-    def __len__(self) -> int: return len(self.ids)
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def part(self, rows: Iterable[int]) -> "TokenRows":
         chosen = copy.copy(self)
-        chosen.ids = [self.ids[i] for i in rows]; chosen.lengths = np.array([len(i) for i in chosen.ids], dtype=np.int64)
+        chosen.ids = [self.ids[i] for i in rows]
+        chosen.lengths = np.array([len(i) for i in chosen.ids], dtype=np.int64)
         return chosen
 
-    def __call__(self, rows: Sequence[int]) -> tuple[Tensor, BoolTensor]:  # tokens [B, L], mask [B, L]
-        tokens = pad_sequence([torch.from_numpy(self.ids[i].astype(np.int64)) for i in rows], batch_first=True, padding_value=self.alphabet.pad_idx)
+    def __call__(
+        self, rows: Sequence[int]
+    ) -> tuple[Tensor, BoolTensor]:  # tokens [B, L], mask [B, L]
+        tokens = pad_sequence(
+            [torch.from_numpy(self.ids[i].astype(np.int64)) for i in rows],
+            batch_first=True,
+            padding_value=self.alphabet.pad_idx,
+        )
         mask = tokens != self.alphabet.pad_idx
-        for token in getattr(self.alphabet, "frame", ()): mask &= tokens != token
+        for token in getattr(self.alphabet, "frame", ()):
+            mask &= tokens != token
         return tokens, mask
 
 
@@ -400,45 +670,73 @@ class RepresentedRows:
     def __init__(self, encoder: nn.Module, tokens: TokenRows, dtype: str = "float32"):
         self.encoder, self.tokens, self.lengths = as_dtype(encoder, dtype), tokens, tokens.lengths
 
-    def __len__(self) -> int: return len(self.tokens)
+    def __len__(self) -> int:
+        return len(self.tokens)
 
     @torch.no_grad()
-    def __call__(self, rows: Sequence[int]) -> tuple[Tensor, BoolTensor]:  # [B, L, d] float32, mask [B, L]
+    def __call__(
+        self, rows: Sequence[int]
+    ) -> tuple[Tensor, BoolTensor]:  # [B, L, d] float32, mask [B, L]
         tokens, mask = (t.to(next(self.encoder.parameters()).device) for t in self.tokens(rows))
         return self.encoder.represent(tokens, mask).float(), mask
 
 # %% ../nbs/15_finetune.ipynb #86628b2a
-def _represent_once(rows: RepresentedRows, offsets: np.ndarray, path: Path, dtype: str, batch_tokens: int, progress: bool) -> None:
+def _represent_once(
+    rows: RepresentedRows,
+    offsets: np.ndarray,
+    path: Path,
+    dtype: str,
+    batch_tokens: int,
+    progress: bool,
+) -> None:
     "Write the representations of all rows to one file, residues end to end; it appears when it is whole."
     d = rows.encoder.config.d_model
     need, free = offsets[-1] * d * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
     if need > free:
-        raise OSError(f"the representations take {need / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB left; use cache='float16' (half of it), cache='none', or another folder.")
+        raise OSError(
+            f"the representations take {need / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB left; use cache='float16' (half of it), cache='none', or another folder."
+        )
     temporary = path.with_suffix(".tmp")
     flat = np.lib.format.open_memmap(temporary, "w+", dtype, (int(offsets[-1]), d))
     chunks = bucketed_batches(rows.lengths, batch_tokens, np.random.default_rng(0))
     for chunk in tqdm(chunks, desc="representations", disable=not progress, mininterval=5):
         x, mask = (t.cpu() for t in rows(chunk))
-        for i, values, inside in zip(chunk, x, mask): flat[offsets[i]:offsets[i + 1]] = values[inside].numpy()
-    flat.flush(); del flat
+        for i, values, inside in zip(chunk, x, mask):
+            flat[offsets[i] : offsets[i + 1]] = values[inside].numpy()
+    flat.flush()
+    del flat
     os.replace(temporary, path)
 
 
 class CachedRows:
     "Sequences as representations, computed once and kept in a file."
 
-    def __init__(self, rows: RepresentedRows, path: Path, dtype: str = "float32", batch_tokens: int = 16384, progress: bool = False):
+    def __init__(
+        self,
+        rows: RepresentedRows,
+        path: Path,
+        dtype: str = "float32",
+        batch_tokens: int = 16384,
+        progress: bool = False,
+    ):
         self.lengths = rows.lengths - len(getattr(rows.tokens.alphabet, "frame", ()))
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         with processes().main_process_first():
-            if not path.exists(): _represent_once(rows, self.offsets, path, dtype, batch_tokens, progress)
+            if not path.exists():
+                _represent_once(rows, self.offsets, path, dtype, batch_tokens, progress)
         self.flat = np.load(path, mmap_mode="r")
 
-    def __len__(self) -> int: return len(self.lengths)
+    def __len__(self) -> int:
+        return len(self.lengths)
 
-    def row(self, i: int) -> Tensor: return torch.from_numpy(self.flat[self.offsets[i]:self.offsets[i + 1]].astype(np.float32))  # [L, d]
+    def row(self, i: int) -> Tensor:
+        return torch.from_numpy(
+            self.flat[self.offsets[i] : self.offsets[i + 1]].astype(np.float32)
+        )  # [L, d]
 
-    def __call__(self, rows: Sequence[int]) -> tuple[Tensor, BoolTensor]:  # [B, L, d] float32, mask [B, L]
+    def __call__(
+        self, rows: Sequence[int]
+    ) -> tuple[Tensor, BoolTensor]:  # [B, L, d] float32, mask [B, L]
         return _padded([self.row(i) for i in rows])
 
 
@@ -451,16 +749,29 @@ class SharedRepresentations:
     "Representations of frozen encoders in a folder, for several fits."
 
     def __init__(self, folder: str | Path):
-        self.folder, self.files, self.found = Path(folder), 0, {}   # encoder and tokens -> rows of a file, number of the row
+        self.folder, self.files, self.found = (
+            Path(folder),
+            0,
+            {},
+        )  # encoder and tokens -> rows of a file, number of the row
 
-    def rows(self, encoder: nn.Module, tokens: TokenRows, config: "FinetuneConfig", progress: bool = False) -> "SharedRows":
+    def rows(
+        self,
+        encoder: nn.Module,
+        tokens: TokenRows,
+        config: "FinetuneConfig",
+        progress: bool = False,
+    ) -> "SharedRows":
         "The rows of these sequences; those that nobody asked for before are computed now."
         one = (_weights_sum(encoder), config.dtype, config.cache)
         keys = [(*one, ids.tobytes()) for ids in tokens.ids]
         if missing := {key: i for i, key in enumerate(keys) if key not in self.found}:
             new = RepresentedRows(encoder, tokens.part(missing.values()), config.dtype)
-            part = CachedRows(new, self.folder / f"{self.files}.npy", config.cache, config.batch_tokens, progress)
-            self.found |= {key: (part, i) for i, key in enumerate(missing)}; self.files += 1
+            part = CachedRows(
+                new, self.folder / f"{self.files}.npy", config.cache, config.batch_tokens, progress
+            )
+            self.found |= {key: (part, i) for i, key in enumerate(missing)}
+            self.files += 1
         return SharedRows([self.found[key] for key in keys])
 
 
@@ -470,15 +781,19 @@ class SharedRows:
     def __init__(self, places: list[tuple[CachedRows, int]]):
         self.places, self.lengths = places, np.array([part.lengths[i] for part, i in places])
 
-    def __len__(self) -> int: return len(self.places)
+    def __len__(self) -> int:
+        return len(self.places)
 
-    def __call__(self, rows: Sequence[int]) -> tuple[Tensor, BoolTensor]:  # [B, L, d] float32, mask [B, L]
+    def __call__(
+        self, rows: Sequence[int]
+    ) -> tuple[Tensor, BoolTensor]:  # [B, L, d] float32, mask [B, L]
         return _padded([part.row(i) for part, i in (self.places[r] for r in rows)])
 
 
 def _weights_sum(encoder: nn.Module) -> str:
     weights = hashlib.sha256()
-    for value in encoder.state_dict().values(): weights.update(value.detach().cpu().contiguous().numpy().data)
+    for value in encoder.state_dict().values():
+        weights.update(value.detach().cpu().contiguous().numpy().data)
     return weights.hexdigest()
 
 # %% ../nbs/15_finetune.ipynb #3f4e8b78
@@ -490,75 +805,145 @@ class WholeModel(nn.Module):
         self.encoder, self.head = encoder, head
         # The language modelling head is not used; without a gradient it is neither trained nor waited for by other processes.
         for name in ("decoder", "lm_head"):
-            if hasattr(encoder, name): getattr(encoder, name).requires_grad_(False)
+            if hasattr(encoder, name):
+                getattr(encoder, name).requires_grad_(False)
 
-    def forward(self, tokens: Tensor, mask: BoolTensor) -> Tensor: return self.head(self.encoder.represent(tokens, mask), mask)  # [B, n_out]
+    def forward(self, tokens: Tensor, mask: BoolTensor) -> Tensor:
+        return self.head(self.encoder.represent(tokens, mask), mask)  # [B, n_out]
 
 # %% ../nbs/15_finetune.ipynb #10d8f8c6
 @torch.no_grad()
-def _passes(module: nn.Module, rows, batch_tokens: int, dtype: str = "float32", progress: bool = False, alone: bool = False):
+def _passes(
+    module: nn.Module,
+    rows,
+    batch_tokens: int,
+    dtype: str = "float32",
+    progress: bool = False,
+    alone: bool = False,
+):
     "Forward passes over all rows, of one row each or of rows of about equal length: row numbers [B], output float32 [B, ...], residues of each."
     device = next(module.parameters()).device
-    chunks = np.arange(len(rows))[:, None] if alone else bucketed_batches(rows.lengths, batch_tokens, np.random.default_rng(0))
+    chunks = (
+        np.arange(len(rows))[:, None]
+        if alone
+        else bucketed_batches(rows.lengths, batch_tokens, np.random.default_rng(0))
+    )
     for chunk in tqdm(chunks, desc="predictions", disable=not progress, mininterval=5):
         inputs, mask = (t.to(device) for t in rows(chunk))
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"): out = module(inputs, mask).float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+            out = module(inputs, mask).float()
         yield chunk, out, mask.sum(1).tolist()
 
 
-def head_outputs(module: nn.Module, rows, n_out: int, batch_tokens: int, dtype: str = "float32", progress: bool = False) -> Tensor:
+def head_outputs(
+    module: nn.Module,
+    rows,
+    n_out: int,
+    batch_tokens: int,
+    dtype: str = "float32",
+    progress: bool = False,
+) -> Tensor:
     "What a module gives for every row, in their order: float32 [N, n_out] on the CPU."
     out = torch.empty(len(rows), n_out)
-    for chunk, values, _ in _passes(module, rows, batch_tokens, dtype, progress): out[torch.from_numpy(chunk)] = values.cpu()
+    for chunk, values, _ in _passes(module, rows, batch_tokens, dtype, progress):
+        out[torch.from_numpy(chunk)] = values.cpu()
     return out
 
 
-def _maps(module: nn.Module, rows, targets: "Targets", batch_tokens: int, dtype: str = "float32", progress: bool = False) -> list[Tensor]:
+def _maps(
+    module: nn.Module,
+    rows,
+    targets: "Targets",
+    batch_tokens: int,
+    dtype: str = "float32",
+    progress: bool = False,
+) -> list[Tensor]:
     "For every row, in their order, what a module gives for its residues [L, classes] or pairs of residues [L, L], on the CPU. Pairs: one chain at a time."
     out = [None] * len(rows)
-    for chunk, values, residues in _passes(module, rows, batch_tokens, dtype, progress, alone=targets.kind == "contacts"):
-        for i, value, n in zip(chunk, values, residues): out[i] = (value[:n, :n] if targets.kind == "contacts" else value[:n]).cpu().clone()
+    for chunk, values, residues in _passes(
+        module, rows, batch_tokens, dtype, progress, alone=targets.kind == "contacts"
+    ):
+        for i, value, n in zip(chunk, values, residues):
+            out[i] = (value[:n, :n] if targets.kind == "contacts" else value[:n]).cpu().clone()
     return out
 
 
-def _mean_loss(module: nn.Module, rows, targets: "Targets", target: Tensor, batch_tokens: int, dtype: str) -> float:
+def _mean_loss(
+    module: nn.Module, rows, targets: "Targets", target: Tensor, batch_tokens: int, dtype: str
+) -> float:
     "The loss of all rows, pass by pass."
     total, terms = 0.0, 0
-    for chunk, out, _ in _passes(module, rows, batch_tokens, dtype, alone=targets.kind == "contacts"):
+    for chunk, out, _ in _passes(
+        module, rows, batch_tokens, dtype, alone=targets.kind == "contacts"
+    ):
         part = target[torch.from_numpy(chunk)].to(out.device)
-        if not targets.pooled: part = part[:, :out.shape[1]]
-        total, terms = total + float(targets.loss(out, part)) * targets.terms(part), terms + targets.terms(part)
+        if not targets.pooled:
+            part = part[:, : out.shape[1]]
+        total, terms = (
+            total + float(targets.loss(out, part)) * targets.terms(part),
+            terms + targets.terms(part),
+        )
     return total / terms
 
 # %% ../nbs/15_finetune.ipynb #fddec5ae
 class FineTuned:
     "An encoder with a head that was fitted to a task."
 
-    def __init__(self, encoder: "CARP | ESM | OneHot", head: nn.Module, targets: Targets, config: FinetuneConfig):
-        self.encoder, self.head, self.targets, self.config = encoder.eval(), head.eval(), targets, config
-        self.name, self.shared = f"{encoder.name} {config.method}", None   # shared: SharedRepresentations that it reads and adds to
+    def __init__(
+        self,
+        encoder: "CARP | ESM | OneHot",
+        head: nn.Module,
+        targets: Targets,
+        config: FinetuneConfig,
+    ):
+        self.encoder, self.head, self.targets, self.config = (
+            encoder.eval(),
+            head.eval(),
+            targets,
+            config,
+        )
+        self.name, self.shared = (
+            f"{encoder.name} {config.method}",
+            None,
+        )  # shared: SharedRepresentations that it reads and adds to
 
-    def __repr__(self) -> str: return f"FineTuned({self.name!r}, {self.targets.kind})"
+    def __repr__(self) -> str:
+        return f"FineTuned({self.name!r}, {self.targets.kind})"
 
     @property
-    def classes(self) -> tuple | None: return self.targets.classes or None   # in the order of predicted columns
+    def classes(self) -> tuple | None:
+        return self.targets.classes or None  # in the order of predicted columns
 
     @property
-    def module(self) -> nn.Module: return self.head if self.config.frozen else WholeModel(self.encoder, self.head)   # what was trained
+    def module(self) -> nn.Module:
+        return (
+            self.head if self.config.frozen else WholeModel(self.encoder, self.head)
+        )  # what was trained
 
     def rows(self, sequences: Sequence[str]) -> TokenRows | RepresentedRows | SharedRows:
         "Sequences as `module` reads them."
-        tokens = TokenRows(self.encoder.alphabet, sequences, self.config.max_length or self.encoder.max_length)
-        if not self.config.frozen: return tokens
-        if self.shared is None or self.config.cache == "none": return RepresentedRows(self.encoder, tokens, self.config.dtype)
+        tokens = TokenRows(
+            self.encoder.alphabet, sequences, self.config.max_length or self.encoder.max_length
+        )
+        if not self.config.frozen:
+            return tokens
+        if self.shared is None or self.config.cache == "none":
+            return RepresentedRows(self.encoder, tokens, self.config.dtype)
         return self.shared.rows(self.encoder, tokens, self.config)
 
-    def predict(self, sequences: Sequence[str], progress: bool = False) -> np.ndarray | list[np.ndarray]:
+    def predict(
+        self, sequences: Sequence[str], progress: bool = False
+    ) -> np.ndarray | list[np.ndarray]:
         """Numbers [N]; of two classes the probability of the second [N]; of more, probabilities [N, classes]; per residue a list of
         probabilities [L, classes], of contacts a list of probabilities [L, L]. Raises ValueError for an illegal symbol."""
-        if not len(sequences): return np.zeros(0) if self.targets.pooled else []
-        rows, settings = self.rows(list(sequences)), (self.config.batch_tokens, self.config.head_dtype, progress)
-        if not self.targets.pooled: return self.targets.decode(_maps(self.module, rows, self.targets, *settings))
+        if not len(sequences):
+            return np.zeros(0) if self.targets.pooled else []
+        rows, settings = (
+            self.rows(list(sequences)),
+            (self.config.batch_tokens, self.config.head_dtype, progress),
+        )
+        if not self.targets.pooled:
+            return self.targets.decode(_maps(self.module, rows, self.targets, *settings))
         return self.targets.decode(head_outputs(self.module, rows, self.targets.n_out, *settings))
 
 # %% ../nbs/15_finetune.ipynb #f9e73233
@@ -569,19 +954,29 @@ class OneHotConfig:
 
 class OneHot(nn.Module):
     "The letters themselves where a model gives a representation: what a head learns without an encoder."
+
     alphabet, max_length = PROTEIN, None
 
     def __init__(self, config: OneHotConfig = OneHotConfig(), name: str = "one-hot"):
         super().__init__()
-        self.config, self.name, self.letters = config, name, nn.Parameter(torch.eye(config.d_model), requires_grad=False)
+        self.config, self.name, self.letters = (
+            config,
+            name,
+            nn.Parameter(torch.eye(config.d_model), requires_grad=False),
+        )
 
-    def represent(self, tokens: Tensor, mask: BoolTensor) -> Tensor: return self.letters[tokens] * mask.unsqueeze(-1)  # [B, L, 30]
+    def represent(self, tokens: Tensor, mask: BoolTensor) -> Tensor:
+        return self.letters[tokens] * mask.unsqueeze(-1)  # [B, L, 30]
 
 # %% ../nbs/15_finetune.ipynb #579b9ab7
 def _new_head(targets: Targets, d_model: int, config: FinetuneConfig) -> nn.Module:
     "The head of a kind of target, its weights out of the seed."
-    if targets.kind == "per_residue": return ResidueHead(d_model, targets.n_out, seed=config.seed)
-    if targets.kind == "contacts": return ContactHead(d_model, channels=config.channels, layers=config.layers, seed=config.seed)
+    if targets.kind == "per_residue":
+        return ResidueHead(d_model, targets.n_out, seed=config.seed)
+    if targets.kind == "contacts":
+        return ContactHead(
+            d_model, channels=config.channels, layers=config.layers, seed=config.seed
+        )
     return PooledHead(d_model, targets.n_out, config.seed)
 
 
@@ -594,12 +989,23 @@ def _save(
 ) -> Path:
     "Write everything to one file, under a temporary name first. Raises ValueError for another suffix."
     path = Path(path)
-    if path.suffix != ".safetensors": raise ValueError(f"{path.name}: a fine-tuned model is saved as .safetensors.")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.name}: a fine-tuned model is saved as .safetensors.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = {"family": type(self.encoder).__name__, "name": self.encoder.name, "encoder": asdict(self.encoder.config), "targets": asdict(self.targets), "config": asdict(self.config)}
-    state = {key: value.detach().cpu().contiguous() for key, value in WholeModel(self.encoder, self.head).state_dict().items()}
+    about = {
+        "family": type(self.encoder).__name__,
+        "name": self.encoder.name,
+        "encoder": asdict(self.encoder.config),
+        "targets": asdict(self.targets),
+        "config": asdict(self.config),
+    }
+    state = {
+        key: value.detach().cpu().contiguous()
+        for key, value in WholeModel(self.encoder, self.head).state_dict().items()
+    }
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.touch(); mode = temporary.stat().st_mode   # that of any new file; safetensors would make it private
+    temporary.touch()
+    mode = temporary.stat().st_mode  # that of any new file; safetensors would make it private
     save_file(state, temporary, metadata={"finetuned": json.dumps(about)})
     temporary.chmod(mode)
     os.replace(temporary, path)
@@ -607,21 +1013,34 @@ def _save(
 
 # %% ../nbs/15_finetune.ipynb #52fd4bbb
 def _load(
-    path: str | Path,      # written by `save`
+    path: str | Path,  # written by `save`
     device: str = "auto",
 ) -> FineTuned:
     "Read a fine-tuned model. Raises FileNotFoundError, or ValueError for a file that is none."
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path} is not a file; check the path.")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not a file; check the path.")
     try:
-        with safe_open(path, "pt") as file: about, state = json.loads((file.metadata() or {}).get("finetuned", "{}")), {k: file.get_tensor(k) for k in file.keys()}
-    except SafetensorError as error: raise ValueError(f"{Path(path).name} is truncated or is no safetensors file; get it again.") from error
-    if not about: raise ValueError(f"{Path(path).name} is no fine-tuned model; those are written by FineTuned.save.")
+        with safe_open(path, "pt") as file:
+            about, state = (
+                json.loads((file.metadata() or {}).get("finetuned", "{}")),
+                {k: file.get_tensor(k) for k in file.keys()},
+            )
+    except SafetensorError as error:
+        raise ValueError(
+            f"{Path(path).name} is truncated or is no safetensors file; get it again."
+        ) from error
+    if not about:
+        raise ValueError(
+            f"{Path(path).name} is no fine-tuned model; those are written by FineTuned.save."
+        )
     family, shape = _FAMILIES[about["family"]]
-    with drawn_from(0): encoder = family(shape(**about["encoder"]), about["name"])
+    with drawn_from(0):
+        encoder = family(shape(**about["encoder"]), about["name"])
     targets = Targets(**{**about["targets"], "classes": tuple(about["targets"]["classes"])})
     config = FinetuneConfig(**about["config"])
     whole = WholeModel(encoder, _new_head(targets, encoder.config.d_model, config))
-    whole.load_state_dict(state); whole.to(pick_device(device))
+    whole.load_state_dict(state)
+    whole.to(pick_device(device))
     return FineTuned(encoder, whole.head, targets, config)
 
 
@@ -631,26 +1050,50 @@ FineTuned.save, FineTuned.load = _save, staticmethod(_load)
 class EpochBatches:
     "Batches of rows with their targets; every epoch is a permutation drawn from (seed, epoch)."
 
-    def __init__(self, rows, target: Tensor, batch: int, seed: int, crop: int | None = None):  # crop: residues in a row, of labels of residues
+    def __init__(
+        self, rows, target: Tensor, batch: int, seed: int, crop: int | None = None
+    ):  # crop: residues in a row, of labels of residues
         self.rows, self.target, self.batch, self.seed, self.crop = rows, target, batch, seed, crop
         self.per_epoch, self._order = -(-len(rows) // batch), (-1, None)
 
-    def __getitem__(self, step: int) -> tuple[Tensor, BoolTensor, Tensor]:  # input, mask [B, L], target [B] or [B, L, ...]
+    def __getitem__(
+        self, step: int
+    ) -> tuple[Tensor, BoolTensor, Tensor]:  # input, mask [B, L], target [B] or [B, L, ...]
         epoch, i = divmod(step, self.per_epoch)
-        if self._order[0] != epoch: self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-        chosen = self._order[1][i * self.batch:(i + 1) * self.batch]
+        if self._order[0] != epoch:
+            self._order = (
+                epoch,
+                np.random.default_rng([self.seed, epoch]).permutation(len(self.rows)),
+            )
+        chosen = self._order[1][i * self.batch : (i + 1) * self.batch]
         inputs, mask, target = *self.rows(chosen), self.target[torch.from_numpy(chosen)]
-        if target.ndim > 1: target = target[:, :int(mask.sum(1).max())]
-        return (inputs, mask, target) if self.crop is None else _cropped(inputs, mask, target, self.crop, np.random.default_rng([self.seed, epoch, i]))
+        if target.ndim > 1:
+            target = target[:, : int(mask.sum(1).max())]
+        return (
+            (inputs, mask, target)
+            if self.crop is None
+            else _cropped(
+                inputs, mask, target, self.crop, np.random.default_rng([self.seed, epoch, i])
+            )
+        )
 
 
-def _cropped(x: Tensor, mask: BoolTensor, target: Tensor, crop: int, rng: np.random.Generator) -> tuple[Tensor, BoolTensor, Tensor]:
+def _cropped(
+    x: Tensor, mask: BoolTensor, target: Tensor, crop: int, rng: np.random.Generator
+) -> tuple[Tensor, BoolTensor, Tensor]:
     "A window of every row, at random; its representation is that of the whole chain."
     residues = mask.sum(1).tolist()
-    windows = [slice(start := int(rng.integers(max(1, n - crop + 1))), min(n, start + crop)) for n in residues]
+    windows = [
+        slice(start := int(rng.integers(max(1, n - crop + 1))), min(n, start + crop))
+        for n in residues
+    ]
     x = pad_sequence([x[i][mask[i]][w] for i, w in enumerate(windows)], batch_first=True)
-    if target.dtype == torch.int8: target = _square([target[i, w, w] for i, w in enumerate(windows)])
-    else: target = pad_sequence([target[i, w] for i, w in enumerate(windows)], batch_first=True, padding_value=np.nan)
+    if target.dtype == torch.int8:
+        target = _square([target[i, w, w] for i, w in enumerate(windows)])
+    else:
+        target = pad_sequence(
+            [target[i, w] for i, w in enumerate(windows)], batch_first=True, padding_value=np.nan
+        )
     inside = torch.tensor([w.stop - w.start for w in windows], device=x.device)
     return x, torch.arange(x.shape[1], device=x.device) < inside[:, None], target
 
@@ -658,19 +1101,29 @@ def _cropped(x: Tensor, mask: BoolTensor, target: Tensor, crop: int, rng: np.ran
 @dataclass
 class EarlyStopping:
     "Called after an epoch: keeps the best weights, and says when to stop."
+
     module: nn.Module
     valid_loss: Callable[[], float]
-    patience: int        # epochs without a lower loss, counted from the end of warmup at the earliest
-    warmup_epochs: int   # epochs that warmup takes, rounded up
-    memory: dict         # saved with every checkpoint: history, best epoch, loss and weights
+    patience: int  # epochs without a lower loss, counted from the end of warmup at the earliest
+    warmup_epochs: int  # epochs that warmup takes, rounded up
+    memory: dict  # saved with every checkpoint: history, best epoch, loss and weights
 
     def __call__(self) -> bool:  # True: stop
         memory, value = self.memory, self.valid_loss()
         memory.setdefault("history", []).append(value)
         epoch = len(memory["history"])
         if value < memory.get("loss", np.inf):
-            memory.update(loss=value, epoch=epoch, weights={key: t.detach().cpu().clone() for key, t in self.module.state_dict().items()})
-        return epoch >= self.warmup_epochs and epoch - max(memory.get("epoch", 0), self.warmup_epochs) >= self.patience
+            memory.update(
+                loss=value,
+                epoch=epoch,
+                weights={
+                    key: t.detach().cpu().clone() for key, t in self.module.state_dict().items()
+                },
+            )
+        return (
+            epoch >= self.warmup_epochs
+            and epoch - max(memory.get("epoch", 0), self.warmup_epochs) >= self.patience
+        )
 
 # %% ../nbs/15_finetune.ipynb #06d93bcf
 def untrained(
@@ -678,7 +1131,8 @@ def untrained(
     seed: int,
 ) -> CARP | ESM:  # on the CPU
     "A model of the same shape with random weights out of a seed (na-fr, na-ft)."
-    with drawn_from(seed): return type(encoder)(encoder.config, encoder.name).eval()
+    with drawn_from(seed):
+        return type(encoder)(encoder.config, encoder.name).eval()
 
 
 def _fingerprint(encoder: nn.Module, *tables: pd.DataFrame) -> dict[str, str]:
@@ -689,74 +1143,147 @@ def _fingerprint(encoder: nn.Module, *tables: pd.DataFrame) -> dict[str, str]:
 def rows_sha256(*tables: pd.DataFrame) -> str:
     "Check sum of the sequences and targets of tables, in their order."
     text = lambda t: t.tobytes().hex() if isinstance(t, np.ndarray) else t
-    return hashlib.sha256("\n".join(f"{s} {text(t)}" for table in tables for s, t in zip(table.sequence, table.target)).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(
+            f"{s} {text(t)}" for table in tables for s, t in zip(table.sequence, table.target)
+        ).encode()
+    ).hexdigest()
 
 
-def _prepare(encoder: CARP | ESM, config: FinetuneConfig, targets: Targets, device: torch.device) -> FineTuned:
+def _prepare(
+    encoder: CARP | ESM, config: FinetuneConfig, targets: Targets, device: torch.device
+) -> FineTuned:
     "Encoder and head before the first update; the encoder that was given is never changed."
-    encoder = encoder if config.pretrained and config.frozen else copy.deepcopy(encoder) if config.pretrained else untrained(encoder, config.seed)
-    model = FineTuned(encoder.to(device), _new_head(targets, encoder.config.d_model, config).to(device), targets, config)
-    if config.recompute and not config.frozen: recompute_activations(model.encoder)
+    encoder = (
+        encoder
+        if config.pretrained and config.frozen
+        else copy.deepcopy(encoder)
+        if config.pretrained
+        else untrained(encoder, config.seed)
+    )
+    model = FineTuned(
+        encoder.to(device),
+        _new_head(targets, encoder.config.d_model, config).to(device),
+        targets,
+        config,
+    )
+    if config.recompute and not config.frozen:
+        recompute_activations(model.encoder)
     return model
 
 # %% ../nbs/15_finetune.ipynb #1cbf25bb
-def _refuse_unreadable(encoder, valid_rows: pd.DataFrame, train_rows: pd.DataFrame, config: FinetuneConfig) -> None:
-    if not isinstance(encoder, (CARP, ESM, OneHot)): raise ValueError(f"{getattr(encoder, 'name', type(encoder).__name__)} is neither a CARP nor an ESM, so it cannot be fine-tuned here.")
+def _refuse_unreadable(
+    encoder, valid_rows: pd.DataFrame, train_rows: pd.DataFrame, config: FinetuneConfig
+) -> None:
+    if not isinstance(encoder, (CARP, ESM, OneHot)):
+        raise ValueError(
+            f"{getattr(encoder, 'name', type(encoder).__name__)} is neither a CARP nor an ESM, so it cannot be fine-tuned here."
+        )
     resolve_dtype(config.dtype)
-    if not len(train_rows) or not len(valid_rows): raise ValueError(f"there are {len(train_rows)} training and {len(valid_rows)} validation rows; both must be there.")
+    if not len(train_rows) or not len(valid_rows):
+        raise ValueError(
+            f"there are {len(train_rows)} training and {len(valid_rows)} validation rows; both must be there."
+        )
 
 
-def _train(model: FineTuned, train_rows: pd.DataFrame, valid_rows: pd.DataFrame, folder: Path, progress: bool) -> pd.DataFrame:
+def _train(
+    model: FineTuned,
+    train_rows: pd.DataFrame,
+    valid_rows: pd.DataFrame,
+    folder: Path,
+    progress: bool,
+) -> pd.DataFrame:
     "Fit in place; the best weights are in the model afterwards. Returns one line per epoch."
     config, targets, module = model.config, model.targets, model.module
     sources = [model.rows(table.sequence.tolist()) for table in (train_rows, valid_rows)]
     if config.frozen and config.cache != "none" and model.shared is None:
-        sources = [CachedRows(s, folder / f"{name}.npy", config.cache, config.batch_tokens, progress) for s, name in zip(sources, ("train", "valid"))]
-    train_target, valid_target = (targets.encode(table.target, config.max_length or model.encoder.max_length) for table in (train_rows, valid_rows))
-    batches = EpochBatches(sources[0], train_target, config.batch, config.seed, config.crop if targets.kind == "contacts" else None)
+        sources = [
+            CachedRows(s, folder / f"{name}.npy", config.cache, config.batch_tokens, progress)
+            for s, name in zip(sources, ("train", "valid"))
+        ]
+    train_target, valid_target = (
+        targets.encode(table.target, config.max_length or model.encoder.max_length)
+        for table in (train_rows, valid_rows)
+    )
+    batches = EpochBatches(
+        sources[0],
+        train_target,
+        config.batch,
+        config.seed,
+        config.crop if targets.kind == "contacts" else None,
+    )
     plan, memory = config.plan(len(train_rows)), {}
-    valid_loss = lambda: _mean_loss(module, sources[1], targets, valid_target, config.batch_tokens, plan.dtype)
-    stopping = EarlyStopping(module, valid_loss, config.patience, -(-plan.warmup_steps // batches.per_epoch), memory)
+    valid_loss = lambda: _mean_loss(
+        module, sources[1], targets, valid_target, config.batch_tokens, plan.dtype
+    )
+    stopping = EarlyStopping(
+        module, valid_loss, config.patience, -(-plan.warmup_steps // batches.per_epoch), memory
+    )
 
     def loss(model, batch, generator):
-        inputs, mask, target = (t.to(next(model.parameters()).device, non_blocking=True) for t in batch)
+        inputs, mask, target = (
+            t.to(next(model.parameters()).device, non_blocking=True) for t in batch
+        )
         return targets.loss(model(inputs, mask), target), int(mask.sum()), targets.terms(target)
 
     ends = {epoch * batches.per_epoch: stopping for epoch in range(1, config.epochs + 1)}
     metrics = train(module, batches, loss, plan, folder, ends, progress, memory)
-    if memory and "weights" not in memory: raise ValueError("the validation loss was a finite number in no epoch; check the validation labels.")
-    if memory: module.load_state_dict(memory["weights"])
+    if memory and "weights" not in memory:
+        raise ValueError(
+            "the validation loss was a finite number in no epoch; check the validation labels."
+        )
+    if memory:
+        module.load_state_dict(memory["weights"])
     losses = memory.get("history", [])
-    return pd.DataFrame({"epoch": range(1, len(losses) + 1), "train_loss": metrics.loss.to_numpy()[:len(losses)], "valid_loss": losses,
-                         "best": [epoch == memory["epoch"] for epoch in range(1, len(losses) + 1)]})
+    return pd.DataFrame(
+        {
+            "epoch": range(1, len(losses) + 1),
+            "train_loss": metrics.loss.to_numpy()[: len(losses)],
+            "valid_loss": losses,
+            "best": [epoch == memory["epoch"] for epoch in range(1, len(losses) + 1)],
+        }
+    )
 
 # %% ../nbs/15_finetune.ipynb #d64b3f4b
 def finetune(
-    encoder: CARP | ESM,        # not changed; for na-* only its shape is used
-    train_rows: pd.DataFrame,   # sequence, target
-    valid_rows: pd.DataFrame,   # sequence, target; stops the training, is never trained on
+    encoder: CARP | ESM,  # not changed; for na-* only its shape is used
+    train_rows: pd.DataFrame,  # sequence, target
+    valid_rows: pd.DataFrame,  # sequence, target; stops the training, is never trained on
     config: FinetuneConfig,
-    folder: str | Path,         # run folder; a run found there is resumed, a finished one is loaded
+    folder: str | Path,  # run folder; a run found there is resumed, a finished one is loaded
     device: str = "auto",
     progress: bool = True,
-    shared: SharedRepresentations | None = None,  # where a frozen encoder's representations are found and left for other fits; None: they are of this fit
-) -> FineTuned:                 # with the best weights, as in folder/model.safetensors; folder/history.parquet: losses per epoch
+    shared: SharedRepresentations
+    | None = None,  # where a frozen encoder's representations are found and left for other fits; None: they are of this fit
+) -> FineTuned:  # with the best weights, as in folder/model.safetensors; folder/history.parquet: losses per epoch
     """Fit a head, or an encoder with a head, to labelled sequences (section 4.3). Under `accelerate launch` every process takes its share.
     Raises ValueError for rows that cannot be read and for a folder that holds another run; NonFiniteLoss."""
     _refuse_unreadable(encoder, valid_rows, train_rows, config)
     folder, state = Path(folder), processes()
-    settings = {**asdict(config), "encoder": encoder.name, **_fingerprint(encoder, train_rows, valid_rows)}
-    refuse_other_run(folder, {name: value for name, value in settings.items() if name != "batch_tokens"})   # which cuts predictions alone
+    settings = {
+        **asdict(config),
+        "encoder": encoder.name,
+        **_fingerprint(encoder, train_rows, valid_rows),
+    }
+    refuse_other_run(
+        folder, {name: value for name, value in settings.items() if name != "batch_tokens"}
+    )  # which cuts predictions alone
     state.wait_for_everyone()
-    if state.is_main_process: write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
-    device, saved = state.device if state.num_processes > 1 else pick_device(device), folder / "model.safetensors"
+    if state.is_main_process:
+        write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
+    device, saved = (
+        state.device if state.num_processes > 1 else pick_device(device),
+        folder / "model.safetensors",
+    )
     if not saved.exists():
         model = _prepare(encoder, config, Targets.of(train_rows, valid_rows, config), device)
         model.shared = shared
         history = _train(model, train_rows, valid_rows, folder, progress)
         if state.is_main_process:
-            write_table(history, folder / "history.parquet"); model.save(saved)
-            for left in ("train.npy", "valid.npy"): (folder / left).unlink(missing_ok=True)
+            write_table(history, folder / "history.parquet")
+            model.save(saved)
+            for left in ("train.npy", "valid.npy"):
+                (folder / left).unlink(missing_ok=True)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         state.wait_for_everyone()
     fitted = FineTuned.load(saved, device)

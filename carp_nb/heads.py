@@ -34,9 +34,9 @@ class AttentionPool(nn.Module):
 
     def forward(
         self,
-        x: Tensor,         # [B, L, d]
+        x: Tensor,  # [B, L, d]
         mask: BoolTensor,  # [B, L] True = residue
-    ) -> Tensor:           # [B, d]
+    ) -> Tensor:  # [B, d]
         scores = self.score(x).squeeze(-1).float()
         weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
         return (weights.to(x.dtype).unsqueeze(1) @ x).squeeze(1)
@@ -47,37 +47,48 @@ class PooledHead(nn.Module):
 
     def __init__(
         self,
-        d_model: int,    # d, width of the representation
+        d_model: int,  # d, width of the representation
         n_out: int = 1,  # numbers predicted: 1 for regression, the number of classes for classification
-        seed: int = 0,   # of the weights, independent of everything drawn before
+        seed: int = 0,  # of the weights, independent of everything drawn before
     ):
         super().__init__()
-        with drawn_from(seed): self.pool, self.hidden, self.out = AttentionPool(d_model), nn.Linear(d_model, d_model), nn.Linear(d_model, n_out)
+        with drawn_from(seed):
+            self.pool, self.hidden, self.out = (
+                AttentionPool(d_model),
+                nn.Linear(d_model, d_model),
+                nn.Linear(d_model, n_out),
+            )
 
     def forward(
         self,
-        x: Tensor,         # [B, L, d]
+        x: Tensor,  # [B, L, d]
         mask: BoolTensor,  # [B, L] True = residue
-    ) -> Tensor:           # [B, n_out]
+    ) -> Tensor:  # [B, n_out]
         return self.out(F.gelu(self.hidden(self.pool(x, mask))))
 
 # %% ../nbs/14_heads.ipynb #cffdb370
 def residues_first(
-    x: Tensor,         # [B, L, d]
+    x: Tensor,  # [B, L, d]
     mask: BoolTensor,  # [B, L] True = residue
-) -> tuple[Tensor, BoolTensor]:  # [B, M, d] zero after the last residue, [B, M]; M = most residues in a row
+) -> tuple[
+    Tensor, BoolTensor
+]:  # [B, M, d] zero after the last residue, [B, M]; M = most residues in a row
     "Move the residues of every row to its front, in their order."
-    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :int(mask.sum(1).max())]
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
     inside = mask.gather(1, order)
-    return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1])) * inside.unsqueeze(-1), inside
+    return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1])) * inside.unsqueeze(
+        -1
+    ), inside
 
 
 def backwards(
-    x: Tensor,         # [B, M, d] residues first
+    x: Tensor,  # [B, M, d] residues first
     mask: BoolTensor,  # [B, M]
-) -> Tensor:           # [B, M, d]
+) -> Tensor:  # [B, M, d]
     "The residues of every row from last to first, still at its front; twice is what it was."
-    turned = (mask.sum(1, keepdim=True) - 1 - torch.arange(mask.shape[1], device=mask.device)) % mask.shape[1]
+    turned = (
+        mask.sum(1, keepdim=True) - 1 - torch.arange(mask.shape[1], device=mask.device)
+    ) % mask.shape[1]
     return x.gather(1, turned.unsqueeze(-1).expand_as(x))
 
 # %% ../nbs/14_heads.ipynb #1b7cf14c
@@ -86,26 +97,37 @@ class ResidueHead(nn.Module):
 
     def __init__(
         self,
-        d_model: int,       # d, width of the representation
-        n_out: int = 3,     # classes
-        channels: int = 128, kernel_size: int = 7, hidden: int = 64,  # of the convolutions; of the LSTM, per direction
+        d_model: int,  # d, width of the representation
+        n_out: int = 3,  # classes
+        channels: int = 128,
+        kernel_size: int = 7,
+        hidden: int = 64,  # of the convolutions; of the LSTM, per direction
         seed: int = 0,
     ):
         super().__init__()
         with drawn_from(seed):
-            self.convs = nn.ModuleList(nn.Conv1d(n, channels, kernel_size, padding=kernel_size // 2) for n in (d_model, channels))
-            self.lstms, self.out = nn.ModuleList(nn.LSTM(channels, hidden, batch_first=True) for _ in range(2)), nn.Linear(2 * hidden, n_out)
+            self.convs = nn.ModuleList(
+                nn.Conv1d(n, channels, kernel_size, padding=kernel_size // 2)
+                for n in (d_model, channels)
+            )
+            self.lstms, self.out = (
+                nn.ModuleList(nn.LSTM(channels, hidden, batch_first=True) for _ in range(2)),
+                nn.Linear(2 * hidden, n_out),
+            )
 
     def forward(
         self,
-        x: Tensor,         # [B, L, d]
+        x: Tensor,  # [B, L, d]
         mask: BoolTensor,  # [B, L] True = residue
-    ) -> Tensor:           # [B, M, n_out], residues first, M = most residues in a row
+    ) -> Tensor:  # [B, M, n_out], residues first, M = most residues in a row
         x, mask = residues_first(x, mask)
         x = x.transpose(1, 2)
-        for conv in self.convs: x = F.relu(conv(x)) * mask.unsqueeze(1)
+        for conv in self.convs:
+            x = F.relu(conv(x)) * mask.unsqueeze(1)
         x = x.transpose(1, 2)
-        with torch.autocast(x.device.type, enabled=False):   # which on a GPU would run the LSTMs in float16
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # which on a GPU would run the LSTMs in float16
             x = x.to(self.out.weight.dtype)
             there, back = self.lstms[0](x)[0], backwards(self.lstms[1](backwards(x, mask))[0], mask)
             return self.out(torch.cat([there, back], -1))
@@ -117,7 +139,10 @@ class OuterProduct(nn.Module):
     def __init__(self, d_model: int, d_pair: int, channels: int):
         super().__init__()
         self.down = nn.Linear(d_model, d_pair)
-        self.weight, self.bias = nn.Parameter(torch.randn(channels, d_pair, d_pair) / d_pair), nn.Parameter(torch.zeros(channels, 1, 1))
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(channels, d_pair, d_pair) / d_pair),
+            nn.Parameter(torch.zeros(channels, 1, 1)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # [B, L, d] -> [B, channels, L, L], symmetric
         u = self.down(x).unsqueeze(1)
@@ -129,9 +154,14 @@ class PairNorm(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels, 1, 1)), nn.Parameter(torch.zeros(channels, 1, 1))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(channels, 1, 1)),
+            nn.Parameter(torch.zeros(channels, 1, 1)),
+        )
 
-    def forward(self, z: Tensor, pairs: Tensor) -> Tensor:  # [B, C, L, L]; [B, 1, L, L], 1 = both are residues
+    def forward(
+        self, z: Tensor, pairs: Tensor
+    ) -> Tensor:  # [B, C, L, L]; [B, 1, L, L], 1 = both are residues
         n, z = pairs.sum((2, 3), keepdim=True).clamp(min=1), z.float()
         centred = (z - (z * pairs).sum((2, 3), keepdim=True) / n) * pairs
         variance = centred.square().sum((2, 3), keepdim=True) / n
@@ -143,7 +173,9 @@ class PairBlock(nn.Module):
 
     def __init__(self, channels: int, dilation: int):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation) for _ in range(2))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation) for _ in range(2)
+        )
         self.norms = nn.ModuleList(PairNorm(channels) for _ in range(2))
 
     def forward(self, z: Tensor, pairs: Tensor) -> Tensor:  # [B, C, L, L], [B, 1, L, L]
@@ -156,27 +188,30 @@ class ContactHead(nn.Module):
 
     def __init__(
         self,
-        d_model: int,         # d, width of the representation
-        d_pair: int = 128,    # to which it is brought down before the outer product
-        channels: int = 64,   # of the network
-        layers: int = 24,     # 3 × 3 convolutions, two a block
+        d_model: int,  # d, width of the representation
+        d_pair: int = 128,  # to which it is brought down before the outer product
+        channels: int = 64,  # of the network
+        layers: int = 24,  # 3 × 3 convolutions, two a block
         seed: int = 0,
     ):
         super().__init__()
         with drawn_from(seed):
             self.outer, self.norm = OuterProduct(d_model, d_pair, channels), PairNorm(channels)
-            self.blocks = nn.ModuleList(PairBlock(channels, 2 ** (i % 5)) for i in range(layers // 2))
+            self.blocks = nn.ModuleList(
+                PairBlock(channels, 2 ** (i % 5)) for i in range(layers // 2)
+            )
             self.out = nn.Conv2d(channels, 1, 1)
-            nn.init.constant_(self.out.bias, -3.0)   # about one pair in twenty touches
+            nn.init.constant_(self.out.bias, -3.0)  # about one pair in twenty touches
 
     def forward(
         self,
-        x: Tensor,         # [B, L, d]
+        x: Tensor,  # [B, L, d]
         mask: BoolTensor,  # [B, L] True = residue
-    ) -> Tensor:           # [B, M, M] log-odds, symmetric, residues first
+    ) -> Tensor:  # [B, M, M] log-odds, symmetric, residues first
         x, mask = residues_first(x, mask)
         pairs = (mask.unsqueeze(1) & mask.unsqueeze(2)).unsqueeze(1).float()
         z = F.elu(self.norm(self.outer(x), pairs)) * pairs
-        for block in self.blocks: z = block(z, pairs)
+        for block in self.blocks:
+            z = block(z, pairs)
         z = self.out(z).squeeze(1).float()
         return (z + z.transpose(1, 2)) / 2

@@ -21,20 +21,24 @@ from .kernels import taps
 # %% ../nbs/11_incremental.ipynb #a8f4d23a
 def _spread(
     sites: BoolTensor,  # [M, L]
-    kernel_size: int, dilation: int,
-) -> BoolTensor:        # [M, L]
+    kernel_size: int,
+    dilation: int,
+) -> BoolTensor:  # [M, L]
     "The positions that one dilated convolution connects with `sites`, in either direction."
     length, reached = sites.shape[1], torch.zeros_like(sites)
     for _, offset in taps(length, kernel_size, dilation):
-        reached[:, max(0, -offset):length - max(0, offset)] |= sites[:, max(0, offset):length + min(0, offset)]
+        reached[:, max(0, -offset) : length - max(0, offset)] |= sites[
+            :, max(0, offset) : length + min(0, offset)
+        ]
     return reached
 
 
 @dataclass
 class Cone:
     "What M sets of masked positions make new, at the input of each of n blocks and after the last."
+
     work: list[BoolTensor]  # n + 1 tables [M, L]: changed by the mask and wanted by the answer
-    wild: list[bool]        # n + 1: is a value wanted there that the mask does not change?
+    wild: list[bool]  # n + 1: is a value wanted there that the mask does not change?
 
 
 def cone(
@@ -44,18 +48,21 @@ def cone(
 ) -> Cone:
     "Where activations are changed by the masks and wanted by the answers."
     changed, needed = [masked], [wanted]
-    for dilation in config.dilations: changed.append(_spread(changed[-1], config.kernel_size, dilation))
-    for dilation in reversed(config.dilations): needed.append(_spread(needed[-1], config.kernel_size, dilation))
+    for dilation in config.dilations:
+        changed.append(_spread(changed[-1], config.kernel_size, dilation))
+    for dilation in reversed(config.dilations):
+        needed.append(_spread(needed[-1], config.kernel_size, dilation))
     layers = list(zip(changed, reversed(needed)))
     return Cone([c & n for c, n in layers], [bool((n & ~c).any()) for c, n in layers])
 
 # %% ../nbs/11_incremental.ipynb #b3ad7a1c
 def _links(
     before: LongTensor,  # [T, 2] places of the activations that enter
-    after: LongTensor,   # [T', 2] places of those that leave
+    after: LongTensor,  # [T', 2] places of those that leave
     shape: tuple[int, int],  # M, L
-    kernel_size: int, dilation: int,
-) -> LongTensor:         # [T', k'] index of every tap's input, T where it is not in the list; taps outside the sequence left out
+    kernel_size: int,
+    dilation: int,
+) -> LongTensor:  # [T', k'] index of every tap's input, T where it is not in the list; taps outside the sequence left out
     "How a dilated convolution reads one list of activations to write another."
     (rows, length), offsets = shape, [offset for _, offset in taps(shape[1], kernel_size, dilation)]
     margin, width = offsets[-1], length + 2 * offsets[-1]
@@ -66,62 +73,80 @@ def _links(
 
 # %% ../nbs/11_incremental.ipynb #ec23a4f4
 def _sparse_conv(
-    x: Tensor,          # [T, C_in]; what is not in the list is zero
-    weight: Tensor,     # [C_out, C_in, k]
+    x: Tensor,  # [T, C_in]; what is not in the list is zero
+    weight: Tensor,  # [C_out, C_in, k]
     links: LongTensor,  # [T', k']
-) -> Tensor:            # [T', C_out], without bias
+) -> Tensor:  # [T', C_out], without bias
     "A dilated convolution from one ragged set of positions to another."
-    n_taps, x = links.shape[1], F.pad(x, (0, 0, 0, 1))  # the last row is the zero that missing inputs link to
+    n_taps, x = (
+        links.shape[1],
+        F.pad(x, (0, 0, 0, 1)),
+    )  # the last row is the zero that missing inputs link to
     inner = (weight.shape[-1] - n_taps) // 2
-    weight = weight[..., inner:inner + n_taps]
+    weight = weight[..., inner : inner + n_taps]
     if len(x) > len(links):
         matrix = weight.transpose(1, 2).reshape(len(weight), -1)
-        block = max(1, 2 ** 21 // matrix.shape[1])
-        return torch.cat([F.linear(F.embedding(some, x).flatten(1), matrix) for some in links.split(block)])
-    products = F.linear(x, weight.permute(2, 0, 1).reshape(-1, x.shape[1])).view(len(x) * n_taps, -1)
-    return F.embedding_bag(links * n_taps + torch.arange(n_taps, device=links.device), products, mode="sum")
+        block = max(1, 2**21 // matrix.shape[1])
+        return torch.cat(
+            [F.linear(F.embedding(some, x).flatten(1), matrix) for some in links.split(block)]
+        )
+    products = F.linear(x, weight.permute(2, 0, 1).reshape(-1, x.shape[1])).view(
+        len(x) * n_taps, -1
+    )
+    return F.embedding_bag(
+        links * n_taps + torch.arange(n_taps, device=links.device), products, mode="sum"
+    )
 
 # %% ../nbs/11_incremental.ipynb #96333e3f
 @dataclass
 class _WildType:
     "What one block reads and makes for the wild type."
-    x: Tensor          # [L, d] input
-    z: Tensor | None   # [L, h] input of the convolution
-    y: Tensor | None   # [L, h] its output
+
+    x: Tensor  # [L, d] input
+    z: Tensor | None  # [L, h] input of the convolution
+    y: Tensor | None  # [L, h] its output
 
 
 def _with_wild(
-    x: Tensor,               # [T, d] new activations
+    x: Tensor,  # [T, d] new activations
     wild: _WildType | None,  # None: every link finds one
-    links: LongTensor,       # [T'] index into x; T where the wild type's value holds
-    places: LongTensor,      # [T', 2]
-) -> Tensor:                 # [T', d]
+    links: LongTensor,  # [T'] index into x; T where the wild type's value holds
+    places: LongTensor,  # [T', 2]
+) -> Tensor:  # [T', d]
     "Activations at places of which the mask has changed some."
-    if wild is None: return F.embedding(links, x)
-    return F.embedding(torch.where(links < len(x), links, len(x) + places[:, 1]), torch.cat([x, wild.x]))
+    if wild is None:
+        return F.embedding(links, x)
+    return F.embedding(
+        torch.where(links < len(x), links, len(x) + places[:, 1]), torch.cat([x, wild.x])
+    )
 
 
 def _advance(
     block: ByteNetBlock,
-    x: Tensor,               # [T, d] activations at the places `before`
-    before: LongTensor, after: LongTensor,  # [T, 2], [T', 2]
+    x: Tensor,  # [T, d] activations at the places `before`
+    before: LongTensor,
+    after: LongTensor,  # [T, 2], [T', 2]
     shape: tuple[int, int],  # M, L
     wild: _WildType | None,  # None: all that is wanted is in x
-) -> Tensor:                 # [T', d] activations at the places `after`
+) -> Tensor:  # [T', d] activations at the places `after`
     "One block, from the places that are new before it to those that are new after it."
     z, weight = block.narrow(x), block.conv.weight
     if len(before) == len(after) == shape[0] * shape[1]:
         return block.widen(block.conv(z.view(*shape, -1))).view(len(x), -1).add_(x)
     links = _links(before, after, shape, weight.shape[-1], block.conv.dilation[0])
-    if wild: y = _sparse_conv(z.sub_(F.embedding(before[:, 1], wild.z)), weight, links).add_(F.embedding(after[:, 1], wild.y))
-    else: y = _sparse_conv(z, weight, links).add_(block.conv.bias)
+    if wild:
+        y = _sparse_conv(z.sub_(F.embedding(before[:, 1], wild.z)), weight, links).add_(
+            F.embedding(after[:, 1], wild.y)
+        )
+    else:
+        y = _sparse_conv(z, weight, links).add_(block.conv.bias)
     return block.widen(y).add_(_with_wild(x, wild, links[:, links.shape[1] // 2], after))
 
 # %% ../nbs/11_incremental.ipynb #ccf3ab64
 def _run_wild_type(
     model: CARP,
     tokens: LongTensor,  # [L]
-    keep: list[bool],    # n + 1
+    keep: list[bool],  # n + 1
 ) -> list[_WildType | None]:
     "The wild type's activations in the layers to keep; the last entry is the output of the last block."
     x, kept = model.up_embed(model.embed(tokens))[None], []
@@ -136,15 +161,17 @@ def _run_wild_type(
 def _answer(
     model: CARP,
     wild: list[_WildType | None],
-    masked: BoolTensor, wanted: BoolTensor,  # [M, L]
-    reading: LongTensor,                     # [Q, 2] row and position of each answer
-) -> Tensor:                                 # [Q, 30] logits
+    masked: BoolTensor,
+    wanted: BoolTensor,  # [M, L]
+    reading: LongTensor,  # [Q, 2] row and position of each answer
+) -> Tensor:  # [Q, 30] logits
     "Logits for a chunk of questions about one stretch of a sequence."
     new = cone(model.config, masked, wanted)
     places, shape = [work.nonzero() for work in new.work], tuple(masked.shape)
     wild = [w if needed else None for w, needed in zip(wild, new.wild)]
     x = model.up_embed(model.embed.weight[PROTEIN.mask_idx]).expand(len(places[0]), -1)
-    for block, before, after, w in zip(model.blocks, places, places[1:], wild): x = _advance(block, x, before, after, shape, w)
+    for block, before, after, w in zip(model.blocks, places, places[1:], wild):
+        x = _advance(block, x, before, after, shape, w)
     own = _links(places[-1], reading, shape, 1, 1)[:, 0]
     return model.decoder(model.norm(_with_wild(x, wild[-1], own, reading)))
 
@@ -152,13 +179,15 @@ def _answer(
 @dataclass
 class _Stretch:
     "A piece of the sequence and the questions that it answers."
+
     start: int
     stop: int
     questions: list[int]
 
 
 def _stretches(
-    config: CARPConfig, length: int,
+    config: CARPConfig,
+    length: int,
     at: list[tuple[int, ...]],  # positions to read, per question
 ) -> Iterator[_Stretch]:
     "Cut a sequence so that no answer can feel where."
@@ -168,38 +197,61 @@ def _stretches(
         if questions and max(at[i]) - first > max(1024, 2 * reach):
             yield _Stretch(max(0, first - reach), min(length, last + reach + 1), questions)
             questions = []
-        if not questions: first = last = min(at[i])
-        questions.append(i); last = max(last, *at[i])
-    if questions: yield _Stretch(max(0, first - reach), min(length, last + reach + 1), questions)
+        if not questions:
+            first = last = min(at[i])
+        questions.append(i)
+        last = max(last, *at[i])
+    if questions:
+        yield _Stretch(max(0, first - reach), min(length, last + reach + 1), questions)
 
 
 def _chunks(
-    stretch: _Stretch, masked: list[tuple[int, ...]], at: list[tuple[int, ...]], batch_tokens: int, device: torch.device,
-) -> Iterator[tuple[list[int], BoolTensor, BoolTensor, LongTensor]]:  # questions, masked [M, L], wanted [M, L], reading [Q, 2]
+    stretch: _Stretch,
+    masked: list[tuple[int, ...]],
+    at: list[tuple[int, ...]],
+    batch_tokens: int,
+    device: torch.device,
+) -> Iterator[
+    tuple[list[int], BoolTensor, BoolTensor, LongTensor]
+]:  # questions, masked [M, L], wanted [M, L], reading [Q, 2]
     "Tables for as many questions at a time as the budget of tokens allows."
     length = stretch.stop - stretch.start
     rows = max(1, batch_tokens // length)
     for first in range(0, len(stretch.questions), rows):
-        chunk = stretch.questions[first:first + rows]
-        hidden, reading = [torch.tensor([(row, p - stretch.start) for row, i in enumerate(chunk) for p in sets[i]
-                                         if stretch.start <= p < stretch.stop], dtype=torch.long).view(-1, 2).to(device) for sets in (masked, at)]
+        chunk = stretch.questions[first : first + rows]
+        hidden, reading = [
+            torch.tensor(
+                [
+                    (row, p - stretch.start)
+                    for row, i in enumerate(chunk)
+                    for p in sets[i]
+                    if stretch.start <= p < stretch.stop
+                ],
+                dtype=torch.long,
+            )
+            .view(-1, 2)
+            .to(device)
+            for sets in (masked, at)
+        ]
         tables = torch.zeros(2, len(chunk), length, dtype=torch.bool, device=device)
-        for table, sites in zip(tables, (hidden, reading)): table[sites[:, 0], sites[:, 1]] = True
+        for table, sites in zip(tables, (hidden, reading)):
+            table[sites[:, 0], sites[:, 1]] = True
         yield chunk, *tables, reading
 
 # %% ../nbs/11_incremental.ipynb #fd5cda70
 @dataclass
 class Plan:
     "The cost of a set of questions, in multiplications (MACs), both ways."
-    dense: int        # a forward pass for every set, over what its answer depends on
+
+    dense: int  # a forward pass for every set, over what its answer depends on
     incremental: int  # the wild type once, then what changes
-    kept: int         # numbers kept of the wild type at one time
+    kept: int  # numbers kept of the wild type at one time
     keep: list[list[bool]]  # per stretch, the layers whose wild-type activations are needed
 
     def pays(
         self,
-        itemsize: int = 4,                # bytes per number
-        kept_limit: float = float(2 ** 31),  # bytes for what is kept
+        itemsize: int = 4,  # bytes per number
+        kept_limit: float = float(2**31),  # bytes for what is kept
     ) -> bool:
         "Is the incremental way the better one?"
         return self.incremental < 0.8 * self.dense and self.kept * itemsize <= kept_limit
@@ -207,11 +259,18 @@ class Plan:
 
 def _kept_limit(device: torch.device) -> float:  # bytes
     "What may be kept of the wild type: 2 GiB, or a quarter of the memory that is free, if that is less."
-    if device.type == "cuda": free = torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
     else:
-        try: free = next(int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
-        except OSError: free = float("inf")   # not Linux: not known
-    return min(2.0 ** 31, free / 4)
+        try:
+            free = next(
+                int(line.split()[1]) * 1024
+                for line in open("/proc/meminfo")
+                if line.startswith("MemAvailable")
+            )
+        except OSError:
+            free = float("inf")  # not Linux: not known
+    return min(2.0**31, free / 4)
 
 
 def _macs(config: CARPConfig, counts: list[int], length: int) -> int:
@@ -225,15 +284,20 @@ def _macs(config: CARPConfig, counts: list[int], length: int) -> int:
 
 def plan(
     config: CARPConfig,
-    length: int,                   # L
-    masked: list[tuple[int, ...]], # N sets of 0-based positions
+    length: int,  # L
+    masked: list[tuple[int, ...]],  # N sets of 0-based positions
     at: list[tuple[int, ...]] | None = None,  # None: the masked ones
     batch_tokens: int = 16384,
 ) -> Plan:
     "Count what masked log-probabilities cost with and without recomputing everything."
     at, n = masked if at is None else at, config.n_layers
     spans = windows(length, at, config.receptive_field)
-    result = Plan(sum(_macs(config, [stop - start] * (n + 1), stop - start) for start, stop in spans), 0, 0, [])
+    result = Plan(
+        sum(_macs(config, [stop - start] * (n + 1), stop - start) for start, stop in spans),
+        0,
+        0,
+        [],
+    )
     for stretch in _stretches(config, length, at):
         width, keep = stretch.stop - stretch.start, [False] * (n + 1)
         for _, hidden, wanted, _ in _chunks(stretch, masked, at, batch_tokens, torch.device("cpu")):
@@ -241,40 +305,55 @@ def plan(
             result.incremental += _macs(config, [int(w.sum()) for w in new.work], width)
             keep = [a or b for a, b in zip(keep, new.wild)]
         result.incremental += _macs(config, [width] * (n + 1), width)
-        result.kept = max(result.kept, width * (sum(keep[:-1]) * (config.d_model + 2 * config.d_hidden) + keep[-1] * config.d_model))
+        result.kept = max(
+            result.kept,
+            width
+            * (sum(keep[:-1]) * (config.d_model + 2 * config.d_hidden) + keep[-1] * config.d_model),
+        )
         result.keep.append(keep)
     return result
 
 # %% ../nbs/11_incremental.ipynb #a054b249
 def _incremental(
-    model: CARP, tokens: LongTensor, masked: list[tuple[int, ...]], at: list[tuple[int, ...]], batch_tokens: int, counted: Plan,
+    model: CARP,
+    tokens: LongTensor,
+    masked: list[tuple[int, ...]],
+    at: list[tuple[int, ...]],
+    batch_tokens: int,
+    counted: Plan,
 ) -> list[Tensor]:  # N tensors [len(at_i), 30], logits in the model's dtype
     "Logits at positions of a sequence of which others are masked."
     answers = [model.decoder.bias.new_empty(0, len(PROTEIN))] * len(masked)
     for stretch, keep in zip(_stretches(model.config, len(tokens), at), counted.keep):
-        wild = _run_wild_type(model, tokens[stretch.start:stretch.stop], keep)
-        for questions, hidden, wanted, reading in _chunks(stretch, masked, at, batch_tokens, tokens.device):
+        wild = _run_wild_type(model, tokens[stretch.start : stretch.stop], keep)
+        for questions, hidden, wanted, reading in _chunks(
+            stretch, masked, at, batch_tokens, tokens.device
+        ):
             logits = _answer(model, wild, hidden, wanted, reading)
-            for i, answer in zip(questions, logits.split([len(at[i]) for i in questions])): answers[i] = answer
+            for i, answer in zip(questions, logits.split([len(at[i]) for i in questions])):
+                answers[i] = answer
     return answers
 
 
 @torch.inference_mode()
 def masked_log_probs(
     model: CARP,
-    wild_type: str,                 # residues
+    wild_type: str,  # residues
     masked: list[tuple[int, ...]],  # N sets of 0-based positions to mask together; () masks nothing
-    at: list[tuple[int, ...]] | None = None,  # per set, the positions to read; None: the masked ones
-    batch_tokens: int = 16384,      # tokens at a time
-    path: str | None = None,        # dense, incremental; None: the cheaper one
-) -> list[Tensor]:                  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
+    at: list[tuple[int, ...]]
+    | None = None,  # per set, the positions to read; None: the masked ones
+    batch_tokens: int = 16384,  # tokens at a time
+    path: str | None = None,  # dense, incremental; None: the cheaper one
+) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
     "What `CARP.log_probs` answers, by the cheaper of two exact ways. Raises ValueError for a position outside the sequence or an unknown path."
-    if path not in (None, "dense", "incremental"): raise ValueError(f"path is {path!r}; use dense, incremental, or None for the cheaper one.")
+    if path not in (None, "dense", "incremental"):
+        raise ValueError(f"path is {path!r}; use dense, incremental, or None for the cheaper one.")
     at = masked if at is None else at
     tokens = PROTEIN.encode(wild_type, "wild type").to(model.embed.weight.device)
     check_positions(len(tokens), masked, at)
     counted = plan(model.config, len(tokens), masked, at, batch_tokens)
     pays = lambda: counted.pays(model.embed.weight.element_size(), _kept_limit(tokens.device))
-    if not (path == "incremental" or path is None and pays()): return _log_probs(model, wild_type, masked, at, batch_tokens)
+    if not (path == "incremental" or path is None and pays()):
+        return _log_probs(model, wild_type, masked, at, batch_tokens)
     answers = _incremental(model, tokens, masked, at, batch_tokens, counted)
-    return [answer.float().log_softmax(-1)[:, :len(AMINO_ACIDS)].cpu() for answer in answers]
+    return [answer.float().log_softmax(-1)[:, : len(AMINO_ACIDS)].cpu() for answer in answers]

@@ -16,20 +16,27 @@ from torch import LongTensor, Tensor, nn
 
 # %% ../nbs/01_kernels.ipynb #aee4705c
 def taps(
-    length: int,       # L
+    length: int,  # L
     kernel_size: int,  # k, odd
-    dilation: int,     # residues between taps
+    dilation: int,  # residues between taps
 ) -> Iterator[tuple[int, int]]:
     "The taps that meet the sequence at all, as (index into the kernel, offset in residues)."
     for tap in range(kernel_size):
         offset = (tap - kernel_size // 2) * dilation
-        if abs(offset) < length: yield tap, offset
+        if abs(offset) < length:
+            yield tap, offset
 
 # %% ../nbs/01_kernels.ipynb #1cc28bce
 def _conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
     "The library's convolution."
     half = dilation * (weight.shape[-1] // 2)
-    y = F.conv2d(x.transpose(1, 2).unsqueeze(2), weight.unsqueeze(2), bias, padding=(0, half), dilation=(1, dilation))
+    y = F.conv2d(
+        x.transpose(1, 2).unsqueeze(2),
+        weight.unsqueeze(2),
+        bias,
+        padding=(0, half),
+        dilation=(1, dilation),
+    )
     return y.squeeze(2).transpose(1, 2)
 
 # %% ../nbs/01_kernels.ipynb #8678f9e8
@@ -38,8 +45,12 @@ def _unfold(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
     (batch, length, channels), k = x.shape, weight.shape[-1]
     padded = F.pad(x, (0, 0, dilation * (k // 2), dilation * (k // 2))).contiguous()
     row = padded.stride(0)
-    neighbours = padded.as_strided((batch, length, k, channels), (row, channels, dilation * channels, 1))
-    return F.linear(neighbours.reshape(batch, length, -1), weight.transpose(1, 2).reshape(len(weight), -1), bias)
+    neighbours = padded.as_strided(
+        (batch, length, k, channels), (row, channels, dilation * channels, 1)
+    )
+    return F.linear(
+        neighbours.reshape(batch, length, -1), weight.transpose(1, 2).reshape(len(weight), -1), bias
+    )
 
 # %% ../nbs/01_kernels.ipynb #a29a9cfd
 class Segments:
@@ -48,31 +59,40 @@ class Segments:
     def __init__(self, ids: LongTensor):  # [B, L] a number per sequence of a row; 0 is padding
         self.ids, self._joined = ids, {}
         starts = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True).flatten().nonzero()[:, 0]
-        self.longest = int(starts.diff(append=starts.new_tensor([ids.numel()])).max())   # residues
+        self.longest = int(starts.diff(append=starts.new_tensor([ids.numel()])).max())  # residues
 
     def joined(self, offset: int) -> Tensor:  # bool [B, L - |offset|, 1]
         "Are the two ends of a tap of one sequence?"
         reach = abs(offset)
-        if reach not in self._joined: self._joined[reach] = (self.ids[:, reach:] == self.ids[:, :self.ids.shape[1] - reach]).unsqueeze(-1)
+        if reach not in self._joined:
+            self._joined[reach] = (
+                self.ids[:, reach:] == self.ids[:, : self.ids.shape[1] - reach]
+            ).unsqueeze(-1)
         return self._joined[reach]
 
 # %% ../nbs/01_kernels.ipynb #a01e179f
-def _shift(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, segments: Segments | None = None) -> Tensor:
+def _shift(
+    x: Tensor, weight: Tensor, bias: Tensor, dilation: int, segments: Segments | None = None
+) -> Tensor:
     "One matrix product per tap, added into a slice of the output."
     length, k = x.shape[1], weight.shape[-1]
     y = F.linear(x, weight[..., k // 2], bias)
     for tap, offset in taps(segments.longest if segments else length, k, dilation):
-        if offset == 0: continue
-        source = x[:, max(0, offset):length + min(0, offset)]
-        if segments: source = source * segments.joined(offset)
+        if offset == 0:
+            continue
+        source = x[:, max(0, offset) : length + min(0, offset)]
+        if segments:
+            source = source * segments.joined(offset)
         for row in range(len(x)):  # so that every slice is one block of memory
-            y[row, max(0, -offset):length - max(0, offset)].addmm_(source[row].to(y.dtype), weight[..., tap].T.to(y.dtype))   # autocast leaves addmm_ alone
+            y[row, max(0, -offset) : length - max(0, offset)].addmm_(
+                source[row].to(y.dtype), weight[..., tap].T.to(y.dtype)
+            )  # autocast leaves addmm_ alone
     return y
 
 # %% ../nbs/01_kernels.ipynb #1ee6e003
 def channels_last(
     weight: Tensor,  # [C_out, C_in, k]
-) -> Tensor:         # the same, input channels next to each other in memory
+) -> Tensor:  # the same, input channels next to each other in memory
     "A convolution weight in the memory order that every path reads without a copy."
     return weight.transpose(1, 2).contiguous().transpose(1, 2)
 
@@ -85,12 +105,20 @@ def _amx() -> bool:
 def _choose(x: Tensor, weight: Tensor) -> str:
     "The fastest path; without gradients and autocast one that is exact in the dtype of `x`."
     gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if gradients or torch.is_autocast_enabled(x.device.type): return "conv"
+    if gradients or torch.is_autocast_enabled(x.device.type):
+        return "conv"
     batch, length, _ = x.shape
     exact = x.dtype in (torch.float32, torch.float64)
-    if x.device.type != "cpu": return "shift" if batch == 1 else "unfold" if exact else "conv"
-    if exact: return "shift" if weight.stride(1) == 1 and (batch == 1 or min(length, len(weight)) >= 512) else "conv"
-    if not _amx(): return "conv"
+    if x.device.type != "cpu":
+        return "shift" if batch == 1 else "unfold" if exact else "conv"
+    if exact:
+        return (
+            "shift"
+            if weight.stride(1) == 1 and (batch == 1 or min(length, len(weight)) >= 512)
+            else "conv"
+        )
+    if not _amx():
+        return "conv"
     return "shift" if batch == 1 else "unfold" if batch * length < 2048 else "conv"
 
 # %% ../nbs/01_kernels.ipynb #5cf79410
@@ -104,49 +132,57 @@ def conv_path(
 ):
     "Within this block every dilated convolution takes one path. Raises ValueError for an unknown one."
     global _forced
-    if path not in _PATHS: raise ValueError(f"{path!r} is not a way to convolve; use one of {', '.join(_PATHS)}.")
+    if path not in _PATHS:
+        raise ValueError(f"{path!r} is not a way to convolve; use one of {', '.join(_PATHS)}.")
     before, _forced = _forced, path
-    try: yield
-    finally: _forced = before
+    try:
+        yield
+    finally:
+        _forced = before
 
 
 def dilated_conv(
-    x: Tensor,       # [B, L, C_in]
+    x: Tensor,  # [B, L, C_in]
     weight: Tensor,  # [C_out, C_in, k], k odd
-    bias: Tensor,    # [C_out]
-    dilation: int,   # residues between taps
+    bias: Tensor,  # [C_out]
+    dilation: int,  # residues between taps
     segments: Segments | None = None,  # where rows hold several sequences end to end
-) -> Tensor:         # [B, L, C_out]
+) -> Tensor:  # [B, L, C_out]
     "Dilated convolution with zero padding that preserves length (section 4.1); with segments, every sequence is convolved on its own."
     inside = list(taps(segments.longest if segments else x.shape[1], weight.shape[-1], dilation))
-    weight = weight[..., inside[0][0]:inside[-1][0] + 1]
-    if segments: return _shift(x, weight, bias, dilation, segments)
+    weight = weight[..., inside[0][0] : inside[-1][0] + 1]
+    if segments:
+        return _shift(x, weight, bias, dilation, segments)
     return _PATHS[_forced or _choose(x, weight)](x, weight, bias, dilation)
 
 # %% ../nbs/01_kernels.ipynb #60dfc110
 def resolve_dtype(
-    dtype: str,                          # float32, bfloat16 or auto
+    dtype: str,  # float32, bfloat16 or auto
     device: torch.device | str = "cpu",  # where the model is
 ) -> torch.dtype:
     "What a dtype by name means on a device. Raises ValueError for another name."
-    if dtype == "auto": return torch.bfloat16 if _fast_bfloat16(torch.device(device)) else torch.float32
-    if dtype in ("float32", "bfloat16"): return getattr(torch, dtype)
+    if dtype == "auto":
+        return torch.bfloat16 if _fast_bfloat16(torch.device(device)) else torch.float32
+    if dtype in ("float32", "bfloat16"):
+        return getattr(torch, dtype)
     raise ValueError(f"dtype is {dtype!r}; use float32, bfloat16 or auto.")
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda": return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and _amx()
 
 # %% ../nbs/01_kernels.ipynb #ae36a68d
 def as_dtype(
-    model,       # a module; anything else, such as a substitution table, has no dtype and is returned
+    model,  # a module; anything else, such as a substitution table, has no dtype and is returned
     dtype: str,  # float32: the model as it is; bfloat16; auto: bf16 where the device is fast at it
-):               # the model itself, or a copy in eval mode without gradients
+):  # the model itself, or a copy in eval mode without gradients
     "The model at the precision asked for; the model itself is never changed. Raises ValueError for an unknown dtype."
     weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     wanted = resolve_dtype(dtype, "cpu" if weight is None else weight.device)
-    if weight is None or wanted in (torch.float32, weight.dtype): return model
+    if weight is None or wanted in (torch.float32, weight.dtype):
+        return model
     with torch.inference_mode(False), torch.no_grad():
         # deepcopy takes over what the memo already holds, so that the weights are never copied in fp32
         memo = {id(p): nn.Parameter(p.to(wanted), requires_grad=False) for p in model.parameters()}

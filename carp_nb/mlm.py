@@ -20,22 +20,24 @@ from .alphabet import AMINO_ACIDS, PROTEIN, Alphabet
 
 # %% ../nbs/07_mlm.ipynb #b16dd6f2
 def _select(
-    candidates: BoolTensor,       # [B, L] positions that may be selected
+    candidates: BoolTensor,  # [B, L] positions that may be selected
     generator: torch.Generator,
-) -> BoolTensor:                  # [B, L]
+) -> BoolTensor:  # [B, L]
     "max(1, floor(0.15 n)) of each row's n candidates, without replacement; none in a row that has none."
     n = candidates.sum(1)
     k = torch.where(n > 0, (n * 15 // 100).clamp(min=1), 0)
-    order = torch.rand(candidates.shape, generator=generator).masked_fill(~candidates, 2.0).argsort(1)
+    order = (
+        torch.rand(candidates.shape, generator=generator).masked_fill(~candidates, 2.0).argsort(1)
+    )
     first_k = torch.arange(candidates.shape[1]) < k[:, None]
     return torch.zeros_like(candidates).scatter(1, order, first_k)
 
 # %% ../nbs/07_mlm.ipynb #1ff7c5e6
 def corrupt(
-    tokens: LongTensor,          # [B, L] token ids
-    mask: BoolTensor,            # [B, L] True = residue
+    tokens: LongTensor,  # [B, L] token ids
+    mask: BoolTensor,  # [B, L] True = residue
     generator: torch.Generator,  # CPU generator: the only source of randomness
-    reference: bool = False,     # the released code's variant
+    reference: bool = False,  # the released code's variant
 ) -> tuple[LongTensor, BoolTensor]:  # corrupted tokens [B, L], selected [B, L]
     "Corrupt sequences for masked language modelling (section 4.2)."
     letters = 26 if reference else len(AMINO_ACIDS)
@@ -47,34 +49,52 @@ def corrupt(
 
 # %% ../nbs/07_mlm.ipynb #34defad7
 def mlm_loss(
-    logits: Tensor,           # [B, L, 30]
-    targets: LongTensor,      # [B, L] the uncorrupted tokens
-    selected: BoolTensor,     # [B, L] which to score
-    count: int | None = None, # selected tokens of the global batch; None: of this one
-) -> Tensor:                  # scalar, nats per selected token
+    logits: Tensor,  # [B, L, 30]
+    targets: LongTensor,  # [B, L] the uncorrupted tokens
+    selected: BoolTensor,  # [B, L] which to score
+    count: int | None = None,  # selected tokens of the global batch; None: of this one
+) -> Tensor:  # scalar, nats per selected token
     "Mean cross-entropy over the selected tokens (section 4.2)."
     total = F.cross_entropy(logits[selected].float(), targets[selected], reduction="sum")
-    return total / (selected.sum().clamp(min=1) if count is None else count)   # nothing to predict: a loss of zero
+    return total / (
+        selected.sum().clamp(min=1) if count is None else count
+    )  # nothing to predict: a loss of zero
 
 # %% ../nbs/07_mlm.ipynb #7de7f534
-LENGTH_EDGES = (0, 64, 128, 256, 512, 1022, 2048, 4096, 10 ** 9)   # residues; 1022 is the limit of ESM-1b
+LENGTH_EDGES = (
+    0,
+    64,
+    128,
+    256,
+    512,
+    1022,
+    2048,
+    4096,
+    10**9,
+)  # residues; 1022 is the limit of ESM-1b
 
 
 def corrupt_each(
-    sequences: Iterable[str],       # residues
+    sequences: Iterable[str],  # residues
     seed: int = 0,
     max_length: int | None = None,  # crop to a random window of this many residues; None: never
-    reference: bool = False,        # the released code's variant
-) -> list[tuple[LongTensor, LongTensor, BoolTensor]]:  # per sequence: tokens, corrupted, selected, each [L]
+    reference: bool = False,  # the released code's variant
+) -> list[
+    tuple[LongTensor, LongTensor, BoolTensor]
+]:  # per sequence: tokens, corrupted, selected, each [L]
     "Corrupt every sequence from its own seed (`seed`, index), so that all models are asked the same questions."
     questions = []
     for i, sequence in enumerate(sequences):
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1)[0]))
+        generator = torch.Generator().manual_seed(
+            int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
+        )
         tokens = PROTEIN.encode(sequence, f"sequence {i + 1}")
         if max_length and len(tokens) > max_length:
             start = int(torch.randint(0, len(tokens) - max_length + 1, (1,), generator=generator))
-            tokens = tokens[start:start + max_length]
-        corrupted, selected = corrupt(tokens[None], torch.ones(1, len(tokens), dtype=torch.bool), generator, reference)
+            tokens = tokens[start : start + max_length]
+        corrupted, selected = corrupt(
+            tokens[None], torch.ones(1, len(tokens), dtype=torch.bool), generator, reference
+        )
         questions.append((tokens, corrupted[0], selected[0]))
     return questions
 
@@ -82,19 +102,28 @@ def corrupt_each(
 @dataclass(frozen=True)
 class Evaluation:
     "What a model scores on held-out sequences."
-    answers: pd.DataFrame  # one row per selected token: sequence, length, residue, nats, nats_20, correct
+
+    answers: (
+        pd.DataFrame
+    )  # one row per selected token: sequence, length, residue, nats, nats_20, correct
 
     @property
-    def loss(self) -> float: return float(self.answers.nats.mean())          # nats per selected token
+    def loss(self) -> float:
+        return float(self.answers.nats.mean())  # nats per selected token
 
     @property
-    def loss_20(self) -> float: return float(self.answers.nats_20.mean())    # between the 20 amino acids, whatever the vocabulary
+    def loss_20(self) -> float:
+        return float(
+            self.answers.nats_20.mean()
+        )  # between the 20 amino acids, whatever the vocabulary
 
     @property
-    def perplexity(self) -> float: return float(np.exp(self.loss))
+    def perplexity(self) -> float:
+        return float(np.exp(self.loss))
 
     @property
-    def accuracy(self) -> float: return float(self.answers.correct.mean())
+    def accuracy(self) -> float:
+        return float(self.answers.correct.mean())
 
     @property
     def by_length(self) -> pd.DataFrame:  # index: bin of sequence length
@@ -106,32 +135,45 @@ class Evaluation:
 
     def _by(self, key) -> pd.DataFrame:
         return self.answers.groupby(key, observed=True).agg(
-            sequences=("sequence", "nunique"), selected=("nats", "size"), loss=("nats", "mean"), accuracy=("correct", "mean"))
+            sequences=("sequence", "nunique"),
+            selected=("nats", "size"),
+            loss=("nats", "mean"),
+            accuracy=("correct", "mean"),
+        )
 
 # %% ../nbs/07_mlm.ipynb #5e8ac013
 def _record(
-    questions: list, rows: list[int],
-    log_probs: Tensor,          # [selected tokens, 30], natural log
+    questions: list,
+    rows: list[int],
+    log_probs: Tensor,  # [selected tokens, 30], natural log
 ) -> pd.DataFrame:
     "Grade the answers to the selected tokens of some questions."
     targets = torch.cat([questions[i][0][questions[i][2]] for i in rows])
-    of_20 = F.pad(log_probs[:, :20].log_softmax(-1), (0, log_probs.shape[1] - 20), value=torch.nan)  # a rare letter is none of them
+    of_20 = F.pad(
+        log_probs[:, :20].log_softmax(-1), (0, log_probs.shape[1] - 20), value=torch.nan
+    )  # a rare letter is none of them
     counts = [int(questions[i][2].sum()) for i in rows]
-    return pd.DataFrame({
-        "sequence": np.repeat(rows, counts), "length": np.repeat([len(questions[i][0]) for i in rows], counts),
-        "residue": [PROTEIN.tokens[t] for t in targets],
-        "nats": -log_probs.gather(1, targets[:, None])[:, 0].double().numpy(),
-        "nats_20": -of_20.gather(1, targets[:, None])[:, 0].double().numpy(),
-        "correct": (log_probs.argmax(1) == targets).numpy()})
+    return pd.DataFrame(
+        {
+            "sequence": np.repeat(rows, counts),
+            "length": np.repeat([len(questions[i][0]) for i in rows], counts),
+            "residue": [PROTEIN.tokens[t] for t in targets],
+            "nats": -log_probs.gather(1, targets[:, None])[:, 0].double().numpy(),
+            "nats_20": -of_20.gather(1, targets[:, None])[:, 0].double().numpy(),
+            "correct": (log_probs.argmax(1) == targets).numpy(),
+        }
+    )
 
 # %% ../nbs/07_mlm.ipynb #106358fa
 def _asked(
     alphabet: Alphabet,
-    corrupted: list[LongTensor],         # PROTEIN ids, each [L_i]
-) -> tuple[LongTensor, BoolTensor]:      # the model's ids [B, T], mask [B, T] (True = residue)
+    corrupted: list[LongTensor],  # PROTEIN ids, each [L_i]
+) -> tuple[LongTensor, BoolTensor]:  # the model's ids [B, T], mask [B, T] (True = residue)
     "Questions in a model's own alphabet."
     if alphabet is PROTEIN:
-        tokens = torch.nn.utils.rnn.pad_sequence(corrupted, batch_first=True, padding_value=PROTEIN.pad_idx)
+        tokens = torch.nn.utils.rnn.pad_sequence(
+            corrupted, batch_first=True, padding_value=PROTEIN.pad_idx
+        )
         return tokens, tokens != PROTEIN.pad_idx
     return alphabet.batch([PROTEIN.decode(ids) for ids in corrupted], allow_mask=True)
 
@@ -139,12 +181,15 @@ def _asked(
 def _answered(
     alphabet: Alphabet,
     logits: Tensor,  # [n, tokens of the alphabet]
-) -> Tensor:         # [n, 30] natural log; -inf for what the alphabet does not have
+) -> Tensor:  # [n, 30] natural log; -inf for what the alphabet does not have
     "Answers in the columns of PROTEIN, normalised over the model's own vocabulary."
     log_probs = logits.float().log_softmax(-1)
-    if alphabet is PROTEIN: return log_probs
+    if alphabet is PROTEIN:
+        return log_probs
     ours = torch.full((len(logits), len(PROTEIN)), -torch.inf)
-    ours[:, :len(PROTEIN.residues)] = log_probs[:, [alphabet.tokens.index(residue) for residue in PROTEIN.residues]]
+    ours[:, : len(PROTEIN.residues)] = log_probs[
+        :, [alphabet.tokens.index(residue) for residue in PROTEIN.residues]
+    ]
     return ours
 
 
@@ -152,24 +197,29 @@ def _checked(model, questions: list) -> Alphabet:
     "The model's alphabet. Raises ValueError for a scorer without logits, for nothing to score, and for more residues than the model reads."
     name, limit = getattr(model, "name", "the model"), getattr(model, "max_length", None)
     if hasattr(model, "log_probs") and not hasattr(model, "alphabet"):
-        raise ValueError(f"{name} scores mutants and gives no logits of its tokens, so it has no loss; evaluate a CARP or an ESM.")
-    if not any(q[2].any() for q in questions): raise ValueError("evaluate got no canonical residue to score; give at least one sequence.")
+        raise ValueError(
+            f"{name} scores mutants and gives no logits of its tokens, so it has no loss; evaluate a CARP or an ESM."
+        )
+    if not any(q[2].any() for q in questions):
+        raise ValueError("evaluate got no canonical residue to score; give at least one sequence.")
     if limit and (long := [i for i, q in enumerate(questions) if len(q[0]) > limit]):
-        raise ValueError(f"sequence {long[0] + 1} has {len(questions[long[0]][0])} residues and {name} reads at most {limit}, as for {len(long)} of "
-                         f"{len(questions)} sequences; pass max_length={limit} for random windows, or leave them out.")
+        raise ValueError(
+            f"sequence {long[0] + 1} has {len(questions[long[0]][0])} residues and {name} reads at most {limit}, as for {len(long)} of "
+            f"{len(questions)} sequences; pass max_length={limit} for random windows, or leave them out."
+        )
     return getattr(model, "alphabet", PROTEIN)
 
 # %% ../nbs/07_mlm.ipynb #b55952f7
 @torch.inference_mode()
 def evaluate(
-    model,                          # maps (tokens [B, L], mask [B, L]) to logits [B, L, tokens of model.alphabet]
-    sequences: Iterable[str],       # held-out residues
-    seed: int = 0,                  # of the corruption
-    batch_tokens: int = 16384,      # padded tokens per forward pass
+    model,  # maps (tokens [B, L], mask [B, L]) to logits [B, L, tokens of model.alphabet]
+    sequences: Iterable[str],  # held-out residues
+    seed: int = 0,  # of the corruption
+    batch_tokens: int = 16384,  # padded tokens per forward pass
     max_length: int | None = None,  # crop to a random window; None: never
-    reference: bool = False,        # corrupt as the released code does
+    reference: bool = False,  # corrupt as the released code does
     progress: bool = False,
-) -> Evaluation:                    # .loss (nats per selected token), .loss_20, .accuracy, .by_length, .by_residue
+) -> Evaluation:  # .loss (nats per selected token), .loss_20, .accuracy, .by_length, .by_residue
     "Masked language modelling loss on held-out sequences (section 2.1). Raises ValueError when there is nothing to score or a sequence is too long."
     questions = corrupt_each(sequences, seed, max_length, reference)
     alphabet = _checked(model, questions)
@@ -181,11 +231,17 @@ def evaluate(
         rows = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
         tokens, mask = _asked(alphabet, [questions[i][1] for i in rows])
         logits = model(tokens.to(device), mask.to(device)).cpu()
-        picked = torch.cat([row[inside][questions[i][2]] for row, inside, i in zip(logits, mask, rows)])
+        picked = torch.cat(
+            [row[inside][questions[i][2]] for row, inside, i in zip(logits, mask, rows)]
+        )
         records.append(_record(questions, rows, _answered(alphabet, picked)))
         bar.update(len(rows))
     bar.close()
-    return Evaluation(pd.concat(records, ignore_index=True).sort_values("sequence", kind="stable", ignore_index=True))
+    return Evaluation(
+        pd.concat(records, ignore_index=True).sort_values(
+            "sequence", kind="stable", ignore_index=True
+        )
+    )
 
 # %% ../nbs/07_mlm.ipynb #d669978a
 _UNKNOWN = len(AMINO_ACIDS)  # context symbol for an end, a masked neighbour or a rare letter
@@ -193,13 +249,17 @@ _UNKNOWN = len(AMINO_ACIDS)  # context symbol for an end, a masked neighbour or 
 
 def ngram_counts(
     sequences: Iterable[np.ndarray],  # token ids, uint8 [L] each
-) -> np.ndarray:                      # [21, 20, 21] left neighbour, residue, right neighbour; index 20 sums over that neighbour
+) -> (
+    np.ndarray
+):  # [21, 20, 21] left neighbour, residue, right neighbour; index 20 sums over that neighbour
     "Trigram counts of canonical residues with their neighbours."
     counts = np.zeros((21, 21, 21), np.int64)
     for ids in sequences:
         ids = np.minimum(ids, _UNKNOWN).astype(np.int64)
         padded = np.concatenate([[_UNKNOWN], ids, [_UNKNOWN]])
-        counts += np.bincount((padded[:-2] * 21 + ids) * 21 + padded[2:], minlength=21 ** 3).reshape(21, 21, 21)
+        counts += np.bincount((padded[:-2] * 21 + ids) * 21 + padded[2:], minlength=21**3).reshape(
+            21, 21, 21
+        )
     counts = counts[:, :20]
     counts[_UNKNOWN] = counts.sum(0)
     counts[:, :, _UNKNOWN] = counts.sum(2)
@@ -207,22 +267,24 @@ def ngram_counts(
 
 # %% ../nbs/07_mlm.ipynb #ce1539f4
 def evaluate_ngram(
-    counts: np.ndarray,             # of the training set, as `ngram_counts` gives them
-    sequences: Iterable[str],       # held-out residues
-    order: int = 3,                 # 1: residue frequencies, 3: given both neighbours
+    counts: np.ndarray,  # of the training set, as `ngram_counts` gives them
+    sequences: Iterable[str],  # held-out residues
+    order: int = 3,  # 1: residue frequencies, 3: given both neighbours
     seed: int = 0,
     max_length: int | None = None,
 ) -> Evaluation:
     "The loss of residue frequencies (`order=1`) or of a trigram (`order=3`) on the questions that `evaluate` asks."
-    if order not in (1, 3): raise ValueError(f"order is {order}; it is 1 (residue frequencies) or 3 (trigram).")
+    if order not in (1, 3):
+        raise ValueError(f"order is {order}; it is 1 (residue frequencies) or 3 (trigram).")
     questions = corrupt_each(sequences, seed, max_length)
-    smoothed = torch.from_numpy(counts + 0.5)   # Jeffreys prior: no zero probabilities
+    smoothed = torch.from_numpy(counts + 0.5)  # Jeffreys prior: no zero probabilities
     table = torch.full((21, 21, 30), -torch.inf, dtype=torch.float64)
     table[..., :20] = (smoothed / smoothed.sum(1, keepdim=True)).log().movedim(1, 2)
     records = []
     for i, (_, corrupted, selected) in enumerate(questions):
         context = F.pad(corrupted.clamp(max=_UNKNOWN), (1, 1), value=_UNKNOWN)
         left, right = context[:-2][selected], context[2:][selected]
-        if order == 1: left, right = torch.full_like(left, _UNKNOWN), torch.full_like(right, _UNKNOWN)
+        if order == 1:
+            left, right = torch.full_like(left, _UNKNOWN), torch.full_like(right, _UNKNOWN)
         records.append(_record(questions, [i], table[left, right]))
     return Evaluation(pd.concat(records, ignore_index=True))

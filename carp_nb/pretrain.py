@@ -29,56 +29,83 @@ from .datasets import list_datasets, load_dataset, read_fasta
 from .fetch import replacing
 from .mlm import Evaluation, corrupt, evaluate, evaluate_ngram, mlm_loss, ngram_counts
 from .pretrained import find_weights, list_models, load_model, pick_device, save_checkpoint
-from .training import NonFiniteLoss, TrainConfig, processes, recompute_activations, step_generator, train, write_table
+from carp_nb.training import (
+    NonFiniteLoss,
+    TrainConfig,
+    processes,
+    recompute_activations,
+    step_generator,
+    train,
+    write_table,
+)
 
 # %% ../nbs/10_pretrain.ipynb #3ea8db0d
 @dataclass(frozen=True)
 class PretrainConfig:
     "A pretraining run; defaults are the paper's where it states them (sections 4.2, 4.3)."
-    size: str = "carp_600k"      # a size of Table S1 (CARP) or Table S2 (ESM)
-    tokens: float = 150e6        # residues to train on, epochs repeat as needed
-    batch_tokens: int = 8192     # padded tokens per update
-    max_length: int = 2048       # longer sequences are cropped to a random window
-    lr: float = 1e-3             # peak learning rate
-    warmup: int = 16_000         # updates of linear warmup, capped at 5 % of those planned
-    cooldown: float = 0.0        # share of the updates, at the end, over which the rate falls to zero
+
+    size: str = "carp_600k"  # a size of Table S1 (CARP) or Table S2 (ESM)
+    tokens: float = 150e6  # residues to train on, epochs repeat as needed
+    batch_tokens: int = 8192  # padded tokens per update
+    max_length: int = 2048  # longer sequences are cropped to a random window
+    lr: float = 1e-3  # peak learning rate
+    warmup: int = 16_000  # updates of linear warmup, capped at 5 % of those planned
+    cooldown: float = 0.0  # share of the updates, at the end, over which the rate falls to zero
     seed: int = 0
-    dtype: str = "float32"       # or bfloat16 (autocast)
-    accumulate: int = 1          # parts that a batch is cut into; less memory, the same update
-    recompute: bool = False      # activation checkpointing: less memory again, a third more time
-    name: str | None = None      # of the trained model; None: the size
+    dtype: str = "float32"  # or bfloat16 (autocast)
+    accumulate: int = 1  # parts that a batch is cut into; less memory, the same update
+    recompute: bool = False  # activation checkpointing: less memory again, a third more time
+    name: str | None = None  # of the trained model; None: the size
 
     def __post_init__(self):
-        try: self.size in TABLE_S2 or TABLE_S1[self.size]
-        except KeyError as error: raise ValueError(f"{error.args[0]}; or an ESM of Table S2: {', '.join(TABLE_S2)}.") from None
-        above, share = (lambda x: 0 < x < np.inf, "a number above 0"), (lambda x: 0 <= x <= 1, "a share from 0 to 1")
-        checks = dict.fromkeys(("tokens", "batch_tokens", "max_length", "lr"), above) | {"warmup": (lambda x: x >= 0, "0 or more updates"), "cooldown": share}
+        try:
+            self.size in TABLE_S2 or TABLE_S1[self.size]
+        except KeyError as error:
+            raise ValueError(
+                f"{error.args[0]}; or an ESM of Table S2: {', '.join(TABLE_S2)}."
+            ) from None
+        above, share = (
+            (lambda x: 0 < x < np.inf, "a number above 0"),
+            (lambda x: 0 <= x <= 1, "a share from 0 to 1"),
+        )
+        checks = dict.fromkeys(("tokens", "batch_tokens", "max_length", "lr"), above) | {
+            "warmup": (lambda x: x >= 0, "0 or more updates"),
+            "cooldown": share,
+        }
         for name, (fine, wanted) in checks.items():
-            if not fine(getattr(self, name)): raise ValueError(f"{name} is {getattr(self, name)}; give {wanted}.")
+            if not fine(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; give {wanted}.")
 
     def untrained(self) -> CARP | ESM:  # on the CPU, weights drawn from the seed
         "The model before its first update."
         torch.manual_seed(self.seed)
         name = self.name or self.size
-        return ESM(TABLE_S2[self.size], name) if self.size in TABLE_S2 else CARP(TABLE_S1[self.size], name)
+        return (
+            ESM(TABLE_S2[self.size], name)
+            if self.size in TABLE_S2
+            else CARP(TABLE_S1[self.size], name)
+        )
 
     def plan(self, batches: Batches) -> TrainConfig:
         "The updates that this many tokens take."
         steps = int(np.ceil(self.tokens / batches.tokens_per_step))
-        return TrainConfig(steps, self.lr, self.warmup, self.cooldown, self.seed, self.dtype, self.accumulate)
+        return TrainConfig(
+            steps, self.lr, self.warmup, self.cooldown, self.seed, self.dtype, self.accumulate
+        )
 
 # %% ../nbs/10_pretrain.ipynb #2691ef86
 def log_spaced(
     steps: int,  # planned updates
 ) -> list[int]:  # 0 excluded
     "Powers of two up to `steps`, and `steps`."
-    return sorted({2 ** i for i in range(steps.bit_length()) if 2 ** i <= steps} | {steps})
+    return sorted({2**i for i in range(steps.bit_length()) if 2**i <= steps} | {steps})
 
 # %% ../nbs/10_pretrain.ipynb #b1f6e3c8
 class CorruptedBatches:
     "Batches with the questions asked of them; as random access by step, like `Batches`."
 
-    def __init__(self, batches: Batches, seed: int): self.batches, self.seed = batches, seed
+    def __init__(self, batches: Batches, seed: int):
+        self.batches, self.seed = batches, seed
 
     def __getitem__(self, step: int) -> tuple:  # corrupted, tokens, mask, selected; each [B, L]
         tokens, mask = self.batches[step]
@@ -88,157 +115,288 @@ class CorruptedBatches:
 
 def mlm_step(
     model: nn.Module,
-    batch: tuple,                    # of `CorruptedBatches`
-    generator: torch.Generator,      # not used: the corruption is in the batch
-) -> tuple[torch.Tensor, int, int]:  # loss in nats per selected token, residues seen, selected tokens
+    batch: tuple,  # of `CorruptedBatches`
+    generator: torch.Generator,  # not used: the corruption is in the batch
+) -> tuple[
+    torch.Tensor, int, int
+]:  # loss in nats per selected token, residues seen, selected tokens
     "The masked language modelling loss of a batch, or of some of its rows, as `training.train` asks for it."
     device = next(model.parameters()).device
     corrupted, tokens, mask, selected = (part.to(device, non_blocking=True) for part in batch)
-    return mlm_loss(model(corrupted, mask), tokens, selected), int(batch[2].sum()), int(batch[3].sum())
+    return (
+        mlm_loss(model(corrupted, mask), tokens, selected),
+        int(batch[2].sum()),
+        int(batch[3].sum()),
+    )
 
 # %% ../nbs/10_pretrain.ipynb #120b87a5
 def write_text(path: Path, text: str) -> None:
     "Write a text file under a temporary name and rename it."
-    with replacing(path) as temporary: temporary.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 # %% ../nbs/10_pretrain.ipynb #0e69b6a2
 def refuse_other_run(folder: Path, settings: dict) -> None:
     "Raises ValueError for a folder that holds a run with other settings. How its work is cut up may change: `accumulate` and `recompute` make the same updates."
-    if not (path := folder / "config.json").exists(): return
+    if not (path := folder / "config.json").exists():
+        return
     before = json.loads(path.read_text())["config"]
     for key, value in settings.items():
         if key in before and before[key] != value and key not in ("accumulate", "recompute"):
-            raise ValueError(f"{folder} holds a run with {key}={before.get(key)!r}, not {value!r}; choose another folder, or delete that one.")
+            raise ValueError(
+                f"{folder} holds a run with {key}={before.get(key)!r}, not {value!r}; choose another folder, or delete that one."
+            )
 
 # %% ../nbs/10_pretrain.ipynb #a965d0c2
 def _record(folder: Path, record: dict) -> None:
     "Keep what a run began with; who goes on from a checkpoint is added to it."
-    path, updates = folder / "config.json", max((int(p.stem) for p in (folder / "checkpoints").glob("*.pt")), default=0)
+    path, updates = (
+        folder / "config.json",
+        max((int(p.stem) for p in (folder / "checkpoints").glob("*.pt")), default=0),
+    )
     if updates and path.exists():
         first = json.loads(path.read_text())
-        here = {"updates": updates, **{name: record[name] for name in ("when", "commit", "device", "processes") if name in record}}
+        here = {
+            "updates": updates,
+            **{
+                name: record[name]
+                for name in ("when", "commit", "device", "processes")
+                if name in record
+            },
+        }
         record = {**first, "resumed": [*first.get("resumed", []), here]}
     write_text(path, json.dumps(record, indent=1))
 
 
 def _weights(folder: Path, name: str) -> Path | None:
     "The model of a finished run: in its folder, or among those that ship where only the history was kept."
-    if (path := folder / f"{name}.safetensors").exists(): return path
-    ships = not (folder / "checkpoints").exists() and name in set(list_models().query("origin == 'shipped'").name)
+    if (path := folder / f"{name}.safetensors").exists():
+        return path
+    ships = not (folder / "checkpoints").exists() and name in set(
+        list_models().query("origin == 'shipped'").name
+    )
     return find_weights(name) if ships else None
 
 # %% ../nbs/10_pretrain.ipynb #e2bb8e69
 def pretrain(
     config: PretrainConfig,
     train_set: Corpus,
-    valid_set: Sequence[str],    # held-out sequences, cropped only for a model that reads no more
-    folder: Path,                # run folder; a run found there is resumed
-    record: dict | None = None,  # provenance to keep in config.json: data names and checksums, commit, device ...
+    valid_set: Sequence[str],  # held-out sequences, cropped only for a model that reads no more
+    folder: Path,  # run folder; a run found there is resumed
+    record: dict
+    | None = None,  # provenance to keep in config.json: data names and checksums, commit, device ...
     device: str = "auto",
     progress: bool = True,
-) -> CARP | ESM:                 # the trained model, in eval mode
+) -> CARP | ESM:  # the trained model, in eval mode
     """Pretrain a CARP or an ESM from scratch, or resume; writes config.json, metrics.parquet, held_out.parquet, checkpoints/, snapshots/
     and the trained model. A run that is complete is loaded and left as it is. Runs on all processes of `accelerate launch` or, on CPUs, `torchrun`. Raises ValueError for a folder that holds a run with other settings."""
-    folder, batches, state = Path(folder), Batches(train_set, config.batch_tokens, config.max_length, config.seed), processes()
+    folder, batches, state = (
+        Path(folder),
+        Batches(train_set, config.batch_tokens, config.max_length, config.seed),
+        processes(),
+    )
     plan = config.plan(batches)
     settings = {**asdict(config), "corpus_sha256": train_set.sha256}
     refuse_other_run(folder, settings)
-    where, weights, metrics = state.device if state.num_processes > 1 else pick_device(device), _weights(folder, config.name or config.size), folder / "metrics.parquet"
-    complete = weights is not None and metrics.exists() and pd.read_parquet(metrics).step.max() == plan.steps
+    where, weights, metrics = (
+        state.device if state.num_processes > 1 else pick_device(device),
+        _weights(folder, config.name or config.size),
+        folder / "metrics.parquet",
+    )
+    complete = (
+        weights is not None
+        and metrics.exists()
+        and pd.read_parquet(metrics).step.max() == plan.steps
+    )
     state.wait_for_everyone()
-    if complete: return load_model(weights, "cpu").to(where)
-    if state.is_main_process: _record(folder, {"config": settings, "steps": plan.steps, "warmup_steps": plan.warmup_steps, **(record or {})})
+    if complete:
+        return load_model(weights, "cpu").to(where)
+    if state.is_main_process:
+        _record(
+            folder,
+            {
+                "config": settings,
+                "steps": plan.steps,
+                "warmup_steps": plan.warmup_steps,
+                **(record or {}),
+            },
+        )
     model = config.untrained().to(where)
-    if config.recompute: recompute_activations(model)
+    if config.recompute:
+        recompute_activations(model)
     snapshots = {step: _snapshot(model, step, valid_set, folder) for step in log_spaced(plan.steps)}
-    train(model, CorruptedBatches(batches, config.seed), mlm_step, plan, folder, snapshots, progress, save_at=frozenset(snapshots))
-    if state.is_main_process: save_checkpoint(model, folder / f"{model.name}.safetensors")
+    train(
+        model,
+        CorruptedBatches(batches, config.seed),
+        mlm_step,
+        plan,
+        folder,
+        snapshots,
+        progress,
+        save_at=frozenset(snapshots),
+    )
+    if state.is_main_process:
+        save_checkpoint(model, folder / f"{model.name}.safetensors")
     state.wait_for_everyone()
     return model
 
 # %% ../nbs/10_pretrain.ipynb #35e69ac8
-def _snapshot(model: nn.Module, step: int, valid_set: Sequence[str], folder: Path) -> Callable[[], None]:
+def _snapshot(
+    model: nn.Module, step: int, valid_set: Sequence[str], folder: Path
+) -> Callable[[], None]:
     "What happens after that many updates: the weights are kept and the held-out loss is measured."
+
     def take():
         path = folder / "snapshots" / f"step_{step:07d}.safetensors"
         save_checkpoint(model, path)
         held_out = evaluate(model, valid_set, max_length=model.max_length)
         table = folder / "held_out.parquet"
-        rows = pd.read_parquet(table).query("step < @step").to_dict("records") if table.exists() else []
-        write_table(pd.DataFrame([*rows, {"step": step, "loss": held_out.loss, "accuracy": held_out.accuracy}]), table)
+        rows = (
+            pd.read_parquet(table).query("step < @step").to_dict("records")
+            if table.exists()
+            else []
+        )
+        write_table(
+            pd.DataFrame(
+                [*rows, {"step": step, "loss": held_out.loss, "accuracy": held_out.accuracy}]
+            ),
+            table,
+        )
+
     return take
 
 # %% ../nbs/10_pretrain.ipynb #a58920ba
 def pretrain_here(
-    processes: int,           # of this machine: one per GPU, or sharing the CPU
+    processes: int,  # of this machine: one per GPU, or sharing the CPU
     config: PretrainConfig,
-    train: str,               # as `carp-nb pretrain` takes them
+    train: str,  # as `carp-nb pretrain` takes them
     valid: str,
-    folder: str | Path,       # run folder; the model is there afterwards
+    folder: str | Path,  # run folder; the model is there afterwards
     device: str = "auto",
 ) -> None:
     "`carp-nb pretrain` on several processes; across machines use `accelerate launch`, or on CPUs `torchrun`. Raises ValueError for more processes than GPUs, RuntimeError if it fails."
     if pick_device(device).type == "cuda" and processes > torch.cuda.device_count():
-        raise ValueError(f"processes is {processes} and this machine has {torch.cuda.device_count()} GPUs; give at most that many.")
+        raise ValueError(
+            f"processes is {processes} and this machine has {torch.cuda.device_count()} GPUs; give at most that many."
+        )
     options = {**asdict(config), "train": train, "valid": valid, "device": device}
-    words = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in options.items() if value is not None and value is not False]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "carp_nb.cli"]
-    environment = {**os.environ, **({"ACCELERATE_USE_CPU": "true"} if pick_device(device).type == "cpu" else {})}
+    words = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in options.items()
+        if value is not None and value is not False
+    ]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+        "-m",
+        "carp_nb.cli",
+    ]
+    environment = {
+        **os.environ,
+        **({"ACCELERATE_USE_CPU": "true"} if pick_device(device).type == "cpu" else {}),
+    }
     with subprocess.Popen([*launch, "pretrain", str(folder), *words], env=environment) as child:
-        try: code = child.wait()
+        try:
+            code = child.wait()
         except KeyboardInterrupt:
-            child.send_signal(signal.SIGINT); child.wait()   # which saves a checkpoint
+            child.send_signal(signal.SIGINT)
+            child.wait()  # which saves a checkpoint
             raise
-    if code: raise RuntimeError(f"training on {processes} processes failed with status {code}; what they said is in the terminal that this was started from.")
+    if code:
+        raise RuntimeError(
+            f"training on {processes} processes failed with status {code}; what they said is in the terminal that this was started from."
+        )
 
 # %% ../nbs/10_pretrain.ipynb #1e2e284c
 def choose_lr(
-    config: PretrainConfig,     # of the run to come; its lr is not used
+    config: PretrainConfig,  # of the run to come; its lr is not used
     train_set: Corpus,
     valid_set: Sequence[str],
-    folder: Path,               # one folder per rate in rates/ below it; finished ones are not run again
+    folder: Path,  # one folder per rate in rates/ below it; finished ones are not run again
     lrs: Sequence[float] = (1e-3, 3e-3, 1e-2),
-    tokens: float = 5e5,        # residues per trial
+    tokens: float = 5e5,  # residues per trial
     device: str = "auto",
     progress: bool = True,
-) -> pd.DataFrame:              # index lr; loss in nats on valid_set; inf where training failed; .attrs["best"]: the rate to take
+) -> pd.DataFrame:  # index lr; loss in nats on valid_set; inf where training failed; .attrs["best"]: the rate to take
     "Try learning rates on short runs, each with its own warmup and cooldown."
     losses = {}
     for lr in lrs:
-        trial = replace(config, lr=lr, tokens=min(tokens, config.tokens), name=f"{config.size}_lr_{lr:g}")
-        try: model = pretrain(trial, train_set, valid_set, Path(folder) / "rates" / trial.name, device=device, progress=progress)
-        except NonFiniteLoss: losses[lr] = np.inf; continue
-        losses[lr] = pd.read_parquet(Path(folder) / "rates" / trial.name / "held_out.parquet").loss.iloc[-1]
+        trial = replace(
+            config, lr=lr, tokens=min(tokens, config.tokens), name=f"{config.size}_lr_{lr:g}"
+        )
+        try:
+            model = pretrain(
+                trial,
+                train_set,
+                valid_set,
+                Path(folder) / "rates" / trial.name,
+                device=device,
+                progress=progress,
+            )
+        except NonFiniteLoss:
+            losses[lr] = np.inf
+            continue
+        losses[lr] = pd.read_parquet(
+            Path(folder) / "rates" / trial.name / "held_out.parquet"
+        ).loss.iloc[-1]
     table = pd.DataFrame({"loss": losses}).rename_axis("lr")
     table.attrs["best"] = float(table.loss.idxmin())
     return table
 
 # %% ../nbs/10_pretrain.ipynb #876ce762
 def pretrain_series(
-    config: PretrainConfig,     # size, tokens, batches, crop; lr and seed are set here
+    config: PretrainConfig,  # size, tokens, batches, crop; lr and seed are set here
     seeds: Sequence[int],
     train_set: Corpus,
     valid_set: Sequence[str],
-    folder: Path,               # one run folder per seed, and one of trials per size
+    folder: Path,  # one run folder per seed, and one of trials per size
     lrs: Sequence[float] = (1e-3, 3e-3, 1e-2),
-    record: dict | None = None, # as for `pretrain`
+    record: dict | None = None,  # as for `pretrain`
     device: str = "auto",
     progress: bool = True,
-) -> list[Path]:                # the run folders
+) -> list[Path]:  # the run folders
     """Choose a learning rate for one size on held-out sequences, then train it from several seeds. Runs of such a series that are finished
     anywhere below the folder are not run again, and further seeds take their rate."""
     known = find_runs(folder)
-    known = known[(known["size"] == config.size) & known.trials.notna() & (known.corpus_sha256 == train_set.sha256) & ((known.tokens - config.tokens).abs() < 0.02 * config.tokens + config.batch_tokens)]
+    known = known[
+        (known["size"] == config.size)
+        & known.trials.notna()
+        & (known.corpus_sha256 == train_set.sha256)
+        & ((known.tokens - config.tokens).abs() < 0.02 * config.tokens + config.batch_tokens)
+    ]
     folders = dict(zip(known.seed, known.folder))
-    if set(seeds) <= set(folders): return [folders[seed] for seed in seeds]
-    if len(known): lr, tried = known.lr.iloc[0], known.trials.iloc[0]
+    if set(seeds) <= set(folders):
+        return [folders[seed] for seed in seeds]
+    if len(known):
+        lr, tried = known.lr.iloc[0], known.trials.iloc[0]
     else:
-        trials = choose_lr(config, train_set, valid_set, Path(folder) / config.size, lrs, device=device, progress=progress)
+        trials = choose_lr(
+            config,
+            train_set,
+            valid_set,
+            Path(folder) / config.size,
+            lrs,
+            device=device,
+            progress=progress,
+        )
         lr, tried = trials.attrs["best"], {f"{lr:g}": loss for lr, loss in trials.loss.items()}
     for seed in (s for s in seeds if s not in folders):
-        named = replace(config, lr=lr, seed=seed, name=f"{config.size}_{config.tokens / 1e6:g}m_seed{seed}")
+        named = replace(
+            config, lr=lr, seed=seed, name=f"{config.size}_{config.tokens / 1e6:g}m_seed{seed}"
+        )
         folders[seed] = Path(folder) / named.name
-        pretrain(named, train_set, valid_set, folders[seed], {**(record or {}), "trials": tried}, device, progress)
+        pretrain(
+            named,
+            train_set,
+            valid_set,
+            folders[seed],
+            {**(record or {}), "trials": tried},
+            device,
+            progress,
+        )
     return [folders[seed] for seed in seeds]
 
 # %% ../nbs/10_pretrain.ipynb #bce2c095
@@ -253,53 +411,111 @@ def as_corpus(
     source: str,  # a name out of list_datasets(), a FASTA file, or a folder made by `build_corpus`
 ) -> Corpus:
     "A training set: mapped from disk where it was built there, else read into memory."
-    return open_corpus(source) if Path(source).is_dir() else Corpus.from_records(read_records(source))
+    return (
+        open_corpus(source) if Path(source).is_dir() else Corpus.from_records(read_records(source))
+    )
 
 # %% ../nbs/10_pretrain.ipynb #55799653
-RUN_COLUMNS = ["name", "size", "family", "seed", "tokens", "lr", "parameters", "valid_loss",   # valid_loss: nats per masked residue
-               "corpus_sha256", "trials", "folder", "weights"]                                 # trials: loss by learning rate, or None
+RUN_COLUMNS = [
+    "name",
+    "size",
+    "family",
+    "seed",
+    "tokens",
+    "lr",
+    "parameters",
+    "valid_loss",  # valid_loss: nats per masked residue
+    "corpus_sha256",
+    "trials",
+    "folder",
+    "weights",
+]  # trials: loss by learning rate, or None
 
 
 def find_runs(
     folder: str | Path,  # with run folders below it
-) -> pd.DataFrame:       # one row per finished run, with `RUN_COLUMNS`
+) -> pd.DataFrame:  # one row per finished run, with `RUN_COLUMNS`
     "Every finished run of `pretrain` below a folder, trials of a learning rate and copies left out, smallest first."
     rows = []
     for path in sorted(Path(folder).rglob("config.json")):
         record = json.loads(path.read_text())
-        if "size" not in (config := record["config"]) or path.parent.parent.name == "rates": continue   # of another kind of training, or a trial
+        if "size" not in (config := record["config"]) or path.parent.parent.name == "rates":
+            continue  # of another kind of training, or a trial
         name = config["name"] or config["size"]
-        if (weights := _weights(path.parent, name)) is None: continue
+        if (weights := _weights(path.parent, name)) is None:
+            continue
         held_out = path.parent / "held_out.parquet"
         tokens = int(pd.read_parquet(path.parent / "metrics.parquet").tokens.iloc[-1])
-        with torch.device("meta"): parameters = n_parameters(PretrainConfig(config["size"]).untrained())
-        rows.append({"name": name, "size": config["size"], "family": config["size"].split("_")[0], "seed": config["seed"], "tokens": tokens,
-                     "lr": config["lr"], "parameters": parameters, "valid_loss": pd.read_parquet(held_out).loss.iloc[-1] if held_out.exists() else np.nan,
-                     "corpus_sha256": config.get("corpus_sha256", ""), "trials": record.get("trials"), "folder": path.parent, "weights": weights})
-    runs = pd.DataFrame(rows, columns=RUN_COLUMNS).sort_values("tokens", ascending=False, kind="stable").drop_duplicates(["name", "size", "seed", "corpus_sha256"])
+        with torch.device("meta"):
+            parameters = n_parameters(PretrainConfig(config["size"]).untrained())
+        rows.append(
+            {
+                "name": name,
+                "size": config["size"],
+                "family": config["size"].split("_")[0],
+                "seed": config["seed"],
+                "tokens": tokens,
+                "lr": config["lr"],
+                "parameters": parameters,
+                "valid_loss": pd.read_parquet(held_out).loss.iloc[-1]
+                if held_out.exists()
+                else np.nan,
+                "corpus_sha256": config.get("corpus_sha256", ""),
+                "trials": record.get("trials"),
+                "folder": path.parent,
+                "weights": weights,
+            }
+        )
+    runs = (
+        pd.DataFrame(rows, columns=RUN_COLUMNS)
+        .sort_values("tokens", ascending=False, kind="stable")
+        .drop_duplicates(["name", "size", "seed", "corpus_sha256"])
+    )
     return runs.sort_values(["parameters", "seed"], ignore_index=True)
 
 # %% ../nbs/10_pretrain.ipynb #ccb5f47b
 def find_checkpoints(
     folder: str | Path,  # with run folders below it
-    names: str = "",     # of runs, comma-separated; empty: all
-) -> pd.DataFrame:       # one row per checkpoint: run, size, parameters, seed, step, loss (held out, nats), weights (path); .attrs["missing"]: how many of each run are not here
+    names: str = "",  # of runs, comma-separated; empty: all
+) -> pd.DataFrame:  # one row per checkpoint: run, size, parameters, seed, step, loss (held out, nats), weights (path); .attrs["missing"]: how many of each run are not here
     "The checkpoints of runs of `pretrain`, smallest size first. Raises FileNotFoundError where there is none of a run that is asked for."
     rows, missing, shipped = [], {}, set(list_models().query("origin == 'shipped'").name)
     for path in sorted(Path(folder).rglob("held_out.parquet")):
-        if path.parent.parent.name == "rates" or not (path.parent / "config.json").exists(): continue
+        if path.parent.parent.name == "rates" or not (path.parent / "config.json").exists():
+            continue
         config = json.loads((path.parent / "config.json").read_text())["config"]
         run, held_out = config["name"] or path.parent.name, pd.read_parquet(path)
-        with torch.device("meta"): parameters = n_parameters(PretrainConfig(config["size"]).untrained())
+        with torch.device("meta"):
+            parameters = n_parameters(PretrainConfig(config["size"]).untrained())
         for step, loss in zip(held_out.step.astype(int), held_out.loss):
             weights = path.parent / "snapshots" / f"step_{step:07d}.safetensors"
-            if not weights.exists() and step == held_out.step.max() and run in shipped: weights = find_weights(run)   # the last of a run whose model ships
-            if not weights.exists(): missing[run] = missing.get(run, 0) + 1; continue
-            rows.append({"run": run, "size": config["size"], "parameters": parameters, "seed": config["seed"], "step": step, "loss": loss, "weights": weights})
-    found = pd.DataFrame(rows, columns=["run", "size", "parameters", "seed", "step", "loss", "weights"]).sort_values(["parameters", "run", "step"], ignore_index=True)
-    wanted, known = [n.strip() for n in names.split(",") if n.strip()], list(dict.fromkeys(found.run))
+            if not weights.exists() and step == held_out.step.max() and run in shipped:
+                weights = find_weights(run)  # the last of a run whose model ships
+            if not weights.exists():
+                missing[run] = missing.get(run, 0) + 1
+                continue
+            rows.append(
+                {
+                    "run": run,
+                    "size": config["size"],
+                    "parameters": parameters,
+                    "seed": config["seed"],
+                    "step": step,
+                    "loss": loss,
+                    "weights": weights,
+                }
+            )
+    found = pd.DataFrame(
+        rows, columns=["run", "size", "parameters", "seed", "step", "loss", "weights"]
+    ).sort_values(["parameters", "run", "step"], ignore_index=True)
+    wanted, known = (
+        [n.strip() for n in names.split(",") if n.strip()],
+        list(dict.fromkeys(found.run)),
+    )
     if absent := [n for n in wanted if n not in known] or (["a run"] if not known else []):
-        raise FileNotFoundError(f"{folder} holds no checkpoints of {absent[0]}; it has {', '.join(known) or 'none at all'}. Train one with papermill nbs/pretrain.ipynb.")
+        raise FileNotFoundError(
+            f"{folder} holds no checkpoints of {absent[0]}; it has {', '.join(known) or 'none at all'}. Train one with papermill nbs/pretrain.ipynb."
+        )
     found = found[found.run.isin(wanted or known)].reset_index(drop=True)
     found.attrs["missing"] = {run: n for run, n in missing.items() if run in set(found.run)}
     return found
@@ -310,11 +526,20 @@ def _pairs(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
     pairs, left = [], runs[runs.family == "carp"]
     while len(left):
         first = left.iloc[0]
-        alike = (left["size"] == first["size"]) & (left.corpus_sha256 == first.corpus_sha256) & ((left.tokens / first.tokens - 1).abs() < 0.02)
+        alike = (
+            (left["size"] == first["size"])
+            & (left.corpus_sha256 == first.corpus_sha256)
+            & ((left.tokens / first.tokens - 1).abs() < 0.02)
+        )
         carp, left = left[alike], left[~alike]
-        esm = runs[(runs.family == "esm") & (runs.corpus_sha256 == first.corpus_sha256) & ((runs.tokens / first.tokens - 1).abs() < 0.02)
-                   & (np.log2(runs.parameters / first.parameters).abs() < 1)]
-        if esm.empty: continue
+        esm = runs[
+            (runs.family == "esm")
+            & (runs.corpus_sha256 == first.corpus_sha256)
+            & ((runs.tokens / first.tokens - 1).abs() < 0.02)
+            & (np.log2(runs.parameters / first.parameters).abs() < 1)
+        ]
+        if esm.empty:
+            continue
         nearest = esm["size"].iloc[np.log(esm.parameters / first.parameters).abs().argmin()]
         pairs.append((carp, esm[esm["size"] == nearest]))
     return pairs
@@ -325,49 +550,89 @@ def _limits(families: dict[str, pd.DataFrame]) -> str:
     notes = []
     for family, group in families.items():
         lr, tried = group.lr.iloc[0], [float(rate) for rate in group.trials.iloc[0] or ()]
-        if len(group) == 1: notes.append(f"{family}: one seed, its spread is unknown")
-        if not tried: notes.append(f"{family}: learning rate not chosen among several")
-        elif lr in (min(tried), max(tried)): notes.append(f"{family}: {lr:g} is the {'lowest' if lr == min(tried) else 'highest'} learning rate tried")
+        if len(group) == 1:
+            notes.append(f"{family}: one seed, its spread is unknown")
+        if not tried:
+            notes.append(f"{family}: learning rate not chosen among several")
+        elif lr in (min(tried), max(tried)):
+            notes.append(
+                f"{family}: {lr:g} is the {'lowest' if lr == min(tried) else 'highest'} learning rate tried"
+            )
     return "; ".join(notes)
 
 
 def compare_families(
-    evaluations: dict[str, Evaluation],  # run name -> its held-out evaluation, all on the same questions
-    runs: pd.DataFrame,                  # as `find_runs` gives them
-    gap: float,                          # nats per masked residue that count as comparable
+    evaluations: dict[
+        str, Evaluation
+    ],  # run name -> its held-out evaluation, all on the same questions
+    runs: pd.DataFrame,  # as `find_runs` gives them
+    gap: float,  # nats per masked residue that count as comparable
     n_boot: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:  # per pair of sizes: both sizes, parameters, residues seen, mean losses, their spread over seeds, difference, lo, hi, sequences, ahead, comparable, limits
     "CARP minus ESM in nats per masked residue, each CARP with the ESM nearest in size (Figure 1d); 95 % bootstrap interval over sequences."
     rng, rows = np.random.default_rng(seed), []
     for of_carp, of_esm in _pairs(runs):
-        sums = [np.mean([evaluations[n].answers.groupby("sequence").nats.sum() for n in group.name], axis=0) for group in (of_carp, of_esm)]
+        sums = [
+            np.mean(
+                [evaluations[n].answers.groupby("sequence").nats.sum() for n in group.name], axis=0
+            )
+            for group in (of_carp, of_esm)
+        ]
         count = evaluations[of_carp.name.iloc[0]].answers.groupby("sequence").size().to_numpy()
         draws = rng.integers(0, len(count), (n_boot, len(count)))
-        lo, hi = np.quantile((sums[0] - sums[1])[draws].sum(1) / count[draws].sum(1), [0.025, 0.975])
+        lo, hi = np.quantile(
+            (sums[0] - sums[1])[draws].sum(1) / count[draws].sum(1), [0.025, 0.975]
+        )
         losses = [[evaluations[n].loss for n in group.name] for group in (of_carp, of_esm)]
-        rows.append({"CARP": of_carp["size"].iloc[0], "ESM": of_esm["size"].iloc[0], "CARP parameters": of_carp.parameters.iloc[0], "ESM parameters": of_esm.parameters.iloc[0], "tokens": round(of_carp.tokens.mean()),
-                     "CARP loss": np.mean(losses[0]), "CARP sd": np.std(losses[0], ddof=1) if len(losses[0]) > 1 else np.nan,
-                     "ESM loss": np.mean(losses[1]), "ESM sd": np.std(losses[1], ddof=1) if len(losses[1]) > 1 else np.nan,
-                     "CARP seeds": len(losses[0]), "ESM seeds": len(losses[1]),
-                     "difference": np.mean(losses[0]) - np.mean(losses[1]), "lo": lo, "hi": hi, "sequences": len(count),
-                     "ahead": "CARP" if hi < 0 else "ESM" if lo > 0 else "neither", "comparable": max(-lo, hi) <= gap, "limits": _limits({"CARP": of_carp, "ESM": of_esm})})
+        rows.append(
+            {
+                "CARP": of_carp["size"].iloc[0],
+                "ESM": of_esm["size"].iloc[0],
+                "CARP parameters": of_carp.parameters.iloc[0],
+                "ESM parameters": of_esm.parameters.iloc[0],
+                "tokens": round(of_carp.tokens.mean()),
+                "CARP loss": np.mean(losses[0]),
+                "CARP sd": np.std(losses[0], ddof=1) if len(losses[0]) > 1 else np.nan,
+                "ESM loss": np.mean(losses[1]),
+                "ESM sd": np.std(losses[1], ddof=1) if len(losses[1]) > 1 else np.nan,
+                "CARP seeds": len(losses[0]),
+                "ESM seeds": len(losses[1]),
+                "difference": np.mean(losses[0]) - np.mean(losses[1]),
+                "lo": lo,
+                "hi": hi,
+                "sequences": len(count),
+                "ahead": "CARP" if hi < 0 else "ESM" if lo > 0 else "neither",
+                "comparable": max(-lo, hi) <= gap,
+                "limits": _limits({"CARP": of_carp, "ESM": of_esm}),
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_pretrain.ipynb #54408ad7
 def held_out_table(
     model: nn.Module,
-    counts: np.ndarray,          # of the training set, as mlm.ngram_counts gives them
-    test_set: Sequence[str],     # cropped only for a model that reads no more
-) -> pd.DataFrame:               # index: length in residues; sequences, selected, and nats per model
+    counts: np.ndarray,  # of the training set, as mlm.ngram_counts gives them
+    test_set: Sequence[str],  # cropped only for a model that reads no more
+) -> pd.DataFrame:  # index: length in residues; sequences, selected, and nats per model
     "Loss by sequence length of a model, a trigram and residue frequencies, on the same corrupted residues."
-    limit = model.max_length   # of an ESM; a CARP reads any length
-    ways = {model.name: evaluate(model, test_set, max_length=limit), "trigram": evaluate_ngram(counts, test_set, 3, max_length=limit),
-            "residue frequencies": evaluate_ngram(counts, test_set, 1, max_length=limit)}
+    limit = model.max_length  # of an ESM; a CARP reads any length
+    ways = {
+        model.name: evaluate(model, test_set, max_length=limit),
+        "trigram": evaluate_ngram(counts, test_set, 3, max_length=limit),
+        "residue frequencies": evaluate_ngram(counts, test_set, 1, max_length=limit),
+    }
     first = ways[model.name].by_length[["sequences", "selected"]]
     table = first.assign(**{name: e.by_length.loss for name, e in ways.items()})
-    table.index = [f"{i.left + 1:,.0f} to {i.right:,.0f}" if i.right < 1e9 else f"over {i.left:,.0f}" for i in table.index]
-    table.loc["all"] = [first.sequences.sum(), first.selected.sum(), *(e.loss for e in ways.values())]
+    table.index = [
+        f"{i.left + 1:,.0f} to {i.right:,.0f}" if i.right < 1e9 else f"over {i.left:,.0f}"
+        for i in table.index
+    ]
+    table.loc["all"] = [
+        first.sequences.sum(),
+        first.selected.sum(),
+        *(e.loss for e in ways.values()),
+    ]
     return table.astype({"sequences": int, "selected": int})
 
 # %% ../nbs/10_pretrain.ipynb #99eeeb09
@@ -394,32 +659,69 @@ Loss in nats by sequence length, on the same masked residues. The baselines are 
 
 def _markdown(table: pd.DataFrame) -> str:
     "A table in markdown; losses with three decimals."
-    cell = lambda value: f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, (int, np.integer)) else str(value)
+    cell = lambda value: (
+        f"{value:.3f}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, (int, np.integer))
+        else str(value)
+    )
     rows = [["residues", *table.columns], ["---"] * (len(table.columns) + 1)]
     rows += [[name, *map(cell, row)] for name, *row in table.astype(object).itertuples()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 # %% ../nbs/10_pretrain.ipynb #cbb068d4
 def model_card(
-    folder: Path,                # of a finished run
+    folder: Path,  # of a finished run
     model: CARP | ESM,
     train_set: Corpus,
-    table: pd.DataFrame,         # of `held_out_table`
-    held_out: str,               # name of the held-out sequences
-    caveat: str = "",            # what the model is not
-    role: str = "validation",    # of the held-out sequences: validation, or test where nothing was chosen on them
-) -> str:                        # markdown
+    table: pd.DataFrame,  # of `held_out_table`
+    held_out: str,  # name of the held-out sequences
+    caveat: str = "",  # what the model is not
+    role: str = "validation",  # of the held-out sequences: validation, or test where nothing was chosen on them
+) -> str:  # markdown
     "Say what a model is: data, tokens, settings, hardware and held-out loss by length."
     run = json.loads((Path(folder) / "config.json").read_text())
     config, history = run["config"], pd.read_parquet(Path(folder) / "metrics.parquet").iloc[-1]
     train, known = run.get("train", {}).get("name", "an unnamed corpus"), list_datasets()
-    resumed = "".join(f"; resumed after {r['updates']:,} updates, commit {r.get('commit', 'not recorded')}, {r.get('device', 'not recorded')}" for r in run.get("resumed", []))
+    resumed = "".join(
+        f"; resumed after {r['updates']:,} updates, commit {r.get('commit', 'not recorded')}, {r.get('device', 'not recorded')}"
+        for r in run.get("resumed", [])
+    )
     return CARD.format(
-        name=model.name, family="n ESM" if model.max_length else " CARP", cropped=f"over {model.max_length:,} cropped" if model.max_length else "none cropped", caveat=caveat, parameters=n_parameters(model), layers=model.config.n_layers, d=model.config.d_model,
-        train=train, licence=f"{known.licence[train]}, as the sequences ({known.citation[train]})" if train in known.index else "not stated; look at that of the sequences", train_sha=run.get("train", {}).get("sha256") or config["corpus_sha256"],
-        sequences=len(train_set), tokens=int(history.tokens), epochs=history.tokens / np.minimum(train_set.lengths, config["max_length"]).sum(),
-        max_length=config["max_length"], steps=int(history.step), batch_tokens=config["batch_tokens"], lr=config["lr"], warmup=run["warmup_steps"],
-        cooldown=f"then constant, falling to zero over the last {config['cooldown']:.0%}" if config["cooldown"] else "then constant",
-        seed=config["seed"], device=run.get("device", "not recorded"), hours=history.seconds / 3600, commit=run.get("commit", "not recorded"),
-        torch=run.get("torch", "not recorded"), resumed=resumed, loss=table[model.name]["all"], held_out=held_out, held_out_sequences=table.sequences["all"], role=role,
-        use={"validation": "also read along the way", "test": "nothing was chosen on it"}[role], table=_markdown(table))
+        name=model.name,
+        family="n ESM" if model.max_length else " CARP",
+        cropped=f"over {model.max_length:,} cropped" if model.max_length else "none cropped",
+        caveat=caveat,
+        parameters=n_parameters(model),
+        layers=model.config.n_layers,
+        d=model.config.d_model,
+        train=train,
+        licence=f"{known.licence[train]}, as the sequences ({known.citation[train]})"
+        if train in known.index
+        else "not stated; look at that of the sequences",
+        train_sha=run.get("train", {}).get("sha256") or config["corpus_sha256"],
+        sequences=len(train_set),
+        tokens=int(history.tokens),
+        epochs=history.tokens / np.minimum(train_set.lengths, config["max_length"]).sum(),
+        max_length=config["max_length"],
+        steps=int(history.step),
+        batch_tokens=config["batch_tokens"],
+        lr=config["lr"],
+        warmup=run["warmup_steps"],
+        cooldown=f"then constant, falling to zero over the last {config['cooldown']:.0%}"
+        if config["cooldown"]
+        else "then constant",
+        seed=config["seed"],
+        device=run.get("device", "not recorded"),
+        hours=history.seconds / 3600,
+        commit=run.get("commit", "not recorded"),
+        torch=run.get("torch", "not recorded"),
+        resumed=resumed,
+        loss=table[model.name]["all"],
+        held_out=held_out,
+        held_out_sequences=table.sequences["all"],
+        role=role,
+        use={"validation": "also read along the way", "test": "nothing was chosen on it"}[role],
+        table=_markdown(table),
+    )

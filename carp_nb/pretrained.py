@@ -30,9 +30,25 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .carp import CARP, CARPConfig, TABLE_S1, n_parameters
-from .esm import ESM, ESM_PUBLISHED, ESMConfig, Ensemble, FAIR_ESM_URL, TABLE_S2, from_fair_esm, to_fair_esm
+from carp_nb.esm import (
+    ESM,
+    ESM_PUBLISHED,
+    ESMConfig,
+    Ensemble,
+    FAIR_ESM_URL,
+    TABLE_S2,
+    from_fair_esm,
+    to_fair_esm,
+)
 from .fetch import cache_dir, fetch, replacing, sha256_of
-from .protbert import PROTBERT_FILES, PROTBERT_SHAPE, PROTBERT_URL, ProtBert, hugging_face, load_protbert
+from carp_nb.protbert import (
+    PROTBERT_FILES,
+    PROTBERT_SHAPE,
+    PROTBERT_URL,
+    ProtBert,
+    hugging_face,
+    load_protbert,
+)
 
 # %% ../nbs/05_pretrained.ipynb #59e48a25
 _PUBLISHED = {  # ours -> published; {} is the number of the block
@@ -47,7 +63,12 @@ _PUBLISHED = {  # ours -> published; {} is the number of the block
     "norm": "last_norm",
     "decoder": "decoder.conv",
 }
-_POINTWISE = {"up_embed", "blocks.{}.down", "blocks.{}.up", "decoder"}  # width-one convolutions there, linear here
+_POINTWISE = {
+    "up_embed",
+    "blocks.{}.down",
+    "blocks.{}.up",
+    "decoder",
+}  # width-one convolutions there, linear here
 
 
 def _published_name(ours: str) -> tuple[str, bool]:
@@ -55,86 +76,125 @@ def _published_name(ours: str) -> tuple[str, bool]:
     module, _, kind = ours.rpartition(".")
     number = re.search(r"\d+", module)
     generic = re.sub(r"\.\d+\.", ".{}.", module)
-    return f"{_PUBLISHED[generic].format(number and number[0])}.{kind}", generic in _POINTWISE and kind == "weight"
+    return (
+        f"{_PUBLISHED[generic].format(number and number[0])}.{kind}",
+        generic in _POINTWISE and kind == "weight",
+    )
 
 # %% ../nbs/05_pretrained.ipynb #cec20491
 def to_published(
     state: dict[str, Tensor],  # our state dict
-) -> dict[str, Tensor]:        # the same in the published layout
+) -> dict[str, Tensor]:  # the same in the published layout
     "Rename and reshape parameters to the layout of the released checkpoints."
     named = {ours: _published_name(ours) for ours in state}
-    return {named[ours][0]: value[..., None] if named[ours][1] else value for ours, value in state.items()}
+    return {
+        named[ours][0]: value[..., None] if named[ours][1] else value
+        for ours, value in state.items()
+    }
 
 # %% ../nbs/05_pretrained.ipynb #da351401
 class _NoDraw(TorchFunctionMode):
     "Leave nn.init.normal_ undone."
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return kwargs["tensor"] if function is torch.nn.init.normal_ else function(*args, **(kwargs or {}))
+        return (
+            kwargs["tensor"]
+            if function is torch.nn.init.normal_
+            else function(*args, **(kwargs or {}))
+        )
 
 
 def _empty(config: CARPConfig | ESMConfig) -> CARP | ESM:
     "The model without memory for its weights."
-    with torch.device("meta"), _NoDraw(): return (ESM if isinstance(config, ESMConfig) else CARP)(config)
+    with torch.device("meta"), _NoDraw():
+        return (ESM if isinstance(config, ESMConfig) else CARP)(config)
 
 # %% ../nbs/05_pretrained.ipynb #1348c559
 def _must_fit(
-    state: dict[str, Tensor],     # what a file holds
+    state: dict[str, Tensor],  # what a file holds
     expected: dict[str, Tensor],  # what its configuration asks for
 ) -> None:
     "Raises ValueError naming missing and unexpected tensors, and those of another shape."
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
-        raise ValueError(f"the weights do not fit the configuration: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}.")
+        raise ValueError(
+            f"the weights do not fit the configuration: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}."
+        )
     shapes = {name: tuple(getattr(state[name], "shape", ())) for name in expected}
     wrong = [name for name, value in expected.items() if shapes[name] != tuple(value.shape)]
     if wrong:
-        raise ValueError(f"the weights do not fit the configuration: {wrong[0]} has shape {shapes[wrong[0]]}, expected "
-                         f"{tuple(expected[wrong[0]].shape)}; {len(wrong)} of {len(expected)} tensors differ.")
+        raise ValueError(
+            f"the weights do not fit the configuration: {wrong[0]} has shape {shapes[wrong[0]]}, expected "
+            f"{tuple(expected[wrong[0]].shape)}; {len(wrong)} of {len(expected)} tensors differ."
+        )
 
 # %% ../nbs/05_pretrained.ipynb #cc82c7b1
 def from_published(
     state: dict[str, Tensor],  # a published state dict
     config: CARPConfig,
-) -> dict[str, Tensor]:        # ours
+) -> dict[str, Tensor]:  # ours
     "The inverse of `to_published`. Raises ValueError naming tensors that do not fit."
     ours = _empty(config).state_dict()
     theirs = to_published(ours)
     _must_fit(state, theirs)
-    return {name: state[key].reshape(value.shape) for (name, value), key in zip(ours.items(), theirs)}
+    return {
+        name: state[key].reshape(value.shape) for (name, value), key in zip(ours.items(), theirs)
+    }
 
 # %% ../nbs/05_pretrained.ipynb #d95a126e
 def _published_layout(
     model: CARP | ESM,
 ) -> dict:  # what a .pt file holds
     "A model as its authors publish it. Raises ValueError for an ESM with CARP's tokens, for which there is no published layout."
-    if isinstance(model, ESM): return to_fair_esm(model)
+    if isinstance(model, ESM):
+        return to_fair_esm(model)
     name = model.name if "carp" in model.name else f"carp_{model.name}"
-    return {"model": name, **asdict(model.config), "model_state_dict": to_published(model.state_dict())}
+    return {
+        "model": name,
+        **asdict(model.config),
+        "model_state_dict": to_published(model.state_dict()),
+    }
 
 # %% ../nbs/05_pretrained.ipynb #51b5f8a4
 def save_checkpoint(
     model: CARP | ESM,
     path: str | Path,  # .pt: the published layout; .safetensors: ours
-) -> Path:             # where it was written
+) -> Path:  # where it was written
     "Write a model to one file, under a temporary name first. Raises ValueError for another suffix or kind of model."
     path = Path(path)
-    if not isinstance(model, (CARP, ESM)): raise ValueError(f"{path.name}: a checkpoint holds one CARP or ESM, got {type(model).__name__}; save those it is made of.")
+    if not isinstance(model, (CARP, ESM)):
+        raise ValueError(
+            f"{path.name}: a checkpoint holds one CARP or ESM, got {type(model).__name__}; save those it is made of."
+        )
     if path.suffix not in (".pt", ".safetensors"):
-        raise ValueError(f"{path.name}: the suffix says the layout; use .pt (published) or .safetensors.")
+        raise ValueError(
+            f"{path.name}: the suffix says the layout; use .pt (published) or .safetensors."
+        )
     stored = _published_layout(model) if path.suffix == ".pt" else model.state_dict()
     with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # that of any new file; safetensors would make it private
-        if path.suffix == ".pt": torch.save(_on_cpu(stored), temporary)
-        else: save_file(_on_cpu(stored), temporary, metadata={"model": model.name, "config": json.dumps(asdict(model.config))})
+        if path.suffix == ".pt":
+            torch.save(_on_cpu(stored), temporary)
+        else:
+            save_file(
+                _on_cpu(stored),
+                temporary,
+                metadata={"model": model.name, "config": json.dumps(asdict(model.config))},
+            )
         temporary.chmod(mode)
     return path
 
 
 def _on_cpu(stored: dict) -> dict:
     "The same with every tensor on the CPU and contiguous."
-    move = lambda v: _on_cpu(v) if isinstance(v, dict) else v.detach().cpu().contiguous() if isinstance(v, Tensor) else v
+    move = lambda v: (
+        _on_cpu(v)
+        if isinstance(v, dict)
+        else v.detach().cpu().contiguous()
+        if isinstance(v, Tensor)
+        else v
+    )
     return {key: move(value) for key, value in stored.items()}
 
 # %% ../nbs/05_pretrained.ipynb #58fd522c
@@ -145,38 +205,57 @@ def _open_pt(
     open(path, "rb").close()  # a file that may not be read is another matter
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except Exception as error:  # damaged bytes make the reader fail in many ways
-        if isinstance(error, pickle.UnpicklingError) and (wanted := re.search(r"GLOBAL (\S+)", str(error))):
-            raise ValueError(f"the file asks for {wanted[1]} while loading, which is code and not weights; nothing of it was run, "
-                             "do not use it.") from error
-        raise ValueError("the file is truncated or is no PyTorch checkpoint; get it again.") from error
+        if isinstance(error, pickle.UnpicklingError) and (
+            wanted := re.search(r"GLOBAL (\S+)", str(error))
+        ):
+            raise ValueError(
+                f"the file asks for {wanted[1]} while loading, which is code and not weights; nothing of it was run, "
+                "do not use it."
+            ) from error
+        raise ValueError(
+            "the file is truncated or is no PyTorch checkpoint; get it again."
+        ) from error
 
 # %% ../nbs/05_pretrained.ipynb #52483733
-def _fields(kind: type) -> dict[str, type]: return {field.name: field.type for field in fields(kind)}
+def _fields(kind: type) -> dict[str, type]:
+    return {field.name: field.type for field in fields(kind)}
 
 
 def _config(
-    kind: type,    # CARPConfig or ESMConfig
+    kind: type,  # CARPConfig or ESMConfig
     stored: dict,  # holds at least its fields
 ) -> CARPConfig | ESMConfig:
     "The shape that a file states. Raises ValueError for a field of another type, or a number below one."
     for name, expected in _fields(kind).items():
         value = stored[name]
         if not isinstance(value, expected) or (expected is int and value < 1):
-            raise ValueError(f"the configuration says {name} = {value!r}; expected {'a positive int' if expected is int else expected.__name__}.")
+            raise ValueError(
+                f"the configuration says {name} = {value!r}; expected {'a positive int' if expected is int else expected.__name__}."
+            )
     return kind(**{name: stored[name] for name in _fields(kind)})
 
 # %% ../nbs/05_pretrained.ipynb #ba6cc206
 def _read_pt(
     path: Path,
-) -> tuple[str, CARPConfig | ESMConfig, dict[str, Tensor]]:  # stored name, shape, weights under our names
+) -> tuple[
+    str, CARPConfig | ESMConfig, dict[str, Tensor]
+]:  # stored name, shape, weights under our names
     "Read a published layout. Raises ValueError for a file of neither family."
     stored = _open_pt(path)
-    if not isinstance(stored, dict): raise ValueError(f"the file holds a {type(stored).__name__}, not a checkpoint of CARP or ESM.")
-    if not isinstance(stored.get("model"), dict): return _from_carp(stored)
-    try: config, state = from_fair_esm(stored)
-    except ValueError as error: raise ValueError(f"the file is no published ESM-1b or ESM-1v: {error}") from error
+    if not isinstance(stored, dict):
+        raise ValueError(
+            f"the file holds a {type(stored).__name__}, not a checkpoint of CARP or ESM."
+        )
+    if not isinstance(stored.get("model"), dict):
+        return _from_carp(stored)
+    try:
+        config, state = from_fair_esm(stored)
+    except ValueError as error:
+        raise ValueError(f"the file is no published ESM-1b or ESM-1v: {error}") from error
     _must_fit(state, _empty(config).state_dict())
     return path.stem, config, state
 
@@ -187,12 +266,18 @@ def _from_carp(
     "What a published CARP holds; a `module.` that distributed training leaves before every name is dropped."
     name = str(stored.get("model", "carp"))
     if "carp" not in name.lower() or "bigcarp" in name.lower():
-        raise ValueError(f"the file holds the model {name!r}, which is not a CARP of protein sequences; only those can be loaded.")
-    if missing := [key for key in ("model", *_fields(CARPConfig), "model_state_dict") if key not in stored]:
+        raise ValueError(
+            f"the file holds the model {name!r}, which is not a CARP of protein sequences; only those can be loaded."
+        )
+    if missing := [
+        key for key in ("model", *_fields(CARPConfig), "model_state_dict") if key not in stored
+    ]:
         raise ValueError(f"the file is no CARP checkpoint: it lacks {', '.join(missing)}.")
     state, config = stored["model_state_dict"], _config(CARPConfig, stored)
-    if not isinstance(state, dict): raise ValueError("model_state_dict is not a dictionary of tensors.")
-    if all(key.startswith("module.") for key in state): state = {key.removeprefix("module."): value for key, value in state.items()}
+    if not isinstance(state, dict):
+        raise ValueError("model_state_dict is not a dictionary of tensors.")
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
     return name, config, from_published(state, config)
 
 # %% ../nbs/05_pretrained.ipynb #554c0711
@@ -202,13 +287,27 @@ def _read_safetensors(
     "Read our own layout. Raises ValueError for a damaged file, or one that another program wrote."
     try:
         with safe_open(path, "pt") as file:
-            header, state = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
+            header, state = (
+                file.metadata() or {},
+                {key: file.get_tensor(key) for key in file.keys()},
+            )
     except SafetensorError as error:
-        raise ValueError("the file is truncated or is no safetensors file; get it again.") from error
+        raise ValueError(
+            "the file is truncated or is no safetensors file; get it again."
+        ) from error
     stored = json.loads(header.get("config", "{}"))
-    kind = next((k for k in (CARPConfig, ESMConfig) if isinstance(stored, dict) and _fields(k).keys() <= stored.keys()), None)
+    kind = next(
+        (
+            k
+            for k in (CARPConfig, ESMConfig)
+            if isinstance(stored, dict) and _fields(k).keys() <= stored.keys()
+        ),
+        None,
+    )
     if "model" not in header or kind is None:
-        raise ValueError("its header does not say which CARP or ESM it holds; write such files with save_checkpoint.")
+        raise ValueError(
+            "its header does not say which CARP or ESM it holds; write such files with save_checkpoint."
+        )
     config = _config(kind, stored)
     _must_fit(state, _empty(config).state_dict())
     return header["model"], config, state
@@ -221,33 +320,54 @@ def _read(
     path: Path,
 ) -> tuple[str, CARPConfig | ESMConfig, dict[str, Tensor]]:  # stored name, shape, weights
     "Read either layout. Raises FileNotFoundError, or ValueError that begins with the name of the file."
-    if path.suffix.lower() not in _READERS: raise ValueError(f"{path.name}: weights are read from .pt or .safetensors files.")
-    if not path.is_file(): raise FileNotFoundError(f"{path} is not a file; check the path, or give a name out of list_models().")
-    try: return _READERS[path.suffix.lower()](path)
-    except ValueError as error: raise ValueError(f"{path.name}: {error}") from error
+    if path.suffix.lower() not in _READERS:
+        raise ValueError(f"{path.name}: weights are read from .pt or .safetensors files.")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not a file; check the path, or give a name out of list_models()."
+        )
+    try:
+        return _READERS[path.suffix.lower()](path)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
 
 # %% ../nbs/05_pretrained.ipynb #9da31ad4
-ORIGINS = {"Zenodo 6564798": "https://zenodo.org/record/6564798/files/{}?download=1", "fair-esm": FAIR_ESM_URL}
+ORIGINS = {
+    "Zenodo 6564798": "https://zenodo.org/record/6564798/files/{}?download=1",
+    "fair-esm": FAIR_ESM_URL,
+}
 
 
 class Published(NamedTuple):
     "One published file."
+
     file: str
-    sha256: str | None   # None: not verified
+    sha256: str | None  # None: not verified
     origin: str = "Zenodo 6564798"
 
     @property
-    def url(self) -> str: return ORIGINS[self.origin].format(self.file)
+    def url(self) -> str:
+        return ORIGINS[self.origin].format(self.file)
 
 
 PUBLISHED = {
-    "carp_600k": Published("carp_600k.pt", "787f618e90cfdd6cbe2d98ab944e89dea00e972d81019181aba14bbf31e96e1e"),
-    "carp_38m": Published("carp_38M.pt", "b66b68bce0fd690c780032140297de8fea1f94bfa5ecd67fb408ab3a3794cc3b"),
-    "carp_76m": Published("carp_76M.pt", "7d224abac5eb2d5d649353352acb58efcae94277d26e25f1ac2cf90598205264"),
-    "carp_640m": Published("carp_640M.pt", "ae1d7e0cbe713c731cfde7ace213f2a73372c31d8df543089e6b6d371228c4f7"),
+    "carp_600k": Published(
+        "carp_600k.pt", "787f618e90cfdd6cbe2d98ab944e89dea00e972d81019181aba14bbf31e96e1e"
+    ),
+    "carp_38m": Published(
+        "carp_38M.pt", "b66b68bce0fd690c780032140297de8fea1f94bfa5ecd67fb408ab3a3794cc3b"
+    ),
+    "carp_76m": Published(
+        "carp_76M.pt", "7d224abac5eb2d5d649353352acb58efcae94277d26e25f1ac2cf90598205264"
+    ),
+    "carp_640m": Published(
+        "carp_640M.pt", "ae1d7e0cbe713c731cfde7ace213f2a73372c31d8df543089e6b6d371228c4f7"
+    ),
     **{name: Published(file, None, "fair-esm") for name, (file, _) in ESM_PUBLISHED.items()},
 }
-_SHAPES = {name: ESM_PUBLISHED[name][1] if name in ESM_PUBLISHED else TABLE_S1[name] for name in PUBLISHED}
+_SHAPES = {
+    name: ESM_PUBLISHED[name][1] if name in ESM_PUBLISHED else TABLE_S1[name] for name in PUBLISHED
+}
 ENSEMBLES = {"esm1v": [f"esm1v_{i}" for i in range(1, 6)]}  # name -> members
 
 # %% ../nbs/05_pretrained.ipynb #ab777005
@@ -265,19 +385,30 @@ def _weight_files(
     folders: list[Path],
 ) -> dict[str, Path]:  # looked-up name -> file
     "Weight files by name; earlier folders first, .pt before .safetensors."
-    files = [path for folder in folders for path in sorted(folder.glob("*"), key=lambda p: (p.suffix.lower(), p.name))]
-    return {model_key(path.stem): path for path in reversed(files) if path.suffix.lower() in _READERS}
+    files = [
+        path
+        for folder in folders
+        for path in sorted(folder.glob("*"), key=lambda p: (p.suffix.lower(), p.name))
+    ]
+    return {
+        model_key(path.stem): path for path in reversed(files) if path.suffix.lower() in _READERS
+    }
 
 # %% ../nbs/05_pretrained.ipynb #138a108b
 def _own_folders() -> list[Path]:
     "The folders of CARP_NB_WEIGHTS. Raises FileNotFoundError for one that does not exist."
-    folders = [Path(f).expanduser() for f in os.environ.get("CARP_NB_WEIGHTS", "").split(os.pathsep) if f]
+    folders = [
+        Path(f).expanduser() for f in os.environ.get("CARP_NB_WEIGHTS", "").split(os.pathsep) if f
+    ]
     for folder in folders:
-        if not folder.is_dir(): raise FileNotFoundError(f"CARP_NB_WEIGHTS names {folder}, which is not a folder; correct or unset it.")
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"CARP_NB_WEIGHTS names {folder}, which is not a folder; correct or unset it."
+            )
     return folders
 
 
-def own_weights() -> dict[str, Path]:      # `model_key` -> file
+def own_weights() -> dict[str, Path]:  # `model_key` -> file
     "The weight files of CARP_NB_WEIGHTS. Raises FileNotFoundError for a folder that does not exist."
     return _weight_files(_own_folders())
 
@@ -288,48 +419,77 @@ def shipped_weights() -> dict[str, Path]:  # `model_key` -> file
 
 # %% ../nbs/05_pretrained.ipynb #0ca60bba
 def _unknown(
-    name: str,         # as the user wrote it
+    name: str,  # as the user wrote it
     known: list[str],  # names that exist
 ) -> ValueError:
     "The one sentence for a name that stands for no file."
     key = {"carp_24m": "carp_2_4m", "esm_41_5k": "esm_41k"}.get(model_key(name), model_key(name))
     for table, number, kind in ((TABLE_S1, 1, "CARP"), (TABLE_S2, 2, "ESM")):
         if key in table:
-            return ValueError(f"{name} is a size of Table S{number} whose weights were never published; train it with PretrainConfig(size={key!r}) of "
-                              f"carp_nb.pretrain, or make it untrained with {kind}(TABLE_S{number}[{key!r}]).")
+            return ValueError(
+                f"{name} is a size of Table S{number} whose weights were never published; train it with PretrainConfig(size={key!r}) of "
+                f"carp_nb.pretrain, or make it untrained with {kind}(TABLE_S{number}[{key!r}])."
+            )
     near = difflib.get_close_matches(model_key(name), known, cutoff=0.5)
-    return ValueError(f"no model is named {name!r}; " + (f"did you mean {' or '.join(near)}? " if near else f"known are {', '.join(known)}; ") +
-                      "list_models() shows all, and a file is given by its path, ending in .pt or .safetensors.")
+    return ValueError(
+        f"no model is named {name!r}; "
+        + (f"did you mean {' or '.join(near)}? " if near else f"known are {', '.join(known)}; ")
+        + "list_models() shows all, and a file is given by its path, ending in .pt or .safetensors."
+    )
 
 # %% ../nbs/05_pretrained.ipynb #745dbfad
 def find_weights(
-    name: str,              # a name out of `list_models`, in any case
+    name: str,  # a name out of `list_models`, in any case
     progress: bool = True,  # show a bar while downloading
 ) -> Path:
     """The file of a named model: in CARP_NB_WEIGHTS, shipped, in the cache, or downloaded. Raises ValueError for an unknown name and
     for a file in CARP_NB_WEIGHTS that has the name of a published or shipped model but not its content; else as `fetch`."""
     key, own, shipped = model_key(name), own_weights(), shipped_weights()
     if key in own:
-        expected = PUBLISHED[key].sha256 if key in PUBLISHED else sha256_of(shipped[key]) if key in shipped else None
+        expected = (
+            PUBLISHED[key].sha256
+            if key in PUBLISHED
+            else sha256_of(shipped[key])
+            if key in shipped
+            else None
+        )
         if expected and (got := sha256_of(own[key])) != expected:
-            raise ValueError(f"{own[key]} is not the model that {key} stands for: its sha256 is {got}, expected {expected}; "
-                             "rename it, or load it by its path.")
+            raise ValueError(
+                f"{own[key]} is not the model that {key} stands for: its sha256 is {got}, expected {expected}; "
+                "rename it, or load it by its path."
+            )
         return own[key]
-    if key in shipped: return shipped[key]
-    if key not in PUBLISHED: raise _unknown(name, [*own, *shipped, *PUBLISHED, *ENSEMBLES, "prot_bert_bfd"])
+    if key in shipped:
+        return shipped[key]
+    if key not in PUBLISHED:
+        raise _unknown(name, [*own, *shipped, *PUBLISHED, *ENSEMBLES, "prot_bert_bfd"])
     model = PUBLISHED[key]
-    return fetch(model.url, model.sha256, model.file, cache_dir() / "weights", progress,
-                 hint=f"set CARP_NB_WEIGHTS to a folder that holds {model.file}")
+    return fetch(
+        model.url,
+        model.sha256,
+        model.file,
+        cache_dir() / "weights",
+        progress,
+        hint=f"set CARP_NB_WEIGHTS to a folder that holds {model.file}",
+    )
 
 # %% ../nbs/05_pretrained.ipynb #c724bcff
 def _protbert_folder(progress: bool) -> Path:
     "The folder of ProtBERT-BFD: in CARP_NB_WEIGHTS, in the cache, or downloaded. Raises ImportError without the extra, else as `fetch`."
     hugging_face()  # before a download that would be of no use
     for folder in _own_folders():
-        if (folder / "prot_bert_bfd").is_dir(): return folder / "prot_bert_bfd"
+        if (folder / "prot_bert_bfd").is_dir():
+            return folder / "prot_bert_bfd"
     folder = cache_dir() / "weights" / "prot_bert_bfd"
     for file in PROTBERT_FILES:
-        fetch(PROTBERT_URL.format(file), None, file, folder, progress, hint="set CARP_NB_WEIGHTS to a folder that holds prot_bert_bfd/ with its files")
+        fetch(
+            PROTBERT_URL.format(file),
+            None,
+            file,
+            folder,
+            progress,
+            hint="set CARP_NB_WEIGHTS to a folder that holds prot_bert_bfd/ with its files",
+        )
     return folder
 
 # %% ../nbs/05_pretrained.ipynb #9b427104
@@ -337,41 +497,65 @@ def pick_device(
     device: str | torch.device = "auto",  # auto: cuda, else cpu
 ) -> torch.device:
     "The device to compute on. Raises ValueError for one that does not exist here."
-    if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
-    try: picked = torch.device(device)
-    except RuntimeError as error: raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:1.") from error
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:1.") from error
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {str(picked)!r} does not exist here: torch sees {torch.cuda.device_count()} GPUs; use device='auto' or 'cpu'.")
+        raise ValueError(
+            f"device {str(picked)!r} does not exist here: torch sees {torch.cuda.device_count()} GPUs; use device='auto' or 'cpu'."
+        )
     return picked
 
 # %% ../nbs/05_pretrained.ipynb #e348b9c9
 def _is_path(name: str | Path) -> bool:
     "Whether a file is meant, or a folder in the layout of Hugging Face."
-    if isinstance(name, Path): return True
-    if model_key(name) in (*PUBLISHED, *ENSEMBLES, "prot_bert_bfd"): return False
-    return Path(name).suffix.lower() in _READERS or os.sep in name or Path(name, "config.json").is_file()
+    if isinstance(name, Path):
+        return True
+    if model_key(name) in (*PUBLISHED, *ENSEMBLES, "prot_bert_bfd"):
+        return False
+    return (
+        Path(name).suffix.lower() in _READERS
+        or os.sep in name
+        or Path(name, "config.json").is_file()
+    )
 
 
 def load_model(
-    name_or_path: str | Path,             # a name out of `list_models`, a .pt or .safetensors file, or a folder that holds a ProtBERT
+    name_or_path: str
+    | Path,  # a name out of `list_models`, a .pt or .safetensors file, or a folder that holds a ProtBERT
     device: str | torch.device = "auto",  # auto: cuda, else cpu
-    progress: bool = True,                # show a bar while downloading
-) -> CARP | ESM | Ensemble | ProtBert:    # eval mode, float32, with .name, .max_length and .path of the file; .alphabet of a CARP or an ESM
+    progress: bool = True,  # show a bar while downloading
+) -> (
+    CARP | ESM | Ensemble | ProtBert
+):  # eval mode, float32, with .name, .max_length and .path of the file; .alphabet of a CARP or an ESM
     """A model ready to use; esm1v is its five models as one. Raises FileNotFoundError, ValueError for a file that is not what it should be, and
     ImportError for a ProtBERT without the extra transformers; else as `find_weights`."""
     device, is_path = pick_device(device), _is_path(name_or_path)
     path, key = Path(name_or_path).expanduser() if is_path else None, model_key(str(name_or_path))
-    if key in ENSEMBLES and not is_path: return Ensemble([load_model(name, device, progress) for name in ENSEMBLES[key]], key).eval()
-    if key == "prot_bert_bfd" and not is_path: return load_protbert(_protbert_folder(progress), key).to(device)
-    if is_path and path.is_dir(): return load_protbert(path).to(device)
-    return _load_file(path, device) if is_path else _load_named(key, str(name_or_path), device, progress)
+    if key in ENSEMBLES and not is_path:
+        return Ensemble([load_model(name, device, progress) for name in ENSEMBLES[key]], key).eval()
+    if key == "prot_bert_bfd" and not is_path:
+        return load_protbert(_protbert_folder(progress), key).to(device)
+    if is_path and path.is_dir():
+        return load_protbert(path).to(device)
+    return (
+        _load_file(path, device)
+        if is_path
+        else _load_named(key, str(name_or_path), device, progress)
+    )
 
 # %% ../nbs/05_pretrained.ipynb #876cfb48
 def _load_file(path: Path, device: torch.device) -> CARP | ESM:
     "The model that a file holds."
     name, config, state = _read(path)
     model = _empty(config)
-    model.load_state_dict({key: value.to(device, torch.float32, copy=True) for key, value in state.items()}, assign=True)
+    model.load_state_dict(
+        {key: value.to(device, torch.float32, copy=True) for key, value in state.items()},
+        assign=True,
+    )
     model.name, model.path = name, path
     return model.eval()
 
@@ -379,8 +563,14 @@ def _load_file(path: Path, device: torch.device) -> CARP | ESM:
 def _load_named(key: str, name: str, device: torch.device, progress: bool) -> CARP | ESM:
     "The model that a name stands for. Without a checksum to go by, its shape has to be right."
     path = find_weights(name, progress)
-    if key in PUBLISHED and PUBLISHED[key].sha256 is None and (config := _read(path)[1]) != _SHAPES[key]:
-        raise ValueError(f"{path} is not the model that {key} stands for: it holds {config}, expected {_SHAPES[key]}; rename it, or load it by its path.")
+    if (
+        key in PUBLISHED
+        and PUBLISHED[key].sha256 is None
+        and (config := _read(path)[1]) != _SHAPES[key]
+    ):
+        raise ValueError(
+            f"{path} is not the model that {key} stands for: it holds {config}, expected {_SHAPES[key]}; rename it, or load it by its path."
+        )
     model = _load_file(path, device)
     model.name = key
     return model
@@ -388,28 +578,36 @@ def _load_named(key: str, name: str, device: torch.device, progress: bool) -> CA
 # %% ../nbs/05_pretrained.ipynb #6b4b185e
 def weights_sha256(
     model: CARP | ESM | Ensemble | ProtBert,  # from `load_model`
-) -> str:                                     # 64 hexadecimal digits
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of the file a model was read from; of an ensemble, that of its members' sums in order, joined by spaces."
-    if not isinstance(model, Ensemble): return sha256_of(model.path)
-    return hashlib.sha256(" ".join(weights_sha256(member) for member in model.models).encode()).hexdigest()
+    if not isinstance(model, Ensemble):
+        return sha256_of(model.path)
+    return hashlib.sha256(
+        " ".join(weights_sha256(member) for member in model.models).encode()
+    ).hexdigest()
 
 # %% ../nbs/05_pretrained.ipynb #ffc6cec8
 def load_models(
-    names: str,                           # names or files, separated by commas
+    names: str,  # names or files, separated by commas
     device: str | torch.device = "auto",  # auto: cuda, else cpu
 ) -> list[CARP | ESM | Ensemble | ProtBert]:  # in that order, each with its own name
     "Several models. Raises ValueError when two of them have one name; else as `load_model`."
     models = [load_model(name.strip(), device) for name in names.split(",")]
     for name, model in zip(names.split(","), models):
-        if _is_path(name.strip()) and not Path(name.strip()).is_dir(): model.name = model.path.stem
+        if _is_path(name.strip()) and not Path(name.strip()).is_dir():
+            model.name = model.path.stem
     called = [model.name for model in models]
     if twice := [name for name in called if called.count(name) > 1]:
-        raise ValueError(f"two models are called {twice[0]!r}; give each once, or copy one file to another name.")
+        raise ValueError(
+            f"two models are called {twice[0]!r}; give each once, or copy one file to another name."
+        )
     return models
 
 # %% ../nbs/05_pretrained.ipynb #fe53c9cc
 @cache
-def _counted(config: CARPConfig | ESMConfig) -> tuple[str, int, int | None]:  # family, parameters, longest sequence
+def _counted(
+    config: CARPConfig | ESMConfig,
+) -> tuple[str, int, int | None]:  # family, parameters, longest sequence
     "What a model of a shape is; it is made once, since even without memory that takes a while."
     model = _empty(config)
     return type(model).__name__, n_parameters(model), model.max_length
@@ -426,16 +624,40 @@ def _row(
     "What `list_models` says of one model."
     family, parameters, max_length = _counted(config)
     parameters *= members
-    return {"name": name, "family": family, "parameters": parameters, "layers": config.n_layers, "receptive_field": config.receptive_field,
-            "max_length": max_length, "size_mb": round(4 * parameters / 1e6, 1), "origin": origin, "verified": verified, "cached": cached}
+    return {
+        "name": name,
+        "family": family,
+        "parameters": parameters,
+        "layers": config.n_layers,
+        "receptive_field": config.receptive_field,
+        "max_length": max_length,
+        "size_mb": round(4 * parameters / 1e6, 1),
+        "origin": origin,
+        "verified": verified,
+        "cached": cached,
+    }
 
 
 def _protbert_row() -> dict:
     "The same of ProtBERT-BFD, whose class is another package's."
-    shape, folders = PROTBERT_SHAPE, [folder / "prot_bert_bfd" for folder in (*_own_folders(), cache_dir() / "weights")]
-    return {"name": "prot_bert_bfd", "family": "ProtBert", "parameters": shape.n_parameters, "layers": shape.n_layers,
-            "receptive_field": shape.max_length - 1, "max_length": shape.max_length, "size_mb": round(4 * shape.n_parameters / 1e6, 1), "origin": "Hugging Face",
-            "verified": False, "cached": any(all((folder / file).is_file() for file in PROTBERT_FILES) for folder in folders)}
+    shape, folders = (
+        PROTBERT_SHAPE,
+        [folder / "prot_bert_bfd" for folder in (*_own_folders(), cache_dir() / "weights")],
+    )
+    return {
+        "name": "prot_bert_bfd",
+        "family": "ProtBert",
+        "parameters": shape.n_parameters,
+        "layers": shape.n_layers,
+        "receptive_field": shape.max_length - 1,
+        "max_length": shape.max_length,
+        "size_mb": round(4 * shape.n_parameters / 1e6, 1),
+        "origin": "Hugging Face",
+        "verified": False,
+        "cached": any(
+            all((folder / file).is_file() for file in PROTBERT_FILES) for folder in folders
+        ),
+    }
 
 # %% ../nbs/05_pretrained.ipynb #33502f99
 def list_models() -> pd.DataFrame:
@@ -443,11 +665,29 @@ def list_models() -> pd.DataFrame:
     checksum is verified, whether it is on this disk."""
     own, shipped = own_weights(), shipped_weights()
     rows = [_row(name, _read(path)[1], "shipped", True, True) for name, path in shipped.items()]
-    cached = {name: name in own or (cache_dir() / "weights" / model.file).is_file() for name, model in PUBLISHED.items()}
-    rows += [_row(name, _SHAPES[name], model.origin, model.sha256 is not None, cached[name]) for name, model in PUBLISHED.items()]
-    rows += [_row(name, _SHAPES[members[0]], "fair-esm", False, all(cached[m] for m in members), len(members)) for name, members in ENSEMBLES.items()]
+    cached = {
+        name: name in own or (cache_dir() / "weights" / model.file).is_file()
+        for name, model in PUBLISHED.items()
+    }
+    rows += [
+        _row(name, _SHAPES[name], model.origin, model.sha256 is not None, cached[name])
+        for name, model in PUBLISHED.items()
+    ]
+    rows += [
+        _row(
+            name,
+            _SHAPES[members[0]],
+            "fair-esm",
+            False,
+            all(cached[m] for m in members),
+            len(members),
+        )
+        for name, members in ENSEMBLES.items()
+    ]
     rows.append(_protbert_row())
     for name in sorted(own.keys() - shipped.keys() - PUBLISHED.keys()):
-        try: rows.append(_row(name, _read(own[name])[1], "CARP_NB_WEIGHTS", False, True))
-        except ValueError: pass  # a file of another program
+        try:
+            rows.append(_row(name, _read(own[name])[1], "CARP_NB_WEIGHTS", False, True))
+        except ValueError:
+            pass  # a file of another program
     return pd.DataFrame(rows).astype({"max_length": "Int64"})

@@ -26,58 +26,87 @@ PROTBERT_SHAPE = argparse.Namespace(n_parameters=419_933_214, n_layers=30, max_l
 
 def hugging_face() -> ModuleType:
     "The package of the extra. Raises ImportError that says how to get it."
-    try: return importlib.import_module("transformers")
-    except ImportError as error: raise ImportError("ProtBERT needs the package transformers; pip install carp-nb[transformers].") from error
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise ImportError(
+            "ProtBERT needs the package transformers; pip install carp-nb[transformers]."
+        ) from error
 
 # %% ../nbs/03a_protbert.ipynb #e4cc9880
 class ProtBert(nn.Module):
     "ProtBERT-BFD (Elnaggar et al. 2021) as a scorer."
-    batch_tokens = 16384   # tokens per forward pass when scoring
+
+    batch_tokens = 16384  # tokens per forward pass when scoring
 
     def __init__(
         self,
-        bert: nn.Module,   # a BertForMaskedLM
-        tokenizer,         # its BertTokenizer
+        bert: nn.Module,  # a BertForMaskedLM
+        tokenizer,  # its BertTokenizer
         name: str = "prot_bert_bfd",
     ):
         super().__init__()
         self.bert, self.tokenizer, self.name = bert, tokenizer, name
         self.max_length = bert.config.max_position_embeddings - 2  # residues
-        self.config = argparse.Namespace(n_layers=bert.config.num_hidden_layers, receptive_field=self.max_length - 1)
+        self.config = argparse.Namespace(
+            n_layers=bert.config.num_hidden_layers, receptive_field=self.max_length - 1
+        )
 
     @torch.inference_mode()
     def log_probs(
         self,
-        wild_type: str,                 # residues
-        masked: list[tuple[int, ...]],  # N sets of 0-based positions to mask together; () masks nothing
-        at: list[tuple[int, ...]] | None = None,  # per set, the positions to read; None: the masked ones
+        wild_type: str,  # residues
+        masked: list[
+            tuple[int, ...]
+        ],  # N sets of 0-based positions to mask together; () masks nothing
+        at: list[tuple[int, ...]]
+        | None = None,  # per set, the positions to read; None: the masked ones
         batch_tokens: int | None = None,  # tokens per forward pass; None: the model's own
-    ) -> list[Tensor]:                  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
+    ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
         "As `CARP.log_probs`. Raises ValueError for more residues than the model reads."
         residues = re.sub("[UZOBJ]", "X", PROTEIN.decode(PROTEIN.encode(wild_type, "wild type")))
-        if len(residues) > self.max_length: raise ValueError(f"{self.name} reads at most {self.max_length} residues and got {len(residues)}; crop the sequence.")
+        if len(residues) > self.max_length:
+            raise ValueError(
+                f"{self.name} reads at most {self.max_length} residues and got {len(residues)}; crop the sequence."
+            )
         tokens = torch.tensor(self.tokenizer(" ".join(residues))["input_ids"])
         return ask_masked(
-            tokens, 1, self.tokenizer.mask_token_id, self.tokenizer.convert_tokens_to_ids(list(AMINO_ACIDS)),
-            lambda batch: self.bert.bert(batch.to(self.bert.device)).last_hidden_state, self.bert.cls,
-            masked, masked if at is None else at, batch_tokens or self.batch_tokens)
+            tokens,
+            1,
+            self.tokenizer.mask_token_id,
+            self.tokenizer.convert_tokens_to_ids(list(AMINO_ACIDS)),
+            lambda batch: self.bert.bert(batch.to(self.bert.device)).last_hidden_state,
+            self.bert.cls,
+            masked,
+            masked if at is None else at,
+            batch_tokens or self.batch_tokens,
+        )
 
 # %% ../nbs/03a_protbert.ipynb #f58a87da
 def load_protbert(
-    folder: str | Path,        # holds PROTBERT_FILES
-    name: str | None = None,   # of the model; None: the folder's
-) -> ProtBert:                 # in eval mode, fp32, with .path of the weights
+    folder: str | Path,  # holds PROTBERT_FILES
+    name: str | None = None,  # of the model; None: the folder's
+) -> ProtBert:  # in eval mode, fp32, with .path of the weights
     "Read a ProtBERT in the layout of Hugging Face. Raises FileNotFoundError, ImportError, and ValueError for another model or damaged files."
     folder, hf = Path(folder), hugging_face()
     if lacking := [file for file in PROTBERT_FILES if not (folder / file).is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(lacking)}; get it from {PROTBERT_URL.format(lacking[0])}.")
-    try: bert, found = hf.BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, use_safetensors=False)
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(lacking)}; get it from {PROTBERT_URL.format(lacking[0])}."
+        )
+    try:
+        bert, found = hf.BertForMaskedLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=False
+        )
     except Exception as error:  # damaged files fail in many ways
-        raise ValueError(f"{folder} cannot be read as a ProtBERT ({str(error).splitlines()[0]}); get its files again.") from error
+        raise ValueError(
+            f"{folder} cannot be read as a ProtBERT ({str(error).splitlines()[0]}); get its files again."
+        ) from error
     tokenizer = hf.BertTokenizer.from_pretrained(folder, do_lower_case=False)
     unknown = set(AMINO_ACIDS + "X") - set(tokenizer.get_vocab())
     if found["missing_keys"] or unknown:
-        raise ValueError(f"{folder} does not hold a ProtBERT: {len(found['missing_keys'])} tensors and {len(unknown)} residues are missing; get its files again.")
+        raise ValueError(
+            f"{folder} does not hold a ProtBERT: {len(found['missing_keys'])} tensors and {len(unknown)} residues are missing; get its files again."
+        )
     model = ProtBert(bert.eval(), tokenizer, name or folder.name)
     model.path = folder / PROTBERT_FILES[-1]
     return model.eval()

@@ -19,13 +19,20 @@ from .carp import CARP, TABLE_S1, CARPConfig, n_parameters
 from .comparison import PAPER_COLUMNS
 from .datasets import list_datasets, project_root
 from .esm import ESM, TABLE_S2, ESMConfig
-from .results import against_paper, best_rows, falls_furthest, loss_rank_correlations, published, stated_table
+from carp_nb.results import (
+    against_paper,
+    best_rows,
+    falls_furthest,
+    loss_rank_correlations,
+    published,
+    stated_table,
+)
 from .structure import TABLE_1_METRICS, table_1_columns
 
 # %% ../nbs/18a_report.ipynb #8788e307
 def printed_interval(
-    text: str,                 # 643M, 75.7M, 608k, 3670
-) -> tuple[float, float]:      # least and most that it can stand for
+    text: str,  # 643M, 75.7M, 608k, 3670
+) -> tuple[float, float]:  # least and most that it can stand for
     "What a rounded number can mean."
     digits, unit = re.fullmatch(r"([\d.]+)([kM]?)", str(text)).groups()
     scale = {"": 1, "k": 1e3, "M": 1e6}[unit]
@@ -36,18 +43,38 @@ def printed_interval(
 def _counted(printed, d_mlp: int | None = None) -> int:
     "Parameters of the shape that a line of Table S1 or S2 prints, which is built without memory; `d_mlp` in place of the printed one."
     with torch.device("meta"):
-        if hasattr(printed, "heads"): return n_parameters(ESM(ESMConfig(printed.d, printed.layers, printed.heads, d_mlp or printed.d_mlp)))
-        return n_parameters(CARP(CARPConfig(printed.d, printed.layers, slim=printed.d_mlp < printed.d)))
+        if hasattr(printed, "heads"):
+            return n_parameters(
+                ESM(ESMConfig(printed.d, printed.layers, printed.heads, d_mlp or printed.d_mlp))
+            )
+        return n_parameters(
+            CARP(CARPConfig(printed.d, printed.layers, slim=printed.d_mlp < printed.d))
+        )
 
 # %% ../nbs/18a_report.ipynb #62f98feb
-def _within(count: float, text: str) -> bool: return printed_interval(text)[0] <= count <= printed_interval(text)[1]
+def _within(count: float, text: str) -> bool:
+    return printed_interval(text)[0] <= count <= printed_interval(text)[1]
 
 
 def size_table() -> pd.DataFrame:  # table, model, printed, counted, agrees
     "Every parameter count of Tables S1 and S2 beside that of the printed shape, which is built and counted."
     carp = [("S1", r.model, r.parameters, _counted(r)) for r in published("table_s1").itertuples()]
-    esm = [("S2", f"ESM, {r.layers} layers, d {r.d}, d_MLP {r.d_mlp}", r.parameters, _counted(r)) for r in published("table_s2").itertuples()]
-    return pd.DataFrame([{"table": t, "model": m, "printed": p, "counted": f"{n:,}", "agrees": "yes" if _within(n, p) else "no"} for t, m, p, n in carp + esm])
+    esm = [
+        ("S2", f"ESM, {r.layers} layers, d {r.d}, d_MLP {r.d_mlp}", r.parameters, _counted(r))
+        for r in published("table_s2").itertuples()
+    ]
+    return pd.DataFrame(
+        [
+            {
+                "table": t,
+                "model": m,
+                "printed": p,
+                "counted": f"{n:,}",
+                "agrees": "yes" if _within(n, p) else "no",
+            }
+            for t, m, p, n in carp + esm
+        ]
+    )
 
 
 def _size_errata() -> list[dict]:
@@ -56,14 +83,29 @@ def _size_errata() -> list[dict]:
     for r in published("table_s1").itertuples():
         count = _counted(r)
         if not _within(count, r.parameters):
-            rows.append({"where": f"Table S1, {r.model}", "printed": r.parameters, "computed": f"{count:,}",
-                         "calculation": f"a CARP of {r.layers} layers, d {r.d}, d_MLP {r.d_mlp} is built and counted; printed / counted = {np.mean(printed_interval(r.parameters)) / count:.2f}"})
+            rows.append(
+                {
+                    "where": f"Table S1, {r.model}",
+                    "printed": r.parameters,
+                    "computed": f"{count:,}",
+                    "calculation": f"a CARP of {r.layers} layers, d {r.d}, d_MLP {r.d_mlp} is built and counted; printed / counted = {np.mean(printed_interval(r.parameters)) / count:.2f}",
+                }
+            )
     for r in published("table_s2").itertuples():
         count = _counted(r)
-        if _within(count, r.parameters): continue
+        if _within(count, r.parameters):
+            continue
         fits = {k * r.d: n for k in range(1, 9) if _within(n := _counted(r, k * r.d), r.parameters)}
-        rows.append({"where": f"Table S2, {r.parameters}", "printed": f"{r.parameters} with d_MLP {r.d_mlp}", "computed": f"{count:,}",
-                     "calculation": f"a Transformer of {r.layers} layers, {r.heads} heads, d {r.d} is built and counted; of d_MLP = 1 to 8 times d only " + ", ".join(f"{d:,} gives {n:,}" for d, n in fits.items()) + ", which is printed"})
+        rows.append(
+            {
+                "where": f"Table S2, {r.parameters}",
+                "printed": f"{r.parameters} with d_MLP {r.d_mlp}",
+                "computed": f"{count:,}",
+                "calculation": f"a Transformer of {r.layers} layers, {r.heads} heads, d {r.d} is built and counted; of d_MLP = 1 to 8 times d only "
+                + ", ".join(f"{d:,} gives {n:,}" for d, n in fits.items())
+                + ", which is printed",
+            }
+        )
     return rows
 
 # %% ../nbs/18a_report.ipynb #e3253b0a
@@ -73,18 +115,50 @@ def _table_errata() -> list[dict]:
     table_2, table_4, table_1, table_3 = (published(f"table_{i}") for i in (2, 4, 1, 3))
     twice = table_2[table_2.duplicated(key)]
     for (method, model), lines in twice.groupby(["method", "model"]):
-        absent = [m for m in ("pt-fr", "pt-ft", "na-fr", "na-ft") if m not in set(table_2.method[table_2.model == model])]
-        rows.append({"where": f"Table 2, second {method} line of {model}", "printed": method, "computed": " or ".join(absent),
-                     "calculation": f"{len(lines)} cells of {model} stand twice under {method}, with other values, and none under {' or '.join(absent)}"})
+        absent = [
+            m
+            for m in ("pt-fr", "pt-ft", "na-fr", "na-ft")
+            if m not in set(table_2.method[table_2.model == model])
+        ]
+        rows.append(
+            {
+                "where": f"Table 2, second {method} line of {model}",
+                "printed": method,
+                "computed": " or ".join(absent),
+                "calculation": f"{len(lines)} cells of {model} stand twice under {method}, with other values, and none under {' or '.join(absent)}",
+            }
+        )
     if unnamed := sorted(set(table_4.model[table_4.method.isna()])):
-        rows.append({"where": "Table 4, " + " and ".join(unnamed), "printed": "no method", "computed": "baseline", "calculation": f"{int(table_4.method.isna().sum())} cells have no method; Tables 2 and 3 print {table_2.method[table_2.model.isin(unnamed)].iloc[0]} for the same models"})
+        rows.append(
+            {
+                "where": "Table 4, " + " and ".join(unnamed),
+                "printed": "no method",
+                "computed": "baseline",
+                "calculation": f"{int(table_4.method.isna().sum())} cells have no method; Tables 2 and 3 print {table_2.method[table_2.model.isin(unnamed)].iloc[0]} for the same models",
+            }
+        )
     tuned = table_1[(table_1.method == "pt-ft") & table_1.value.notna()]
-    if len(tuned): rows.append({"where": "Section 2.3.1 and Table 1", "printed": "“we do not fine-tune pretrained models for these tasks”", "computed": f"{len(tuned)} values of fine-tuned pretrained models",
-                               "calculation": f"Table 1 has numbers in its pt-ft lines for {' and '.join(tuned.task.unique())}"})
+    if len(tuned):
+        rows.append(
+            {
+                "where": "Section 2.3.1 and Table 1",
+                "printed": "“we do not fine-tune pretrained models for these tasks”",
+                "computed": f"{len(tuned)} values of fine-tuned pretrained models",
+                "calculation": f"Table 1 has numbers in its pt-ft lines for {' and '.join(tuned.task.unique())}",
+            }
+        )
     esm = table_3[table_3.model == "ESM-1b"].pivot(index="task", columns="method", values="value")
     gain = (esm["pt-ft"] - esm["pt-fr"]).sort_values(ascending=False)
-    if (gain > 0).any(): rows.append({"where": "Section 2.3.3 and Table 3", "printed": "fine-tuning ESM-1b hurts on GB1", "computed": ", ".join(f"{task} {d:+.2f}" for task, d in gain.items()),
-                                      "calculation": "pt-ft minus pt-fr of ESM-1b: it helps on " + ", ".join(gain.index[gain > 0])})
+    if (gain > 0).any():
+        rows.append(
+            {
+                "where": "Section 2.3.3 and Table 3",
+                "printed": "fine-tuning ESM-1b hurts on GB1",
+                "computed": ", ".join(f"{task} {d:+.2f}" for task, d in gain.items()),
+                "calculation": "pt-ft minus pt-fr of ESM-1b: it helps on "
+                + ", ".join(gain.index[gain > 0]),
+            }
+        )
     return rows
 
 # %% ../nbs/18a_report.ipynb #ea444a72
@@ -93,214 +167,524 @@ def _text_errata() -> list[dict]:
     tables = {i: stated_table(f"table_{i}") for i in (2, 3, 4)}
     pretrained = {i: tables[i][tables[i].method.str.startswith("pt")] for i in (2, 3)}
     meltome = tables[4].query("task == 'meltome'").dropna(subset="sd")
-    rows = [] if meltome.empty else [{"where": "Table 4, caption", "printed": "“We do not calculate uncertainties on meltome”", "computed": f"{len(meltome)} uncertainties in that column", "calculation": ", ".join(f"{r.model} {r.method} {r.value:g} ± {r.sd:g}" for r in meltome.itertuples())}]
-    best = {i: t.pivot_table(index="task", columns="model", values="value", aggfunc="max") for i, t in pretrained.items()}
-    behind = [f"Table {i}, {task}: {r['CARP-640M']:g} against {r['ESM-1b']:g}" for i, t in best.items() for task, r in t[t.index.str.endswith("vs-many")].iterrows() if r["CARP-640M"] < r["ESM-1b"]]
-    if behind: rows.append({"where": "Section 2.3.3, few mutations to more", "printed": "“CARP-640M outperforms ESM-1b on generalizing from few mutations to more”", "computed": f"not on {len(behind)} of {sum(t.index.str.endswith('vs-many').sum() for t in best.values())} splits",
-                            "calculation": "the better of pt-fr and pt-ft of both; " + "; ".join(behind)})
-    by_method = {i: t[t.model == "CARP-640M"].pivot(index="task", columns="method", values="value") for i, t in pretrained.items()}
-    worse = [f"Table {i}, {task}: {r['pt-ft']:g} against {r['pt-fr']:g}" for i, t in by_method.items() for task, r in t.iterrows() if r["pt-ft"] < r["pt-fr"]]
-    if worse: rows.append({"where": "Section 2.3.3, fine-tuning and freezing", "printed": "in general “fine-tuning the entire model outperforms freezing the pretrained weights”", "computed": f"not on {len(worse)} of {sum(map(len, by_method.values()))} splits",
-                           "calculation": "pt-ft against pt-fr of CARP-640M; " + "; ".join(worse)})
+    rows = (
+        []
+        if meltome.empty
+        else [
+            {
+                "where": "Table 4, caption",
+                "printed": "“We do not calculate uncertainties on meltome”",
+                "computed": f"{len(meltome)} uncertainties in that column",
+                "calculation": ", ".join(
+                    f"{r.model} {r.method} {r.value:g} ± {r.sd:g}" for r in meltome.itertuples()
+                ),
+            }
+        ]
+    )
+    best = {
+        i: t.pivot_table(index="task", columns="model", values="value", aggfunc="max")
+        for i, t in pretrained.items()
+    }
+    behind = [
+        f"Table {i}, {task}: {r['CARP-640M']:g} against {r['ESM-1b']:g}"
+        for i, t in best.items()
+        for task, r in t[t.index.str.endswith("vs-many")].iterrows()
+        if r["CARP-640M"] < r["ESM-1b"]
+    ]
+    if behind:
+        rows.append(
+            {
+                "where": "Section 2.3.3, few mutations to more",
+                "printed": "“CARP-640M outperforms ESM-1b on generalizing from few mutations to more”",
+                "computed": f"not on {len(behind)} of {sum(t.index.str.endswith('vs-many').sum() for t in best.values())} splits",
+                "calculation": "the better of pt-fr and pt-ft of both; " + "; ".join(behind),
+            }
+        )
+    by_method = {
+        i: t[t.model == "CARP-640M"].pivot(index="task", columns="method", values="value")
+        for i, t in pretrained.items()
+    }
+    worse = [
+        f"Table {i}, {task}: {r['pt-ft']:g} against {r['pt-fr']:g}"
+        for i, t in by_method.items()
+        for task, r in t.iterrows()
+        if r["pt-ft"] < r["pt-fr"]
+    ]
+    if worse:
+        rows.append(
+            {
+                "where": "Section 2.3.3, fine-tuning and freezing",
+                "printed": "in general “fine-tuning the entire model outperforms freezing the pretrained weights”",
+                "computed": f"not on {len(worse)} of {sum(map(len, by_method.values()))} splits",
+                "calculation": "pt-ft against pt-fr of CARP-640M; " + "; ".join(worse),
+            }
+        )
     loss = published("pretraining_loss").query("model == 'ESM-1b'").iloc[0]
-    return rows + [{"where": "Figure 1, caption", "printed": f"“training loss of ESM-1b on their test dataset”, {loss.value:g}", "computed": "a test loss", "calculation": f"{loss['where'].partition(';')[0].lower()} calls the same {loss.value:g} ESM-1b's loss on {loss.note}"}]
+    return rows + [
+        {
+            "where": "Figure 1, caption",
+            "printed": f"“training loss of ESM-1b on their test dataset”, {loss.value:g}",
+            "computed": "a test loss",
+            "calculation": f"{loss['where'].partition(';')[0].lower()} calls the same {loss.value:g} ESM-1b's loss on {loss.note}",
+        }
+    ]
 
 
 def _other_errata() -> list[dict]:
     gpus = published("table_s1").gpus.str.extract(r"(\d+) × (\d+)").astype(int)
     rising = spearmanr([3, 2, 1], [1, 2, 3]).statistic
-    rows = [{"where": "Section 2.4 and Figure S1", "printed": "correlation of the loss, 1 for improvement", "computed": f"{rising:+.0f}", "calculation": "the rank correlation of a falling loss (3, 2, 1) with a rising score (1, 2, 3); 1 is that of minus the loss"}]
+    rows = [
+        {
+            "where": "Section 2.4 and Figure S1",
+            "printed": "correlation of the loss, 1 for improvement",
+            "computed": f"{rising:+.0f}",
+            "calculation": "the rank correlation of a falling loss (3, 2, 1) with a rising score (1, 2, 3); 1 is that of minus the loss",
+        }
+    ]
     if gpus[0].max() > 8 or gpus[1].nunique() > 1:
-        rows.append({"where": "Appendix A.1 and Table S1", "printed": "all on 1-8 32GB V100", "computed": f"{gpus[0].min()}-{gpus[0].max()} GPUs of {' and '.join(map(str, sorted(gpus[1].unique())))} GB", "calculation": "the least and the most of the column GPUs of Table S1"})
+        rows.append(
+            {
+                "where": "Appendix A.1 and Table S1",
+                "printed": "all on 1-8 32GB V100",
+                "computed": f"{gpus[0].min()}-{gpus[0].max()} GPUs of {' and '.join(map(str, sorted(gpus[1].unique())))} GB",
+                "calculation": "the least and the most of the column GPUs of Table S1",
+            }
+        )
     trained = published("training")
-    days, weeks = (float(trained.value[(trained.quantity == "time") & (trained.unit == unit)].iloc[0]) for unit in ("days", "weeks"))
-    rows += [{"where": "Section 4.3 and Appendix A.1", "printed": f"CARP-640M trained for {days:g} days; all models for {weeks:g} weeks", "computed": f"{days / 7 / weeks:g} times as long", "calculation": f"{days:g} / 7 / {weeks:g}"},
-             {"where": "Figure 1f", "printed": "a 48GB Nvidia A100", "computed": "40 or 80 GB", "against": "the hardware", "calculation": "no A100 has 48 GB of memory; an A40 and an RTX A6000 have"},
-             {"where": "Section 4.4", "printed": "“one-shot”", "computed": "zero-shot", "calculation": "no labelled mutant is read; section 2.3.2 calls the same scores zero-shot"},
-             {"where": "Section 2.3.1, contacts", "printed": "“separated by at least 24 residues”", "computed": "more than 24", "against": "the authors' code", "calculation": "the contact metric of the authors' package sequence-models takes separations strictly above 24; the text is followed here"},
-             {"where": "Section 4.3", "printed": "“the output from the final layer norm”", "computed": "the last block, before that norm", "against": "the authors' code", "calculation": "what the same package returns as the last representation, and what the authors' fine-tuning code reads"}]
+    days, weeks = (
+        float(trained.value[(trained.quantity == "time") & (trained.unit == unit)].iloc[0])
+        for unit in ("days", "weeks")
+    )
+    rows += [
+        {
+            "where": "Section 4.3 and Appendix A.1",
+            "printed": f"CARP-640M trained for {days:g} days; all models for {weeks:g} weeks",
+            "computed": f"{days / 7 / weeks:g} times as long",
+            "calculation": f"{days:g} / 7 / {weeks:g}",
+        },
+        {
+            "where": "Figure 1f",
+            "printed": "a 48GB Nvidia A100",
+            "computed": "40 or 80 GB",
+            "against": "the hardware",
+            "calculation": "no A100 has 48 GB of memory; an A40 and an RTX A6000 have",
+        },
+        {
+            "where": "Section 4.4",
+            "printed": "“one-shot”",
+            "computed": "zero-shot",
+            "calculation": "no labelled mutant is read; section 2.3.2 calls the same scores zero-shot",
+        },
+        {
+            "where": "Section 2.3.1, contacts",
+            "printed": "“separated by at least 24 residues”",
+            "computed": "more than 24",
+            "against": "the authors' code",
+            "calculation": "the contact metric of the authors' package sequence-models takes separations strictly above 24; the text is followed here",
+        },
+        {
+            "where": "Section 4.3",
+            "printed": "“the output from the final layer norm”",
+            "computed": "the last block, before that norm",
+            "against": "the authors' code",
+            "calculation": "what the same package returns as the last representation, and what the authors' fine-tuning code reads",
+        },
+    ]
     return rows
 
 
 def errata() -> pd.DataFrame:  # where, printed, computed, against, calculation
     "Every inconsistency of the paper that follows from its own words and numbers or from the authors' code. Raises FileNotFoundError outside the repository."
     found = pd.DataFrame(_size_errata() + _table_errata() + _text_errata() + _other_errata())
-    return found.fillna({"against": "the paper itself"})[["where", "printed", "computed", "against", "calculation"]]
+    return found.fillna({"against": "the paper itself"})[
+        ["where", "printed", "computed", "against", "calculation"]
+    ]
 
 # %% ../nbs/18a_report.ipynb #0acaef7c
 def published_tables() -> pd.DataFrame:  # file, values, where
     "The files of data/paper. Raises FileNotFoundError outside the repository."
     root = project_root()
-    if root is None: raise FileNotFoundError("the published numbers stand in data/paper of the repository, and this is not run inside one.")
+    if root is None:
+        raise FileNotFoundError(
+            "the published numbers stand in data/paper of the repository, and this is not run inside one."
+        )
     names = sorted(p.stem for p in (root / "data" / "paper").glob("*.csv"))
     places = {name: published(name) for name in names}
-    where = lambda t, name: ", ".join(dict.fromkeys(t["where"])) if "where" in t else name.replace("_", " ").capitalize().replace(" s", " S")
-    return pd.DataFrame([{"file": f"data/paper/{name}.csv", "lines": len(t), "where": where(t, name)} for name, t in places.items()])
+    where = lambda t, name: (
+        ", ".join(dict.fromkeys(t["where"]))
+        if "where" in t
+        else name.replace("_", " ").capitalize().replace(" s", " S")
+    )
+    return pd.DataFrame(
+        [
+            {"file": f"data/paper/{name}.csv", "lines": len(t), "where": where(t, name)}
+            for name, t in places.items()
+        ]
+    )
 
 # %% ../nbs/18a_report.ipynb #1985332b
 def row_warnings(
     rows: pd.DataFrame,  # results rows
-) -> list[str]:          # one sentence each; empty: nothing to say
+) -> list[str]:  # one sentence each; empty: nothing to say
     "What is mixed in rows that are shown together: commits, weights of one name, data of one name."
-    if rows.empty: return []
+    if rows.empty:
+        return []
     commits = list(dict.fromkeys(rows.commit.dropna()))
-    said = [f"The rows come from {len(commits)} states of the code: {', '.join(commits)}."] if len(commits) > 1 else []
-    if dirty := [c for c in commits if str(c).endswith("+")]: said.append(f"{rows.commit.isin(dirty).sum():,} of {len(rows):,} rows were computed with changes that were not committed ({', '.join(dirty)}).")
+    said = (
+        [f"The rows come from {len(commits)} states of the code: {', '.join(commits)}."]
+        if len(commits) > 1
+        else []
+    )
+    if dirty := [c for c in commits if str(c).endswith("+")]:
+        said.append(
+            f"{rows.commit.isin(dirty).sum():,} of {len(rows):,} rows were computed with changes that were not committed ({', '.join(dirty)})."
+        )
     for column, what, by in [("weights_sha", "model", "model"), ("data_sha", "set", "task")]:
-        known = rows.dropna(subset=column).drop_duplicates([by, *(["split"] if by == "task" else []), column])
+        known = rows.dropna(subset=column).drop_duplicates(
+            [by, *(["split"] if by == "task" else []), column]
+        )
         keys = [by, *(["split"] if by == "task" else [])]
         several = known.groupby(keys, dropna=False)[column].nunique()
-        said += [f"The {what} {name if isinstance(name, str) else name[0]} stands for {n} different {'files of weights' if what == 'model' else 'files of data'}." for name, n in several[several > 1].items()]
+        said += [
+            f"The {what} {name if isinstance(name, str) else name[0]} stands for {n} different {'files of weights' if what == 'model' else 'files of data'}."
+            for name, n in several[several > 1].items()
+        ]
     return said
 
 # %% ../nbs/18a_report.ipynb #0d7357da
-_PARTS = pd.DataFrame([
-    ("Figure 1d, 1e", "pretraining_loss", ["pretraining_loss"]),
-    ("Figure 1f", "scaling", ["scaling"]),
-    ("Table 1", "structure", ["structure_carp_640m", "structure_esm1b"]),
-    ("Figure 2", "zero_shot", ["zero_shot", "zero_shot_prot_bert"]),
-    ("Tables 2, 3", "flip", ["flip_carp_640m", "flip_esm1b"]),
-    ("Table 4", "in_domain", ["in_domain_carp_640m", "in_domain_esm1b"]),
-    ("Figures 3, 4, S1, S2", "checkpoints", ["checkpoints"]),
-    ("Tables S1, S2", "pretrain", [f"pretrain_{size}" for size in (*TABLE_S1, *TABLE_S2)]),
-], columns=["part", "section", "runs"])   # runs of the plan `paper`
+_PARTS = pd.DataFrame(
+    [
+        ("Figure 1d, 1e", "pretraining_loss", ["pretraining_loss"]),
+        ("Figure 1f", "scaling", ["scaling"]),
+        ("Table 1", "structure", ["structure_carp_640m", "structure_esm1b"]),
+        ("Figure 2", "zero_shot", ["zero_shot", "zero_shot_prot_bert"]),
+        ("Tables 2, 3", "flip", ["flip_carp_640m", "flip_esm1b"]),
+        ("Table 4", "in_domain", ["in_domain_carp_640m", "in_domain_esm1b"]),
+        ("Figures 3, 4, S1, S2", "checkpoints", ["checkpoints"]),
+        ("Tables S1, S2", "pretrain", [f"pretrain_{size}" for size in (*TABLE_S1, *TABLE_S2)]),
+    ],
+    columns=["part", "section", "runs"],
+)  # runs of the plan `paper`
 
 
 def compared_tables(
-    rows: pd.DataFrame,        # results rows
+    rows: pd.DataFrame,  # results rows
 ) -> dict[str, pd.DataFrame]:  # Table 1, 3, 2, 4 -> as `results.against_paper` gives it
     "The tables of the paper with what was computed here."
-    structure, tuned = rows[rows.section == "structure"], rows[rows.section.isin(["flip", "in_domain"])]
-    return {"Table 1": against_paper(structure, stated_table("table_1"), table_1_columns(structure), TABLE_1_METRICS)} | {
-        f"Table {i}": against_paper(tuned, stated_table(f"table_{i}"), PAPER_COLUMNS[f"table_{i}"]) for i in (3, 2, 4)}
+    structure, tuned = (
+        rows[rows.section == "structure"],
+        rows[rows.section.isin(["flip", "in_domain"])],
+    )
+    return {
+        "Table 1": against_paper(
+            structure, stated_table("table_1"), table_1_columns(structure), TABLE_1_METRICS
+        )
+    } | {
+        f"Table {i}": against_paper(tuned, stated_table(f"table_{i}"), PAPER_COLUMNS[f"table_{i}"])
+        for i in (3, 2, 4)
+    }
 
 # %% ../nbs/18a_report.ipynb #662b11a6
-def _plain(name: str) -> str: return re.sub(r"[-_]", "", name).lower()
+def _plain(name: str) -> str:
+    return re.sub(r"[-_]", "", name).lower()
 
 
 def _filled(table: pd.DataFrame) -> str:
     "Of the published cells of a table those that have a number here, and those that the paper's own method or model has on all of the data."
     stated = table[table.paper.notna()]
     here = stated[stated.here.notna()]
-    own = here[((here.method == "baseline") | (here.model.map(_plain) == here.paper_model.map(_plain))) & ~here.partial.astype(bool)]
-    n, of, full = (len(t.drop_duplicates(["method", "paper_model", "task"])) for t in (here, stated, own))
+    own = here[
+        ((here.method == "baseline") | (here.model.map(_plain) == here.paper_model.map(_plain)))
+        & ~here.partial.astype(bool)
+    ]
+    n, of, full = (
+        len(t.drop_duplicates(["method", "paper_model", "task"])) for t in (here, stated, own)
+    )
     return f"{n} of {of}, {full} with the paper's method on all data"
 
 
-def _in_full(section: str) -> str: return " ".join(["snakemake --profile profiles/gpu", *(f"paper_{run}" for run in _PARTS.set_index("section").runs[section])])
+def _in_full(section: str) -> str:
+    return " ".join(
+        [
+            "snakemake --profile profiles/gpu",
+            *(f"paper_{run}" for run in _PARTS.set_index("section").runs[section]),
+        ]
+    )
 
 
 def coverage(
-    rows: pd.DataFrame,                 # results rows
+    rows: pd.DataFrame,  # results rows
     compared: dict[str, pd.DataFrame],  # of `compared_tables`
-) -> pd.DataFrame:                      # part, section, rows, models, budgets, state (begun in full, in small, not run), published cells, command
+) -> pd.DataFrame:  # part, section, rows, models, budgets, state (begun in full, in small, not run), published cells, command
     "Which parts of the paper have rows, and the command that runs all in full."
     lines = []
     trained = rows[(rows.section == "pretraining_loss") & (rows.metric == "tokens")]
-    sizes = {size for size in (*TABLE_S1, *TABLE_S2) if trained.model.astype(str).str.startswith(f"{size}_").any()}
+    sizes = {
+        size
+        for size in (*TABLE_S1, *TABLE_S2)
+        if trained.model.astype(str).str.startswith(f"{size}_").any()
+    }
     for p in _PARTS.itertuples():
         own = rows[rows.section == p.section] if p.section != "pretrain" else trained
-        full = own[(own.budget == "paper") & own.model.astype(str).str.lower().str.contains("carp_640m", regex=False)]
-        cells = [f"Table {i}: {_filled(compared[f'Table {i}'])}" for i in re.findall(r"\b\d", p.part) if p.part.startswith("Table") and f"Table {i}" in compared]
-        if p.section == "pretrain": cells = [f"{len(sizes)} of {len(TABLE_S1) + len(TABLE_S2)} sizes trained, on fewer residues"] * bool(sizes)
-        lines.append({"part": p.part, "section": p.section, "rows": len(own), "models": own.model.astype(str).str.split("@").str[0].nunique(), "budgets": ", ".join(dict.fromkeys(own.budget.dropna())) or "–",
-                      "state": "begun in full" if len(full) else "in small" if len(own) else "not run", "published cells": "; ".join(cells) or "–",
-                      "runs it in full": _in_full(p.section)})
+        full = own[
+            (own.budget == "paper")
+            & own.model.astype(str).str.lower().str.contains("carp_640m", regex=False)
+        ]
+        cells = [
+            f"Table {i}: {_filled(compared[f'Table {i}'])}"
+            for i in re.findall(r"\b\d", p.part)
+            if p.part.startswith("Table") and f"Table {i}" in compared
+        ]
+        if p.section == "pretrain":
+            cells = [
+                f"{len(sizes)} of {len(TABLE_S1) + len(TABLE_S2)} sizes trained, on fewer residues"
+            ] * bool(sizes)
+        lines.append(
+            {
+                "part": p.part,
+                "section": p.section,
+                "rows": len(own),
+                "models": own.model.astype(str).str.split("@").str[0].nunique(),
+                "budgets": ", ".join(dict.fromkeys(own.budget.dropna())) or "–",
+                "state": "begun in full" if len(full) else "in small" if len(own) else "not run",
+                "published cells": "; ".join(cells) or "–",
+                "runs it in full": _in_full(p.section),
+            }
+        )
     return pd.DataFrame(lines)
 
 # %% ../nbs/18a_report.ipynb #4ac9bc2a
 def zero_shot_rows(
     rows: pd.DataFrame,  # results rows
-) -> tuple[pd.DataFrame, list, int]:  # rows of scans that every model scored, the scans (.name, .benchmark), how many others there are
+) -> tuple[
+    pd.DataFrame, list, int
+]:  # rows of scans that every model scored, the scans (.name, .benchmark), how many others there are
     "What Figure 2 and its means compare: models on the same scans. A model and method with less than half of the most scans is left out."
     rows = best_rows(rows[rows.section == "zero_shot"])
     own = rows[rows.metric == "spearman"]
-    if own.empty: return own, [], 0
+    if own.empty:
+        return own, [], 0
     scored = own.groupby(["model", "method"]).task.agg(set)
     scored = scored[scored.map(len) >= scored.map(len).max() / 2]
     kept, benchmark = sorted(set.intersection(*scored)), list_datasets().benchmark
-    shown = rows.task.isin(kept) & pd.MultiIndex.from_frame(rows[["model", "method"]]).isin(scored.index)
-    return rows[shown], [SimpleNamespace(name=t, benchmark=benchmark.get(t) or None) for t in kept], own.task.nunique() - len(kept)
+    shown = rows.task.isin(kept) & pd.MultiIndex.from_frame(rows[["model", "method"]]).isin(
+        scored.index
+    )
+    return (
+        rows[shown],
+        [SimpleNamespace(name=t, benchmark=benchmark.get(t) or None) for t in kept],
+        own.task.nunique() - len(kept),
+    )
 
 
 def loss_rows(
     rows: pd.DataFrame,  # results rows
-) -> tuple[pd.DataFrame, pd.Series]:  # name, family, seed, parameters, tokens, loss; loss of the baselines
+) -> tuple[
+    pd.DataFrame, pd.Series
+]:  # name, family, seed, parameters, tokens, loss; loss of the baselines
     "What Figure 1d draws: models that were trained for a known number of residues, and the two baselines."
     own = best_rows(rows[rows.section == "pretraining_loss"])
-    wide = own.pivot_table(index=["model", "seed"], columns="metric", values="value").reindex(columns=["loss", "parameters", "tokens"]).reset_index()
-    named = wide.rename(columns={"model": "name"}).assign(family=wide.model.astype(str).str.split("_").str[0].str.lower())
-    baselines = wide.set_index("model").loss.reindex(["residue frequencies", "trigram"]).astype(float)
-    return named.dropna(subset=["tokens", "parameters"]).assign(tokens=lambda t: t.tokens.astype(float).round(-6)), baselines
+    wide = (
+        own.pivot_table(index=["model", "seed"], columns="metric", values="value")
+        .reindex(columns=["loss", "parameters", "tokens"])
+        .reset_index()
+    )
+    named = wide.rename(columns={"model": "name"}).assign(
+        family=wide.model.astype(str).str.split("_").str[0].str.lower()
+    )
+    baselines = (
+        wide.set_index("model").loss.reindex(["residue frequencies", "trigram"]).astype(float)
+    )
+    return named.dropna(subset=["tokens", "parameters"]).assign(
+        tokens=lambda t: t.tokens.astype(float).round(-6)
+    ), baselines
 
 
 def cost_table(
-    rows: pd.DataFrame,    # results rows
+    rows: pd.DataFrame,  # results rows
     stated: pd.DataFrame,  # `published("scaling")`
-) -> pd.DataFrame:         # model, quantity, here, lo, hi, n, paper
+) -> pd.DataFrame:  # model, quantity, here, lo, hi, n, paper
     "The powers of the length with which cost grows, beside the linear and quadratic of section 2.2."
     own = best_rows(rows[rows.section == "scaling"])
     own = own[own.metric.astype(str).str.endswith(" exponent")]
-    paper = {(r.shape.split("_")[0], r.quantity): r.length for r in stated[stated.quantity.str.endswith("exponent")].itertuples()}
-    return pd.DataFrame([{"model": r.model, "quantity": r.metric, "here": r.value, "lo": r.lo, "hi": r.hi, "n": r.n,
-                          "paper": paper.get((r.model.split("_")[0], r.metric), np.nan) if r.model.startswith("carp") or r.model.endswith(":plain") else np.nan} for r in own.itertuples()],
-                        columns=["model", "quantity", "here", "lo", "hi", "n", "paper"])
+    paper = {
+        (r.shape.split("_")[0], r.quantity): r.length
+        for r in stated[stated.quantity.str.endswith("exponent")].itertuples()
+    }
+    return pd.DataFrame(
+        [
+            {
+                "model": r.model,
+                "quantity": r.metric,
+                "here": r.value,
+                "lo": r.lo,
+                "hi": r.hi,
+                "n": r.n,
+                "paper": paper.get((r.model.split("_")[0], r.metric), np.nan)
+                if r.model.startswith("carp") or r.model.endswith(":plain")
+                else np.nan,
+            }
+            for r in own.itertuples()
+        ],
+        columns=["model", "quantity", "here", "lo", "hi", "n", "paper"],
+    )
 
 # %% ../nbs/18a_report.ipynb #448174ee
 def cost_lines(
     rows: pd.DataFrame,  # results rows
-) -> tuple | None:       # what `results.cost_figure` takes: cost, device, dtype, clock; None: no rows
+) -> tuple | None:  # what `results.cost_figure` takes: cost, device, dtype, clock; None: no rows
     "What Figure 1f draws: medians, as often as they were repeated, of the device that was measured last."
     own = best_rows(rows[rows.section == "scaling"])
     own = own[own.task.astype(str).str.endswith(" residues")]
-    if own.empty: return None
+    if own.empty:
+        return None
     own = own[own.device == own.device.iloc[-1]]
-    wide = own.assign(length=own.task.str.split().str[0].astype(int), shape=own.model, value=own.value.astype(float)).pivot_table(index=["shape", "length", "n"], columns="metric", values="value").reset_index()
+    wide = (
+        own.assign(
+            length=own.task.str.split().str[0].astype(int),
+            shape=own.model,
+            value=own.value.astype(float),
+        )
+        .pivot_table(index=["shape", "length", "n"], columns="metric", values="value")
+        .reset_index()
+    )
     clock = next(c for c in wide if c.startswith("seconds")).partition("(")[2].rstrip(")")
-    cost = wide.assign(wall=wide[f"seconds ({clock})"], cpu=wide[f"seconds ({clock})"], peak=wide.get("peak memory (bytes)"))
-    return cost.loc[cost.index.repeat(cost.n.astype(int))], own.device.iloc[-1], own.dtype.iloc[-1], clock
+    cost = wide.assign(
+        wall=wide[f"seconds ({clock})"],
+        cpu=wide[f"seconds ({clock})"],
+        peak=wide.get("peak memory (bytes)"),
+    )
+    return (
+        cost.loc[cost.index.repeat(cost.n.astype(int))],
+        own.device.iloc[-1],
+        own.dtype.iloc[-1],
+        clock,
+    )
 
 # %% ../nbs/18a_report.ipynb #5fd9a154
 def agreement_table(
     compared: dict[str, pd.DataFrame],  # title -> as `results.against_paper` gives it
-) -> pd.DataFrame:                      # table, method, paper's model, here, task, paper, here, difference, its 95 % interval over test rows and seeds, agrees, what differs
+) -> pd.DataFrame:  # table, method, paper's model, here, task, paper, here, difference, its 95 % interval over test rows and seeds, agrees, what differs
     """Every cell that both have: is a difference larger than test rows and seeds explain, and what differs between the two?
     No answer where another model stands in, nor where zero lies inside an interval of more than 0.2."""
     lines = []
     for title, table in compared.items():
         for c in table[table.here.notna() & table.paper.notna()].itertuples():
             half = c.paper_step / 2
-            inside, stands_in = c.d_lo - half <= 0 <= c.d_hi + half, c.method != "baseline" and _plain(c.model) != _plain(c.paper_model)
-            part, fewer = c.train_rows < c.train_all or c.n < c.test_all, c.paper_model != "ridge" and c.seeds < (c.paper_seeds if c.paper_seeds > 0 else 3)
-            agrees = "–" if stands_in else "no" if not inside else "yes" if c.d_hi - c.d_lo <= 0.2 else "cannot tell"
-            why = "; ".join(["part of the data"] * bool(part) + [f"{c.seeds:.0f} seed{'s' * (c.seeds > 1)} instead of {f'{c.paper_seeds:.0f}' if c.paper_seeds > 0 else 'a number not stated'}"] * bool(fewer)
-                            + ["fitted without the validation rows"] * (c.model == "ridge") + [f"{c.model} instead of {c.paper_model}"] * stands_in)
-            lines.append({"table": title, "method": c.method, "paper's model": c.paper_model, "model here": c.model, "task": c.task, "paper": c.paper, "here": c.here,
-                          "difference": c.difference, "95 % interval": f"{c.d_lo:+.2f} to {c.d_hi:+.2f}", "agrees": agrees, "what differs": why or ("nothing" if inside else "nothing that is known")})
+            inside, stands_in = (
+                c.d_lo - half <= 0 <= c.d_hi + half,
+                c.method != "baseline" and _plain(c.model) != _plain(c.paper_model),
+            )
+            part, fewer = (
+                c.train_rows < c.train_all or c.n < c.test_all,
+                c.paper_model != "ridge" and c.seeds < (c.paper_seeds if c.paper_seeds > 0 else 3),
+            )
+            agrees = (
+                "–"
+                if stands_in
+                else "no"
+                if not inside
+                else "yes"
+                if c.d_hi - c.d_lo <= 0.2
+                else "cannot tell"
+            )
+            why = "; ".join(
+                ["part of the data"] * bool(part)
+                + [
+                    f"{c.seeds:.0f} seed{'s' * (c.seeds > 1)} instead of {f'{c.paper_seeds:.0f}' if c.paper_seeds > 0 else 'a number not stated'}"
+                ]
+                * bool(fewer)
+                + ["fitted without the validation rows"] * (c.model == "ridge")
+                + [f"{c.model} instead of {c.paper_model}"] * stands_in
+            )
+            lines.append(
+                {
+                    "table": title,
+                    "method": c.method,
+                    "paper's model": c.paper_model,
+                    "model here": c.model,
+                    "task": c.task,
+                    "paper": c.paper,
+                    "here": c.here,
+                    "difference": c.difference,
+                    "95 % interval": f"{c.d_lo:+.2f} to {c.d_hi:+.2f}",
+                    "agrees": agrees,
+                    "what differs": why or ("nothing" if inside else "nothing that is known"),
+                }
+            )
     return pd.DataFrame(lines)
 
 # %% ../nbs/18a_report.ipynb #06711f01
 def _nothing_beside(figure: str, model: str, paper: float, section: str) -> dict:
-    if "PSSM" in figure + model: return {"figure": figure, "paper's model": model, "paper": paper, "what agrees": "–", "what differs": "not run: no command here does; the paper takes it from Meier et al. (2021)"}
-    return {"figure": figure, "paper's model": model, "paper": paper, "what agrees": "–", "what differs": f"not run: {_in_full(section)}"}
+    if "PSSM" in figure + model:
+        return {
+            "figure": figure,
+            "paper's model": model,
+            "paper": paper,
+            "what agrees": "–",
+            "what differs": "not run: no command here does; the paper takes it from Meier et al. (2021)",
+        }
+    return {
+        "figure": figure,
+        "paper's model": model,
+        "paper": paper,
+        "what agrees": "–",
+        "what differs": f"not run: {_in_full(section)}",
+    }
 
 
 def _zero_shot_beside(rows: pd.DataFrame) -> list[dict]:
     "Figure 2 and the scan of Cas9: masked scores of our CARPs beside CARP-640M's, other models by their own names."
-    own = best_rows(rows[(rows.section == "zero_shot") & (rows.metric == "spearman") & (rows.method == "masked")])
+    own = best_rows(
+        rows[
+            (rows.section == "zero_shot") & (rows.metric == "spearman") & (rows.method == "masked")
+        ]
+    )
     wide = own.pivot_table(index="task", columns="model", values="value", aggfunc="first")
     benchmark = wide.index.map(list_datasets().benchmark).fillna("").astype(bool)
     lines = []
     for r in published("zero_shot").itertuples():
-        mine = [m for m in wide if _plain(m) == _plain(r.model) or r.model.startswith("CARP") and m.startswith("carp")]
-        part = wide[wide.index == "flip_cas9_positive"] if r.metric.endswith("Cas9") else wide[benchmark]
-        ahead = [m for m in wide if _plain(m) == _plain(r.metric.rpartition(" ")[2])] if "ahead" in r.metric else [None]
-        found = [(m, rival) for m in mine for rival in ahead if part[[m, *([rival] if rival else [])]].notna().all(axis=1).any()]
+        mine = [
+            m
+            for m in wide
+            if _plain(m) == _plain(r.model) or r.model.startswith("CARP") and m.startswith("carp")
+        ]
+        part = (
+            wide[wide.index == "flip_cas9_positive"]
+            if r.metric.endswith("Cas9")
+            else wide[benchmark]
+        )
+        ahead = (
+            [m for m in wide if _plain(m) == _plain(r.metric.rpartition(" ")[2])]
+            if "ahead" in r.metric
+            else [None]
+        )
+        found = [
+            (m, rival)
+            for m in mine
+            for rival in ahead
+            if part[[m, *([rival] if rival else [])]].notna().all(axis=1).any()
+        ]
         for m, rival in found:
             both = part.dropna(subset=[m, *([rival] if rival else [])])
-            lines.append({"figure": f"2, {r.metric}", "paper's model": r.model, "paper": r.value, "model here": m, "here": (both[m] > both[rival]).sum() if rival else both[m].mean(),
-                          "n": f"{len(both)} of {r.n} scans", "what agrees": "–", "what differs": "; ".join([f"{m} instead of {r.model}"] * (_plain(m) != _plain(r.model)) + ["fewer scans"] * (len(both) < r.n)) or "nothing"})
-        if not found: lines.append(_nothing_beside(f"2, {r.metric}", r.model, r.value, "zero_shot"))
+            lines.append(
+                {
+                    "figure": f"2, {r.metric}",
+                    "paper's model": r.model,
+                    "paper": r.value,
+                    "model here": m,
+                    "here": (both[m] > both[rival]).sum() if rival else both[m].mean(),
+                    "n": f"{len(both)} of {r.n} scans",
+                    "what agrees": "–",
+                    "what differs": "; ".join(
+                        [f"{m} instead of {r.model}"] * (_plain(m) != _plain(r.model))
+                        + ["fewer scans"] * (len(both) < r.n)
+                    )
+                    or "nothing",
+                }
+            )
+        if not found:
+            lines.append(_nothing_beside(f"2, {r.metric}", r.model, r.value, "zero_shot"))
     return lines
 
 # %% ../nbs/18a_report.ipynb #90428bc8
@@ -309,60 +693,152 @@ def _loss_beside(losses: pd.DataFrame) -> list[dict]:
     lines = []
     for r in published("pretraining_loss").itertuples():
         own = losses[losses.family == r.model[:3].lower().replace("car", "carp")]
-        if own.empty: lines.append(_nothing_beside("1d, held-out loss (nats)", r.model, r.value, "pretraining_loss")); continue
+        if own.empty:
+            lines.append(
+                _nothing_beside("1d, held-out loss (nats)", r.model, r.value, "pretraining_loss")
+            )
+            continue
         best, tokens = own.loc[own.loss.idxmin()], own.tokens.mode().iloc[0]
         sizes = own[own.tokens == tokens].groupby("parameters").loss.mean()
-        lines.append({"figure": "1d, held-out loss (nats)", "paper's model": r.model, "paper": r.value, "model here": best["name"], "here": best.loss, "n": "one model",
-                      "what agrees": f"loss {'falls' if sizes.is_monotonic_decreasing else 'does not fall'} with every step in size ({len(sizes)} sizes, {tokens / 1e6:,.0f} million residues each)" if len(sizes) > 1 else "one size: nothing to compare",
-                      "what differs": f"{best.parameters:,.0f} parameters instead of {r.parameters:,.0f}, {best.tokens / 1e6:,.0f} million residues of training, another test set"})
+        lines.append(
+            {
+                "figure": "1d, held-out loss (nats)",
+                "paper's model": r.model,
+                "paper": r.value,
+                "model here": best["name"],
+                "here": best.loss,
+                "n": "one model",
+                "what agrees": f"loss {'falls' if sizes.is_monotonic_decreasing else 'does not fall'} with every step in size ({len(sizes)} sizes, {tokens / 1e6:,.0f} million residues each)"
+                if len(sizes) > 1
+                else "one size: nothing to compare",
+                "what differs": f"{best.parameters:,.0f} parameters instead of {r.parameters:,.0f}, {best.tokens / 1e6:,.0f} million residues of training, another test set",
+            }
+        )
     return lines
 
 
 def _correlation_beside(correlations: pd.DataFrame) -> list[dict]:
     "Figure S1: the mean over scans of every size, and the range over all."
     lines, stated = [], published("checkpoints").query("metric == 'mean rank correlation'")
-    for (run, method), g in correlations[correlations.kind == "zero-shot"].dropna(subset="correlation").groupby(["run", "method"]):
-        named = stated[stated.model.str.lower().str.replace("-", "_") == "_".join(run.split("_")[:2])]
+    for (run, method), g in (
+        correlations[correlations.kind == "zero-shot"]
+        .dropna(subset="correlation")
+        .groupby(["run", "method"])
+    ):
+        named = stated[
+            stated.model.str.lower().str.replace("-", "_") == "_".join(run.split("_")[:2])
+        ]
         here, paper = g.correlation.mean(), named.value.iloc[0] if len(named) else np.nan
-        lines.append({"figure": f"S1, mean rank correlation, {method}", "paper's model": named.model.iloc[0] if len(named) else "–", "paper": paper, "model here": run,
-                      "here": here, "n": f"{len(g)} scans, {g.checkpoints.max()} checkpoints", "what agrees": "no number of this size is published" if len(named) == 0 else "the sign" if here * paper > 0 else "not even the sign",
-                      "what differs": "residues of training, scans and checkpoints"})
+        lines.append(
+            {
+                "figure": f"S1, mean rank correlation, {method}",
+                "paper's model": named.model.iloc[0] if len(named) else "–",
+                "paper": paper,
+                "model here": run,
+                "here": here,
+                "n": f"{len(g)} scans, {g.checkpoints.max()} checkpoints",
+                "what agrees": "no number of this size is published"
+                if len(named) == 0
+                else "the sign"
+                if here * paper > 0
+                else "not even the sign",
+                "what differs": "residues of training, scans and checkpoints",
+            }
+        )
     shown = {line["paper's model"] for line in lines}
-    lines += [_nothing_beside("S1, mean rank correlation", r.model, r.value, "checkpoints") for r in stated.itertuples() if r.model not in shown]
+    lines += [
+        _nothing_beside("S1, mean rank correlation", r.model, r.value, "checkpoints")
+        for r in stated.itertuples()
+        if r.model not in shown
+    ]
     along = correlations[correlations.kind == "zero-shot"].correlation.dropna()
     for r in published("checkpoints").query("metric != 'mean rank correlation'").itertuples():
-        lines.append(_nothing_beside(f"S1, {r.metric}", r.model, r.value, "checkpoints") if along.empty else
-                     {"figure": f"S1, {r.metric}", "paper's model": r.model, "paper": r.value, "model here": "all runs", "here": along.max() if r.metric.startswith("highest") else along.min(), "n": f"{len(along)} correlations",
-                      "what agrees": "–", "what differs": "sizes, residues of training, scans and checkpoints"})
+        lines.append(
+            _nothing_beside(f"S1, {r.metric}", r.model, r.value, "checkpoints")
+            if along.empty
+            else {
+                "figure": f"S1, {r.metric}",
+                "paper's model": r.model,
+                "paper": r.value,
+                "model here": "all runs",
+                "here": along.max() if r.metric.startswith("highest") else along.min(),
+                "n": f"{len(along)} correlations",
+                "what agrees": "–",
+                "what differs": "sizes, residues of training, scans and checkpoints",
+            }
+        )
     return lines
 
 # %% ../nbs/18a_report.ipynb #f6a3b733
 def stated_beside(
-    rows: pd.DataFrame,          # results rows
-    losses: pd.DataFrame,        # of `loss_rows`
+    rows: pd.DataFrame,  # results rows
+    losses: pd.DataFrame,  # of `loss_rows`
     correlations: pd.DataFrame,  # of `results.loss_rank_correlations`; columns run, kind, method, correlation, checkpoints
-    costs: pd.DataFrame,         # of `cost_table`
-) -> pd.DataFrame:               # figure, paper's model, paper, model here, here, n, what agrees, what differs
+    costs: pd.DataFrame,  # of `cost_table`
+) -> pd.DataFrame:  # figure, paper's model, paper, model here, here, n, what agrees, what differs
     "Figures 1d, 1f, 2 and S1: every number that the text states of them, and the nearest that was computed here."
-    powers = [{"figure": f"1f, {c.quantity}", "paper's model": "CARP-640M" if c.model.startswith("carp") else "ESM-1b", "paper": c.paper, "model here": c.model, "here": c.here, "n": f"{c.n:.0f} measurements",
-               "what agrees": "within 0.1" if abs(c.here - c.paper) <= 0.1 else f"{c.here - c.paper:+.2f}: grows {'faster' if c.here > c.paper else 'more slowly'}", "what differs": "shape, device and lengths"} for c in costs.dropna(subset="paper").itertuples()]
+    powers = [
+        {
+            "figure": f"1f, {c.quantity}",
+            "paper's model": "CARP-640M" if c.model.startswith("carp") else "ESM-1b",
+            "paper": c.paper,
+            "model here": c.model,
+            "here": c.here,
+            "n": f"{c.n:.0f} measurements",
+            "what agrees": "within 0.1"
+            if abs(c.here - c.paper) <= 0.1
+            else f"{c.here - c.paper:+.2f}: grows {'faster' if c.here > c.paper else 'more slowly'}",
+            "what differs": "shape, device and lengths",
+        }
+        for c in costs.dropna(subset="paper").itertuples()
+    ]
     drawn = {(line["paper's model"], line["figure"]) for line in powers}
     for r in published("scaling").itertuples():
-        model, figure = "CARP-640M" if r.shape.startswith("carp") else "ESM-1b", f"1f, {r.quantity}" if r.quantity.endswith("exponent") else f"1f, {r.claim}"
-        if (model, figure) not in drawn: powers.append(_nothing_beside(figure, model, r.length, "scaling"))
-    return pd.DataFrame(_loss_beside(losses) + powers + _zero_shot_beside(rows) + _correlation_beside(correlations), columns=["figure", "paper's model", "paper", "model here", "here", "n", "what agrees", "what differs"])
+        model, figure = (
+            "CARP-640M" if r.shape.startswith("carp") else "ESM-1b",
+            f"1f, {r.quantity}" if r.quantity.endswith("exponent") else f"1f, {r.claim}",
+        )
+        if (model, figure) not in drawn:
+            powers.append(_nothing_beside(figure, model, r.length, "scaling"))
+    return pd.DataFrame(
+        _loss_beside(losses) + powers + _zero_shot_beside(rows) + _correlation_beside(correlations),
+        columns=[
+            "figure",
+            "paper's model",
+            "paper",
+            "model here",
+            "here",
+            "n",
+            "what agrees",
+            "what differs",
+        ],
+    )
 
 
 def along_said(
     points: pd.DataFrame,  # of `results.checkpoint_points`
-) -> list[str]:            # one sentence per run and method
+) -> list[str]:  # one sentence per run and method
     "Figures 3, 4 and S1 in numbers: how many scans or tasks, how many of them the paper's, and how often more pretraining pays."
     said, of_paper = [], list_datasets().benchmark
-    for (kind, run, method), g in loss_rank_correlations(points).dropna(subset="correlation").groupby(["kind", "run", "method"], sort=False):
+    for (kind, run, method), g in (
+        loss_rank_correlations(points)
+        .dropna(subset="correlation")
+        .groupby(["kind", "run", "method"], sort=False)
+    ):
         rising = f"the score rises with pretraining on {(g.correlation > 0).sum()} of {len(g)}"
-        if kind == "downstream": said.append(f"{run}, {method}: {rising} tasks."); continue
+        if kind == "downstream":
+            said.append(f"{run}, {method}: {rising} tasks.")
+            continue
         paper = g[g.task.map(of_paper).fillna("").astype(bool)].correlation
-        fallen = falls_furthest(points[(points.run == run) & (points.method == method) & (points.kind == kind)])
-        said.append(f"{run}, {method} scores: {rising} scans, and ends below its best on {(fallen > 0).sum()}; the mean rank correlation is {g.correlation.mean():+.2f}"
-                    + (f", over the {len(paper)} scans that are among the paper's 41 {paper.mean():+.2f}." if len(paper) else "; none of them is among the paper's 41."))
+        fallen = falls_furthest(
+            points[(points.run == run) & (points.method == method) & (points.kind == kind)]
+        )
+        said.append(
+            f"{run}, {method} scores: {rising} scans, and ends below its best on {(fallen > 0).sum()}; the mean rank correlation is {g.correlation.mean():+.2f}"
+            + (
+                f", over the {len(paper)} scans that are among the paper's 41 {paper.mean():+.2f}."
+                if len(paper)
+                else "; none of them is among the paper's 41."
+            )
+        )
     return said

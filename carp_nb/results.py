@@ -52,114 +52,313 @@ from .timing import exponent, random_model
 from .training import write_table
 
 # %% ../nbs/18_results.ipynb #af94e8e9
-COLUMNS = ["section", "task", "split", "model", "method", "seed", "metric", "value", "lo", "hi", "n",
-           "budget", "device", "dtype", "commit", "weights_sha", "data_sha"]
+COLUMNS = [
+    "section",
+    "task",
+    "split",
+    "model",
+    "method",
+    "seed",
+    "metric",
+    "value",
+    "lo",
+    "hi",
+    "n",
+    "budget",
+    "device",
+    "dtype",
+    "commit",
+    "weights_sha",
+    "data_sha",
+]
 
 
 @dataclass
 class Results:
     "A tidy table of numbers."
+
     rows: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=COLUMNS))
 
     def add(
         self,
         rows: pd.DataFrame,  # at least metric, value, n
-        **common,            # values for the other columns
+        **common,  # values for the other columns
     ) -> None:
         "Add rows; columns that nobody gave are empty. Raises ValueError for a column that the table does not have."
         rows = rows.assign(**common)
-        if unknown := sorted(set(rows) - set(COLUMNS)): raise ValueError(f"the results table has no column {unknown[0]!r}; its columns are {', '.join(COLUMNS)}.")
+        if unknown := sorted(set(rows) - set(COLUMNS)):
+            raise ValueError(
+                f"the results table has no column {unknown[0]!r}; its columns are {', '.join(COLUMNS)}."
+            )
         parts = [r for r in (self.rows, rows.reindex(columns=COLUMNS)) if len(r)]
         self.rows = pd.concat(parts, ignore_index=True) if parts else self.rows
 
     @classmethod
     def read(
-        cls, outputs: str | Path,  # a folder with runs below it
+        cls,
+        outputs: str | Path,  # a folder with runs below it
     ) -> "Results":
         "Merge every results.parquet below a folder; none gives an empty table."
         files = sorted(Path(outputs).rglob("results.parquet"))
-        return cls(pd.concat([pd.read_parquet(f) for f in files], ignore_index=True)) if files else cls()
+        return (
+            cls(pd.concat([pd.read_parquet(f) for f in files], ignore_index=True))
+            if files
+            else cls()
+        )
 
 # %% ../nbs/18_results.ipynb #273dbe9b
 BUDGETS = {
-    "pretrain": {"smoke": {"tokens": 2e5}, "laptop": {"tokens": 2e6}, "paper": {"tokens": 620_000 * 128 * 11_000}},  # residues to train on
-    "pretraining_loss": {"smoke": {"sequences": 40, "n_boot": 100}, "laptop": {"sequences": None, "n_boot": 1000}, "paper": {"sequences": None, "n_boot": 10_000}},
-    "zero_shot": {"smoke": {"mutants": 500, "n_boot": 100},       # mutants per scan, drawn at random; None: all
-                  "laptop": {"mutants": None, "n_boot": 500},     # n_boot: bootstrap samples of an interval
-                  "paper": {"mutants": None, "n_boot": 2000}},
-    "scaling": {"smoke": {"shapes": "carp_600k,esm_561k:plain,esm_561k", "lengths": (64, 128, 256, 512, 1024, 2048), "repeats": 2, "memory": 0.25},  # GiB for weights and activations; 0: all
-                "laptop": {"shapes": "carp_38m,esm_44m:plain,esm_44m", "lengths": (64, 128, 256, 512, 1024, 2048, 4096, 8192), "repeats": 3, "memory": 4.0},
-                "paper": {"shapes": "carp_640m,carp_76m,carp_38m,esm_1b:plain,esm_1b", "lengths": tuple(2 ** i for i in range(6, 17)), "repeats": 20, "memory": 0.0}},
-    "mutate": {"smoke": {"seconds": 30}, "laptop": {"seconds": 600}, "paper": {"seconds": None}},  # that the last cells wait for the map; None: until it is full
-    "finetune": {"smoke": {"rows": 200, "epochs": 3, "n_boot": 100},          # at most that many rows of each split, drawn at random; None: all
-                 "laptop": {"rows": 4000, "epochs": 40, "n_boot": 500},       # epochs: at most, early stopping ends sooner
-                 "paper": {"rows": None, "epochs": 500, "n_boot": 2000}},
+    "pretrain": {
+        "smoke": {"tokens": 2e5},
+        "laptop": {"tokens": 2e6},
+        "paper": {"tokens": 620_000 * 128 * 11_000},
+    },  # residues to train on
+    "pretraining_loss": {
+        "smoke": {"sequences": 40, "n_boot": 100},
+        "laptop": {"sequences": None, "n_boot": 1000},
+        "paper": {"sequences": None, "n_boot": 10_000},
+    },
+    "zero_shot": {
+        "smoke": {"mutants": 500, "n_boot": 100},  # mutants per scan, drawn at random; None: all
+        "laptop": {"mutants": None, "n_boot": 500},  # n_boot: bootstrap samples of an interval
+        "paper": {"mutants": None, "n_boot": 2000},
+    },
+    "scaling": {
+        "smoke": {
+            "shapes": "carp_600k,esm_561k:plain,esm_561k",
+            "lengths": (64, 128, 256, 512, 1024, 2048),
+            "repeats": 2,
+            "memory": 0.25,
+        },  # GiB for weights and activations; 0: all
+        "laptop": {
+            "shapes": "carp_38m,esm_44m:plain,esm_44m",
+            "lengths": (64, 128, 256, 512, 1024, 2048, 4096, 8192),
+            "repeats": 3,
+            "memory": 4.0,
+        },
+        "paper": {
+            "shapes": "carp_640m,carp_76m,carp_38m,esm_1b:plain,esm_1b",
+            "lengths": tuple(2**i for i in range(6, 17)),
+            "repeats": 20,
+            "memory": 0.0,
+        },
+    },
+    "mutate": {
+        "smoke": {"seconds": 30},
+        "laptop": {"seconds": 600},
+        "paper": {"seconds": None},
+    },  # that the last cells wait for the map; None: until it is full
+    "finetune": {
+        "smoke": {
+            "rows": 200,
+            "epochs": 3,
+            "n_boot": 100,
+        },  # at most that many rows of each split, drawn at random; None: all
+        "laptop": {
+            "rows": 4000,
+            "epochs": 40,
+            "n_boot": 500,
+        },  # epochs: at most, early stopping ends sooner
+        "paper": {"rows": None, "epochs": 500, "n_boot": 2000},
+    },
     # rows: of train and of valid, test: of test, for all but ridge; epochs: at most, of all weights, of a frozen encoder's head, of the CNN
-    "flip": {"smoke": {"rows": 32, "ridge_rows": 300, "test": 64, "epochs": 1, "epochs_frozen": 2, "epochs_cnn": 1, "seeds": 1, "n_boot": 50},
-             "laptop": {"rows": 400, "ridge_rows": None, "test": 1000, "epochs": 10, "epochs_frozen": 100, "epochs_cnn": 5, "seeds": 1, "n_boot": 500},
-             "paper": {"rows": None, "ridge_rows": None, "test": None, "epochs": 500, "epochs_frozen": 500, "epochs_cnn": 1000, "seeds": 3, "n_boot": 2000}},
-    "checkpoints": {"smoke": {"checkpoints": 4, "sequences": 20, "mutants": 200, "n_boot": 50, "tasks": "gb1_olson_sample:low-vs-high", "rows": 100, "test": 200, "epochs_frozen": 3},   # evenly along a run
-                    "laptop": {"checkpoints": None, "sequences": 100, "mutants": 1000, "n_boot": 100, "tasks": "gb1_olson_sample:low-vs-high,tdp43:mutations", "rows": 400, "test": 1000, "epochs_frozen": 30},
-                    "paper": {"checkpoints": None, "sequences": None, "mutants": None, "n_boot": 2000, "rows": None, "test": None, "epochs_frozen": 500,
-                              "tasks": ",".join(f"flip_gb1:{s}_vs_rest" for s in ("one", "two", "three")) + ",flip_gb1:low_vs_high," + ",".join(f"flip_aav:{s}_vs_many" for s in ("one", "two", "seven"))
-                                       + ",flip_aav:mut_des,flip_aav:low_vs_high,flip_meltome:mixed,tape_remote_homology:official,tape_secondary_structure:secondary_structure"}},
+    "flip": {
+        "smoke": {
+            "rows": 32,
+            "ridge_rows": 300,
+            "test": 64,
+            "epochs": 1,
+            "epochs_frozen": 2,
+            "epochs_cnn": 1,
+            "seeds": 1,
+            "n_boot": 50,
+        },
+        "laptop": {
+            "rows": 400,
+            "ridge_rows": None,
+            "test": 1000,
+            "epochs": 10,
+            "epochs_frozen": 100,
+            "epochs_cnn": 5,
+            "seeds": 1,
+            "n_boot": 500,
+        },
+        "paper": {
+            "rows": None,
+            "ridge_rows": None,
+            "test": None,
+            "epochs": 500,
+            "epochs_frozen": 500,
+            "epochs_cnn": 1000,
+            "seeds": 3,
+            "n_boot": 2000,
+        },
+    },
+    "checkpoints": {
+        "smoke": {
+            "checkpoints": 4,
+            "sequences": 20,
+            "mutants": 200,
+            "n_boot": 50,
+            "tasks": "gb1_olson_sample:low-vs-high",
+            "rows": 100,
+            "test": 200,
+            "epochs_frozen": 3,
+        },  # evenly along a run
+        "laptop": {
+            "checkpoints": None,
+            "sequences": 100,
+            "mutants": 1000,
+            "n_boot": 100,
+            "tasks": "gb1_olson_sample:low-vs-high,tdp43:mutations",
+            "rows": 400,
+            "test": 1000,
+            "epochs_frozen": 30,
+        },
+        "paper": {
+            "checkpoints": None,
+            "sequences": None,
+            "mutants": None,
+            "n_boot": 2000,
+            "rows": None,
+            "test": None,
+            "epochs_frozen": 500,
+            "tasks": ",".join(f"flip_gb1:{s}_vs_rest" for s in ("one", "two", "three"))
+            + ",flip_gb1:low_vs_high,"
+            + ",".join(f"flip_aav:{s}_vs_many" for s in ("one", "two", "seven"))
+            + ",flip_aav:mut_des,flip_aav:low_vs_high,flip_meltome:mixed,tape_remote_homology:official,tape_secondary_structure:secondary_structure",
+        },
+    },
     "report": {"smoke": {}, "laptop": {}, "paper": {}},  # it computes nothing
 }
 BUDGETS["in_domain"] = BUDGETS["flip"]
 # rows: of train and of valid, test: chains of the test, epochs at most: of all weights, of a frozen encoder's head, of the contact head, whose crop, channels and layers follow
 BUDGETS["structure"] = {
-    "smoke": {"rows": 6, "test": 4, "epochs": 1, "epochs_frozen": 2, "epochs_pairs": 1, "patience": 5, "seeds": 1, "n_boot": 50, "crop": 32, "channels": 4, "layers": 4},
-    "laptop": {"rows": 300, "test": 600, "epochs": 5, "epochs_frozen": 40, "epochs_pairs": 20, "patience": 6, "seeds": 1, "n_boot": 500, "crop": 64, "channels": 16, "layers": 8},
-    "paper": {"rows": None, "test": None, "epochs": 500, "epochs_frozen": 500, "epochs_pairs": 500, "patience": 10, "seeds": 3, "n_boot": 2000, "crop": 256, "channels": 64, "layers": 24}}
+    "smoke": {
+        "rows": 6,
+        "test": 4,
+        "epochs": 1,
+        "epochs_frozen": 2,
+        "epochs_pairs": 1,
+        "patience": 5,
+        "seeds": 1,
+        "n_boot": 50,
+        "crop": 32,
+        "channels": 4,
+        "layers": 4,
+    },
+    "laptop": {
+        "rows": 300,
+        "test": 600,
+        "epochs": 5,
+        "epochs_frozen": 40,
+        "epochs_pairs": 20,
+        "patience": 6,
+        "seeds": 1,
+        "n_boot": 500,
+        "crop": 64,
+        "channels": 16,
+        "layers": 8,
+    },
+    "paper": {
+        "rows": None,
+        "test": None,
+        "epochs": 500,
+        "epochs_frozen": 500,
+        "epochs_pairs": 500,
+        "patience": 10,
+        "seeds": 3,
+        "n_boot": 2000,
+        "crop": 256,
+        "channels": 64,
+        "layers": 24,
+    },
+}
 
 
 def get_budget(section: str, budget: str) -> dict:
     "What a budget means in a section. Raises ValueError with the choices."
-    if budget not in BUDGETS[section]: raise ValueError(f"budget is {budget!r}; use one of {', '.join(BUDGETS[section])}.")
+    if budget not in BUDGETS[section]:
+        raise ValueError(f"budget is {budget!r}; use one of {', '.join(BUDGETS[section])}.")
     return BUDGETS[section][budget]
 
 # %% ../nbs/18_results.ipynb #4f9a6a11
 @dataclass
 class _Parameter:
     "One line of a parameters cell."
-    kind: str       # str, int, float
+
+    kind: str  # str, int, float
     default: object
 
     def cast(self, name: str, value):
         "A value as papermill or a person gives it, in the parameter's own type. Raises ValueError."
-        if self.kind == "str": return "" if value is None else str(value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or (self.kind == "int" and value != int(value)) or (name == "seed" and value < 0):
-            raise ValueError(f"{name} is {value!r}; it must be a {'whole number' if self.kind == 'int' else 'number'}{', zero or more' if name == 'seed' else ''}.")
+        if self.kind == "str":
+            return "" if value is None else str(value)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or (self.kind == "int" and value != int(value))
+            or (name == "seed" and value < 0)
+        ):
+            raise ValueError(
+                f"{name} is {value!r}; it must be a {'whole number' if self.kind == 'int' else 'number'}{', zero or more' if name == 'seed' else ''}."
+            )
         return int(value) if self.kind == "int" else float(value)
 
 
 def _notebook_parameters(section: str) -> dict[str, _Parameter]:
     "The parameters cell of a section notebook. Raises FileNotFoundError outside the repository."
     root = project_root()
-    if root is None: raise FileNotFoundError(f"{section}.ipynb belongs to the repository of carp_nb, and this is not run inside one.")
+    if root is None:
+        raise FileNotFoundError(
+            f"{section}.ipynb belongs to the repository of carp_nb, and this is not run inside one."
+        )
     cells = json.loads((root / "nbs" / f"{section}.ipynb").read_text(encoding="utf-8"))["cells"]
-    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
-    return {node.target.id: _Parameter(node.annotation.id, ast.literal_eval(node.value)) for node in ast.parse(source).body if isinstance(node, ast.AnnAssign)}
+    source = next(
+        "".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])
+    )
+    return {
+        node.target.id: _Parameter(node.annotation.id, ast.literal_eval(node.value))
+        for node in ast.parse(source).body
+        if isinstance(node, ast.AnnAssign)
+    }
 
 # %% ../nbs/18_results.ipynb #12b30652
 def _given_parameters(section: str, namespace: dict) -> dict:
     "The parameters of a notebook among its globals, in their types. Raises ValueError for a name that is none of them."
     known = _notebook_parameters(section)
-    plain = {k for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out")
-             and isinstance(v, (str, int, float, bool, list, dict, type(None)))}
-    first = not isinstance(namespace.get("run"), Run)   # run again in one kernel, the notebook's own variables are there too
+    plain = {
+        k
+        for k, v in namespace.items()
+        if not k.startswith("_")
+        and k not in ("In", "Out")
+        and isinstance(v, (str, int, float, bool, list, dict, type(None)))
+    }
+    first = not isinstance(
+        namespace.get("run"), Run
+    )  # run again in one kernel, the notebook's own variables are there too
     if first and (unknown := sorted(plain - set(known))):
         near = get_close_matches(unknown[0], known, n=1)
-        raise ValueError(f"{section}.ipynb has no parameter {unknown[0]!r}; " + (f"did you mean {near[0]!r}; " if near else "") + f"its parameters are {', '.join(known)}.")
+        raise ValueError(
+            f"{section}.ipynb has no parameter {unknown[0]!r}; "
+            + (f"did you mean {near[0]!r}; " if near else "")
+            + f"its parameters are {', '.join(known)}."
+        )
     return {name: parameter.cast(name, namespace[name]) for name, parameter in known.items()}
 
 
 def _folder_name(section: str, parameters: dict) -> str:
     "The model, and every other parameter that is not its default: two runs that differ have two folders."
     known = _notebook_parameters(section)
-    changed = [f"{k}={v}" for k, v in parameters.items() if k not in ("model", "output_dir") and v != known[k].default]
+    changed = [
+        f"{k}={v}"
+        for k, v in parameters.items()
+        if k not in ("model", "output_dir") and v != known[k].default
+    ]
     name = _file_name("-".join([parameters["model"], *changed]))
-    return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return (
+        name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    )
 
 
 def _file_name(text: str) -> str:
@@ -171,14 +370,38 @@ def provenance(
     device: str = "auto",  # where the run computes
 ) -> dict:
     "What a number depends on besides its parameters: versions, device, processes that share the work, git commit (with a + where tracked files outside outputs/ differ from it)."
+
     def git(*words: str) -> str:
-        try: return subprocess.run(["git", *words], cwd=project_root() or ".", capture_output=True, text=True).stdout.strip()
-        except OSError: return ""   # no git on this machine
-    commit, group = git("rev-parse", "--short", "HEAD") or "no git", torch.distributed   # asked, not begun: training begins it
-    return {"when": datetime.now(UTC).isoformat(timespec="seconds"), "python": sys.version.split()[0],
-            **{name: version(name) for name in ("carp-nb", "torch", "numpy", "pandas", "scipy", "scikit-learn")},
-            "commit": commit + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!outputs") else ""), "device": device_name(device),
-            "processes": group.get_world_size() if group.is_available() and group.is_initialized() else 1, "threads": torch.get_num_threads()}
+        try:
+            return subprocess.run(
+                ["git", *words], cwd=project_root() or ".", capture_output=True, text=True
+            ).stdout.strip()
+        except OSError:
+            return ""  # no git on this machine
+
+    commit, group = (
+        git("rev-parse", "--short", "HEAD") or "no git",
+        torch.distributed,
+    )  # asked, not begun: training begins it
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": sys.version.split()[0],
+        **{
+            name: version(name)
+            for name in ("carp-nb", "torch", "numpy", "pandas", "scipy", "scikit-learn")
+        },
+        "commit": commit
+        + (
+            "+"
+            if git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!outputs")
+            else ""
+        ),
+        "device": device_name(device),
+        "processes": group.get_world_size()
+        if group.is_available() and group.is_initialized()
+        else 1,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def device_name(
@@ -186,12 +409,17 @@ def device_name(
 ) -> str:
     "The device in words."
     device = pick_device(device)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu ({torch.get_num_threads()} threads)"
+    )
 
 # %% ../nbs/18_results.ipynb #6f90fe07
 @dataclass
 class Run:
     "One run of a section notebook: its parameters, its folder and its rows."
+
     section: str
     parameters: dict
     folder: Path
@@ -201,50 +429,79 @@ class Run:
     @classmethod
     def start(
         cls,
-        section: str,     # the notebook's name
+        section: str,  # the notebook's name
         namespace: dict,  # its globals(), right after the parameters cell
     ) -> "Run":
         """Check parameters, put them into the notebook in their own types, make the output folder, and seed. Raises ValueError for an
         unknown or ill-typed parameter, PermissionError for a folder that cannot be written."""
         parameters = _given_parameters(section, namespace)
         get_budget(section, parameters["budget"])
-        if os.environ.get("IN_TEST") and not parameters["output_dir"]:   # nbdev_test: in small, and not among the user's runs
+        if (
+            os.environ.get("IN_TEST") and not parameters["output_dir"]
+        ):  # nbdev_test: in small, and not among the user's runs
             parameters |= {"budget": "smoke", "output_dir": tempfile.mkdtemp()}
         namespace.update(parameters)
-        folder = Path(parameters["output_dir"] or project_root() / "outputs" / section / _folder_name(section, parameters))
-        if not parameters["output_dir"] and folder.is_relative_to(Path.cwd()): folder = folder.relative_to(Path.cwd())   # so that a kept notebook names no home folder
+        folder = Path(
+            parameters["output_dir"]
+            or project_root() / "outputs" / section / _folder_name(section, parameters)
+        )
+        if not parameters["output_dir"] and folder.is_relative_to(Path.cwd()):
+            folder = folder.relative_to(Path.cwd())  # so that a kept notebook names no home folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (probe := folder / ".writable").touch(); probe.unlink()
+            (probe := folder / ".writable").touch()
+            probe.unlink()
         except OSError as error:
-            raise PermissionError(f"the output folder {folder} cannot be written ({error.strerror}); choose another with -p output_dir FOLDER.") from error
+            raise PermissionError(
+                f"the output folder {folder} cannot be written ({error.strerror}); choose another with -p output_dir FOLDER."
+            ) from error
         torch.manual_seed(parameters["seed"])
         return cls(section, parameters, folder, provenance(parameters["device"]))
 
     @property
-    def budget(self) -> dict: return get_budget(self.section, self.parameters["budget"])
+    def budget(self) -> dict:
+        return get_budget(self.section, self.parameters["budget"])
 
     def add(self, rows: pd.DataFrame, **common) -> None:
         "Add rows with what all rows of this run share; a column that the rows bring themselves stays, as the seed of a fit."
-        shared = {"section": self.section, "seed": self.parameters["seed"], "budget": self.parameters["budget"],
-                  "device": self.record["device"], "commit": self.record["commit"]}
-        self.results.add(rows, **{name: value for name, value in shared.items() if name not in rows} | common)
+        shared = {
+            "section": self.section,
+            "seed": self.parameters["seed"],
+            "budget": self.parameters["budget"],
+            "device": self.record["device"],
+            "commit": self.record["commit"],
+        }
+        self.results.add(
+            rows, **{name: value for name, value in shared.items() if name not in rows} | common
+        )
 
 # %% ../nbs/18_results.ipynb #6eb42c21
 def _save(
     self: Run,
     tables: dict[str, pd.DataFrame] | None = None,  # written as csv
-    **figures: Figure,                              # written as svg
-) -> list[Path]:                                    # the files
+    **figures: Figure,  # written as svg
+) -> list[Path]:  # the files
     "Write results.parquet, run.json, tables and figures, each under a temporary name first."
-    text = json.dumps({"section": self.section, "parameters": self.parameters, **self.record}, indent=1)
+    text = json.dumps(
+        {"section": self.section, "parameters": self.parameters, **self.record}, indent=1
+    )
     tables = {f"{_file_name(name)}.csv": table for name, table in (tables or {}).items()}
-    if len(self.results.rows): tables = {"results.parquet": self.results.rows, **tables}
-    for name, table in tables.items(): write_table(table, self.folder / name)
-    writers = {"run.json": lambda path: path.write_text(text + "\n"),
-               **{f"{_file_name(name)}.svg": lambda path, f=f: f.savefig(path, format="svg", bbox_inches="tight") for name, f in figures.items()}}
+    if len(self.results.rows):
+        tables = {"results.parquet": self.results.rows, **tables}
+    for name, table in tables.items():
+        write_table(table, self.folder / name)
+    writers = {
+        "run.json": lambda path: path.write_text(text + "\n"),
+        **{
+            f"{_file_name(name)}.svg": lambda path, f=f: f.savefig(
+                path, format="svg", bbox_inches="tight"
+            )
+            for name, f in figures.items()
+        },
+    }
     for name, write in writers.items():
-        with replacing(self.folder / name) as temporary: write(temporary)
+        with replacing(self.folder / name) as temporary:
+            write(temporary)
     return [self.folder / name for name in (*tables, *writers)]
 
 
@@ -253,14 +510,19 @@ Run.save = _save
 # %% ../nbs/18_results.ipynb #a152e47f
 def model_colour(name: str) -> str:
     "The colour of a model: CARP blue, ESM orange, everything else grey."
-    return "#1f6fb4" if "carp" in name.lower() else "#e07b00" if "esm" in name.lower() else "#7f7f7f"
+    return (
+        "#1f6fb4" if "carp" in name.lower() else "#e07b00" if "esm" in name.lower() else "#7f7f7f"
+    )
 
 
 def _shades(names: Sequence[str]) -> dict[str, str]:
     "Colours for models drawn together: of one family each is paler than the one before."
     families = [model_colour(name) for name in dict.fromkeys(names)]
     pale = [min(0.6, 0.3 * families[:i].count(family)) for i, family in enumerate(families)]
-    return {name: to_hex([part + (1 - part) * p for part in to_rgb(family)]) for name, family, p in zip(dict.fromkeys(names), families, pale)}
+    return {
+        name: to_hex([part + (1 - part) * p for part in to_rgb(family)])
+        for name, family, p in zip(dict.fromkeys(names), families, pale)
+    }
 
 
 def _intervals(axes, x: pd.Series, lo: pd.Series, hi: pd.Series, colour: str) -> None:
@@ -271,88 +533,209 @@ def _intervals(axes, x: pd.Series, lo: pd.Series, hi: pd.Series, colour: str) ->
 def published(table: str) -> pd.DataFrame:
     "A table of numbers as the paper states them, e.g. `zero_shot`. Raises FileNotFoundError outside the repository."
     root = project_root()
-    if root is None: raise FileNotFoundError(f"the published numbers stand in data/paper/{table}.csv of the repository, and this is not run inside one.")
+    if root is None:
+        raise FileNotFoundError(
+            f"the published numbers stand in data/paper/{table}.csv of the repository, and this is not run inside one."
+        )
     return pd.read_csv(root / "data" / "paper" / f"{table}.csv")
 
 # %% ../nbs/18_results.ipynb #79241121
 def _scan_points(axes, x: float, values: pd.Series, colour: str, hollow: bool) -> None:
     "The points of one model and their mean."
     spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else 0.0
-    axes.scatter(x + spread, values, s=26, facecolor="none" if hollow else colour, edgecolor=colour, alpha=0.85, zorder=3)
+    axes.scatter(
+        x + spread,
+        values,
+        s=26,
+        facecolor="none" if hollow else colour,
+        edgecolor=colour,
+        alpha=0.85,
+        zorder=3,
+    )
     axes.hlines(values.mean(), x - 0.32, x + 0.32, color=colour, lw=2.5, zorder=4)
-    axes.annotate(f"{values.mean():.2f}", (x + 0.36, values.mean()), va="center", fontsize=9, color=colour)
+    axes.annotate(
+        f"{values.mean():.2f}", (x + 0.36, values.mean()), va="center", fontsize=9, color=colour
+    )
 
 
 def _ahead_panel(axes, rows: pd.DataFrame, labels: list[tuple[str, str]]) -> None:
     "On what share of the scans the first model is ahead of the others, here and as published."
     wide = rows.pivot_table(index="task", columns=["model", "method"], values="value", sort=False)
     first, colour = labels[0], model_colour(labels[0][0])
-    shares = [(other[0] if other[0] == "blosum62" or other[0] != first[0] else other[1], int((wide[first] > wide[other]).sum()), len(wide), True) for other in labels[1:]]
+    shares = [
+        (
+            other[0] if other[0] == "blosum62" or other[0] != first[0] else other[1],
+            int((wide[first] > wide[other]).sum()),
+            len(wide),
+            True,
+        )
+        for other in labels[1:]
+    ]
     stated = published("zero_shot").query("metric.str.startswith('sets ahead of')")
-    shares += [(f"{r.metric.removeprefix('sets ahead of ')}\npublished", int(r.value), r.n, False) for r in stated.itertuples()]
+    shares += [
+        (f"{r.metric.removeprefix('sets ahead of ')}\npublished", int(r.value), r.n, False)
+        for r in stated.itertuples()
+    ]
     for x, (_, count, n, here) in enumerate(shares):
-        axes.scatter(x, count / n, s=60, marker="o" if here else "D", facecolor=colour if here else "none", edgecolor=colour, lw=1.5, zorder=3)
-        axes.annotate(f"{count}/{n}", (x, count / n), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, color=colour)
-    axes.axhline(0.5, color="0.8", lw=0.8, zorder=0); axes.set_ylim(-0.05, 1.12); axes.set_xlim(-0.6, len(shares) - 0.4)
-    axes.set_xticks(range(len(shares)), [s[0] for s in shares], fontsize=7, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_ylabel(f"share of scans on which\n{first[0]} (published: CARP-640M)\nis ahead of", fontsize=8)
+        axes.scatter(
+            x,
+            count / n,
+            s=60,
+            marker="o" if here else "D",
+            facecolor=colour if here else "none",
+            edgecolor=colour,
+            lw=1.5,
+            zorder=3,
+        )
+        axes.annotate(
+            f"{count}/{n}",
+            (x, count / n),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color=colour,
+        )
+    axes.axhline(0.5, color="0.8", lw=0.8, zorder=0)
+    axes.set_ylim(-0.05, 1.12)
+    axes.set_xlim(-0.6, len(shares) - 0.4)
+    axes.set_xticks(
+        range(len(shares)),
+        [s[0] for s in shares],
+        fontsize=7,
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
+    )
+    axes.set_ylabel(
+        f"share of scans on which\n{first[0]} (published: CARP-640M)\nis ahead of", fontsize=8
+    )
 
 # %% ../nbs/18_results.ipynb #33dd8495
 def zero_shot_figure(
     rows: pd.DataFrame,  # results rows
     scans: list[DMS],
-    budget: str,         # a smoke run scores part of every scan, so its points are hollow
+    budget: str,  # a smoke run scores part of every scan, so its points are hollow
 ) -> Figure:
     "Spearman correlation per scan and model, beside the published means (Figure 2)."
     rows = rows[rows.metric == "spearman"]
     labels = list(dict.fromkeys(zip(rows.model, rows.method)))
     stated = published("zero_shot").query("metric in ('mean Spearman', 'Spearman on Cas9')")
-    stated = stated.assign(label=stated.model + np.where(stated.n > 1, "\npublished", "\nCas9, published"))
-    figure, (axes, ahead) = plt.subplots(1, 2, figsize=(4.3 + 0.85 * (len(labels) + len(stated)), 4.2), layout="constrained",
-                                         width_ratios=[len(labels) + len(stated), 3.2])
+    stated = stated.assign(
+        label=stated.model + np.where(stated.n > 1, "\npublished", "\nCas9, published")
+    )
+    figure, (axes, ahead) = plt.subplots(
+        1,
+        2,
+        figsize=(4.3 + 0.85 * (len(labels) + len(stated)), 4.2),
+        layout="constrained",
+        width_ratios=[len(labels) + len(stated), 3.2],
+    )
     for x, (model, method) in enumerate(labels):
         values = rows[(rows.model == model) & (rows.method == method)].sort_values("task").value
         _scan_points(axes, x, values, model_colour(model), hollow=budget == "smoke")
     for x, (model, value) in enumerate(zip(stated.model, stated.value), len(labels)):
-        axes.scatter(x, value, s=70, marker="D", facecolor="none", edgecolor=model_colour(model), lw=1.5, zorder=3)
-        axes.annotate(f"{value:.2f}", (x + 0.2, value), va="center", fontsize=9, color=model_colour(model))
+        axes.scatter(
+            x,
+            value,
+            s=70,
+            marker="D",
+            facecolor="none",
+            edgecolor=model_colour(model),
+            lw=1.5,
+            zorder=3,
+        )
+        axes.annotate(
+            f"{value:.2f}", (x + 0.2, value), va="center", fontsize=9, color=model_colour(model)
+        )
     names = [model if model == "blosum62" else f"{model}\n{method}" for model, method in labels]
-    axes.set_xticks(range(len(labels) + len(stated)), names + list(stated.label), fontsize=8, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(labels) + len(stated)),
+        names + list(stated.label),
+        fontsize=8,
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
+    )
     axes.axhline(0, color="0.8", lw=0.8, zorder=0)
     axes.set_ylabel("Spearman correlation\n(expected direction)")
     of_41 = len({s.benchmark for s in scans if s.benchmark})
-    marks = [Line2D([], [], ls="", marker="o", mfc="none" if budget == "smoke" else "0.4", mec="0.4",
-                    label=f"a scan (n = {len(scans)}; {of_41} of the 41)" + (", 500 of its mutants" if budget == "smoke" else "")),
-             Line2D([], [], color="0.4", lw=2.5, label="mean"), Line2D([], [], ls="", marker="D", mfc="none", mec="0.4", label="as published (n = 41)")]
-    axes.legend(handles=marks, frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    marks = [
+        Line2D(
+            [],
+            [],
+            ls="",
+            marker="o",
+            mfc="none" if budget == "smoke" else "0.4",
+            mec="0.4",
+            label=f"a scan (n = {len(scans)}; {of_41} of the 41)"
+            + (", 500 of its mutants" if budget == "smoke" else ""),
+        ),
+        Line2D([], [], color="0.4", lw=2.5, label="mean"),
+        Line2D([], [], ls="", marker="D", mfc="none", mec="0.4", label="as published (n = 41)"),
+    ]
+    axes.legend(
+        handles=marks,
+        frameon=False,
+        fontsize=8,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=3,
+    )
     _ahead_panel(ahead, rows, labels)
-    for ax in (axes, ahead): ax.spines[["top", "right"]].set_visible(False)
+    for ax in (axes, ahead):
+        ax.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
     return figure
 
 # %% ../nbs/18_results.ipynb #af51c6d8
 def scan_figure(
-    scan: pd.DataFrame,   # as scoring.mutation_scan gives it
-    wild_type: str,       # residues, one per row of the scan
-    per_row: int = 120,   # positions in a row of the figure
+    scan: pd.DataFrame,  # as scoring.mutation_scan gives it
+    wild_type: str,  # residues, one per row of the scan
+    per_row: int = 120,  # positions in a row of the figure
 ) -> Figure:
     "Heat map of a mutation scan: red is worse than the wild type, blue better, white equal; dots mark the wild type."
     sizes = np.abs(scan.to_numpy())
     limit = (np.isfinite(sizes).any() and float(np.nanpercentile(sizes, 98))) or 1.0
-    blocks = [scan.iloc[i:i + per_row] for i in range(0, len(scan), per_row)]
-    figure, axes = plt.subplots(len(blocks), figsize=(2.2 + 0.085 * min(per_row, len(scan)), 2.4 * len(blocks) + 0.4), squeeze=False, layout="constrained")
+    blocks = [scan.iloc[i : i + per_row] for i in range(0, len(scan), per_row)]
+    figure, axes = plt.subplots(
+        len(blocks),
+        figsize=(2.2 + 0.085 * min(per_row, len(scan)), 2.4 * len(blocks) + 0.4),
+        squeeze=False,
+        layout="constrained",
+    )
     for block, ax in zip(blocks, axes[:, 0]):
         numbers = block.index.to_numpy()
-        image = ax.imshow(block.T, aspect="auto", cmap="RdBu", norm=TwoSlopeNorm(0, -limit, limit), interpolation="nearest",
-                          extent=(numbers[0] - 0.5, numbers[0] - 0.5 + len(block), len(AMINO_ACIDS) - 0.5, -0.5))
-        own = [(numbers[0] + i, AMINO_ACIDS.index(a)) for i, a in enumerate(wild_type[scan.index.get_loc(numbers[0]):][:len(block)]) if a in AMINO_ACIDS]
-        if own: ax.scatter(*zip(*own), s=3, color="black")
+        image = ax.imshow(
+            block.T,
+            aspect="auto",
+            cmap="RdBu",
+            norm=TwoSlopeNorm(0, -limit, limit),
+            interpolation="nearest",
+            extent=(numbers[0] - 0.5, numbers[0] - 0.5 + len(block), len(AMINO_ACIDS) - 0.5, -0.5),
+        )
+        own = [
+            (numbers[0] + i, AMINO_ACIDS.index(a))
+            for i, a in enumerate(wild_type[scan.index.get_loc(numbers[0]) :][: len(block)])
+            if a in AMINO_ACIDS
+        ]
+        if own:
+            ax.scatter(*zip(*own), s=3, color="black")
         ax.set_yticks(range(len(AMINO_ACIDS)), AMINO_ACIDS, fontsize=6)
-        ax.set_xlim(numbers[0] - 0.5, numbers[0] - 0.5 + min(per_row, len(scan)))   # rows share one scale, the last one too
+        ax.set_xlim(
+            numbers[0] - 0.5, numbers[0] - 0.5 + min(per_row, len(scan))
+        )  # rows share one scale, the last one too
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_ylabel("amino acid"); ax.spines[:].set_visible(False)
+        ax.set_ylabel("amino acid")
+        ax.spines[:].set_visible(False)
     axes[-1, 0].set_xlabel("residue number")
-    figure.colorbar(image, ax=list(axes[:, 0]), label="log-odds against the wild type (nats)", shrink=0.9, extend="both")
+    figure.colorbar(
+        image,
+        ax=list(axes[:, 0]),
+        label="log-odds against the wild type (nats)",
+        shrink=0.9,
+        extend="both",
+    )
     plt.close(figure)
     return figure
 
@@ -360,20 +743,26 @@ def scan_figure(
 def ranked_figure(
     ranked: pd.DataFrame,  # mutant, score, as scoring.rank_mutants gives it
     wild_type: str,
-    offset: int = 1,       # number of the first residue
-    most: int = 40,        # mutants shown of a list
+    offset: int = 1,  # number of the first residue
+    most: int = 40,  # mutants shown of a list
 ) -> Figure:
     "A heat map for a full scan of singles; otherwise the best mutants of the list."
     parsed = [parse_mutant(m) for m in ranked.mutant]
-    if all(len(p) == 1 for p in parsed) and len(ranked) >= 19 * sum(a in AMINO_ACIDS for a in wild_type):
-        scan = pd.DataFrame(0.0, index=range(offset, offset + len(wild_type)), columns=list(AMINO_ACIDS))
-        scan[[a not in AMINO_ACIDS for a in wild_type]] = np.nan   # X, U ...: not scored, so blank
-        for (m,), score in zip(parsed, ranked.score): scan.loc[m.number, m.mt] = score
+    if all(len(p) == 1 for p in parsed) and len(ranked) >= 19 * sum(
+        a in AMINO_ACIDS for a in wild_type
+    ):
+        scan = pd.DataFrame(
+            0.0, index=range(offset, offset + len(wild_type)), columns=list(AMINO_ACIDS)
+        )
+        scan[[a not in AMINO_ACIDS for a in wild_type]] = np.nan  # X, U ...: not scored, so blank
+        for (m,), score in zip(parsed, ranked.score):
+            scan.loc[m.number, m.mt] = score
         return scan_figure(scan, wild_type)
     top = ranked.head(most).iloc[::-1]
     figure, axes = plt.subplots(figsize=(5, 0.8 + 0.2 * len(top)))
     axes.scatter(top.score, range(len(top)), s=28, color=model_colour("carp"), zorder=3)
-    axes.axvline(0, color="0.6", lw=0.8); axes.set_yticks(range(len(top)), top.mutant, fontsize=8)
+    axes.axvline(0, color="0.6", lw=0.8)
+    axes.set_yticks(range(len(top)), top.mutant, fontsize=8)
     axes.set_xlabel("log-odds against the wild type (nats)")
     axes.set_ylabel(f"best {len(top)} of {len(ranked):,} mutants")
     axes.spines[["top", "right"]].set_visible(False)
@@ -382,37 +771,53 @@ def ranked_figure(
 
 # %% ../nbs/18_results.ipynb #d1ff7fcf
 def learning_curve(
-    history: pd.DataFrame,   # metrics.parquet of a run
+    history: pd.DataFrame,  # metrics.parquet of a run
     held_out: pd.DataFrame,  # held_out.parquet of a run
-    reached: pd.Series,      # held-out loss of "trigram" and "residue frequencies", in nats
-    model: str,              # name, for the colour
+    reached: pd.Series,  # held-out loss of "trigram" and "residue frequencies", in nats
+    model: str,  # name, for the colour
 ) -> Figure:
     "Loss against tokens seen, for training and held-out sequences, with the baselines as lines."
     tokens = np.interp(held_out.step, [0, *history.step], [0, *history.tokens])
     figure, axes = plt.subplots(figsize=(5.5, 3.6))
-    axes.plot(history.tokens, history.loss, color=model_colour(model), alpha=0.35, lw=1, label="training")
+    axes.plot(
+        history.tokens, history.loss, color=model_colour(model), alpha=0.35, lw=1, label="training"
+    )
     axes.plot(tokens, held_out.loss, color=model_colour(model), marker="o", ms=4, label="held out")
     for baseline, style in [("residue frequencies", ":"), ("trigram", "--")]:
         axes.axhline(reached[baseline], color="0.5", ls=style, lw=1, label=baseline)
-    axes.set_xscale("log"); axes.set_xlabel("residues seen"); axes.set_ylabel("loss (nats per masked residue)")
-    axes.spines[["top", "right"]].set_visible(False); axes.legend(frameon=False, fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("residues seen")
+    axes.set_ylabel("loss (nats per masked residue)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
     plt.close(figure)
     return figure
 
 # %% ../nbs/18_results.ipynb #2513b530
 def describe_run(
-    folder: Path,             # of a finished run of `pretrain`
-    model: CARP | ESM,        # that it made
-    train_set: Corpus,        # the baselines are counted on it
-    valid_set: Sequence[str], # held-out sequences, as the run had them
+    folder: Path,  # of a finished run of `pretrain`
+    model: CARP | ESM,  # that it made
+    train_set: Corpus,  # the baselines are counted on it
+    valid_set: Sequence[str],  # held-out sequences, as the run had them
     valid_name: str,
-) -> tuple[pd.DataFrame, Figure]:  # loss by length (as `held_out_table` gives it); the learning curve
+) -> tuple[
+    pd.DataFrame, Figure
+]:  # loss by length (as `held_out_table` gives it); the learning curve
     "Write README.md, the model card, and learning_curve.svg into the folder of a run; one that is there stays."
-    table = held_out_table(model, ngram_counts(train_set[i] for i in range(len(train_set))), valid_set)
-    figure = learning_curve(pd.read_parquet(folder / "metrics.parquet"), pd.read_parquet(folder / "held_out.parquet"), table.loc["all"], model.name)
+    table = held_out_table(
+        model, ngram_counts(train_set[i] for i in range(len(train_set))), valid_set
+    )
+    figure = learning_curve(
+        pd.read_parquet(folder / "metrics.parquet"),
+        pd.read_parquet(folder / "held_out.parquet"),
+        table.loc["all"],
+        model.name,
+    )
     if not (curve := folder / "learning_curve.svg").exists():
-        with replacing(curve) as temporary: figure.savefig(temporary, format="svg", bbox_inches="tight")
-    if not (card := folder / "README.md").exists(): write_text(card, model_card(folder, model, train_set, table, valid_name))
+        with replacing(curve) as temporary:
+            figure.savefig(temporary, format="svg", bbox_inches="tight")
+    if not (card := folder / "README.md").exists():
+        write_text(card, model_card(folder, model, train_set, table, valid_name))
     return table, figure
 
 # %% ../nbs/18_results.ipynb #5ca578d9
@@ -420,189 +825,429 @@ def styled(
     table: pd.DataFrame,
     digits: int = 2,
     bold: pd.DataFrame | None = None,  # True where a cell is the best, as the table
-    light: Sequence = (),              # columns in a lighter tone
+    light: Sequence = (),  # columns in a lighter tone
 ):
     "A pandas table for reading: thousands separated, the same number of decimals throughout."
     numbers = table.select_dtypes("number").columns
-    style = table.style.format({c: "{:,.0f}" if pd.api.types.is_integer_dtype(table[c]) else f"{{:.{digits}f}}" for c in numbers}, na_rep="–")
-    if len(light): style = style.set_properties(subset=list(light), color="#8a8a8a")
-    return style if bold is None else style.apply(lambda t: bold.replace({True: "font-weight: bold", False: ""}), axis=None)
+    style = table.style.format(
+        {
+            c: "{:,.0f}" if pd.api.types.is_integer_dtype(table[c]) else f"{{:.{digits}f}}"
+            for c in numbers
+        },
+        na_rep="–",
+    )
+    if len(light):
+        style = style.set_properties(subset=list(light), color="#8a8a8a")
+    return (
+        style
+        if bold is None
+        else style.apply(lambda t: bold.replace({True: "font-weight: bold", False: ""}), axis=None)
+    )
 
 # %% ../nbs/18_results.ipynb #79e90063
 def scan_table(
     rows: pd.DataFrame,  # results rows
     scans: list[DMS],
-    model,               # the model whose rows are shown, for its name and receptive field
+    model,  # the model whose rows are shown, for its name and receptive field
     method: str,
-) -> pd.DataFrame:       # one line per scan
+) -> pd.DataFrame:  # one line per scan
     "What Figure 2 does not show: sizes, signed correlations, intervals, NDCG and recall of one model."
     rows = rows[(rows.model == model.name) & (rows.method == method)]
-    cell = lambda scan, metric, column="value": rows.loc[(rows.task == scan.name) & (rows.metric == metric), column].iloc[0]
-    return pd.DataFrame([{"scan": s.name, "of the 41": s.benchmark or "–", "residues": len(s.wild_type), "receptive field ±": model.config.receptive_field,
-        "mutants": int(cell(s, "spearman", "n")), "Spearman as measured": cell(s, "spearman_signed"), "direction": f"{s.direction:+d}",
-        "Spearman": cell(s, "spearman"), "95 % interval": f"{cell(s, 'spearman', 'lo'):.2f} to {cell(s, 'spearman', 'hi'):.2f}",
-        "NDCG": cell(s, "ndcg_top10"), "top-10 % recall": cell(s, "recall_top10")} for s in scans])
+    cell = lambda scan, metric, column="value": rows.loc[
+        (rows.task == scan.name) & (rows.metric == metric), column
+    ].iloc[0]
+    return pd.DataFrame(
+        [
+            {
+                "scan": s.name,
+                "of the 41": s.benchmark or "–",
+                "residues": len(s.wild_type),
+                "receptive field ±": model.config.receptive_field,
+                "mutants": int(cell(s, "spearman", "n")),
+                "Spearman as measured": cell(s, "spearman_signed"),
+                "direction": f"{s.direction:+d}",
+                "Spearman": cell(s, "spearman"),
+                "95 % interval": f"{cell(s, 'spearman', 'lo'):.2f} to {cell(s, 'spearman', 'hi'):.2f}",
+                "NDCG": cell(s, "ndcg_top10"),
+                "top-10 % recall": cell(s, "recall_top10"),
+            }
+            for s in scans
+        ]
+    )
 
 
 def mean_table(
     rows: pd.DataFrame,  # results rows
     scans: list[DMS],
-) -> pd.DataFrame:       # one line per model and method, then what the paper states
+) -> pd.DataFrame:  # one line per model and method, then what the paper states
     """Mean Spearman over scans with an interval bootstrapped over scans, and on how many scans a model is ahead of BLOSUM62.
     Where some scans are among the paper's 41, over these alone."""
     kept = [s.name for s in scans if s.benchmark] or [s.name for s in scans]
-    wide = rows[(rows.metric == "spearman") & rows.task.isin(kept)].pivot_table(index="task", columns=["model", "method"], values="value", sort=False)
+    wide = rows[(rows.metric == "spearman") & rows.task.isin(kept)].pivot_table(
+        index="task", columns=["model", "method"], values="value", sort=False
+    )
     blosum = wide["blosum62"].iloc[:, 0]
     of_41 = len({s.benchmark for s in scans if s.benchmark})
     rng = np.random.default_rng(0)
-    draws = rng.integers(0, len(wide), (2000, len(wide)))   # scans drawn with replacement
-    interval = lambda values: "{:.2f} to {:.2f}".format(*np.percentile(values.to_numpy()[draws].mean(1), [2.5, 97.5])) if len(values) > 1 else "–"
-    here = [{"model": model, "method": method, "from": "here", "scans": len(wide), "of the 41": of_41, "mean Spearman": wide[model, method].mean(), "95 % interval": interval(wide[model, method]),
-             "ahead of BLOSUM62": "–" if model == "blosum62" else f"{int((wide[model, method] > blosum).sum())} of {len(wide)}"} for model, method in wide]
-    stated = [{"model": r.model, "method": "masked" if r.model.startswith("CARP") else "–", "from": "published", "scans": r.n, "of the 41": r.n,
-               "mean Spearman": r.value, "95 % interval": "–", "ahead of BLOSUM62": "–"} for r in published("zero_shot").query("metric == 'mean Spearman'").itertuples()]
+    draws = rng.integers(0, len(wide), (2000, len(wide)))  # scans drawn with replacement
+    interval = lambda values: (
+        "{:.2f} to {:.2f}".format(*np.percentile(values.to_numpy()[draws].mean(1), [2.5, 97.5]))
+        if len(values) > 1
+        else "–"
+    )
+    here = [
+        {
+            "model": model,
+            "method": method,
+            "from": "here",
+            "scans": len(wide),
+            "of the 41": of_41,
+            "mean Spearman": wide[model, method].mean(),
+            "95 % interval": interval(wide[model, method]),
+            "ahead of BLOSUM62": "–"
+            if model == "blosum62"
+            else f"{int((wide[model, method] > blosum).sum())} of {len(wide)}",
+        }
+        for model, method in wide
+    ]
+    stated = [
+        {
+            "model": r.model,
+            "method": "masked" if r.model.startswith("CARP") else "–",
+            "from": "published",
+            "scans": r.n,
+            "of the 41": r.n,
+            "mean Spearman": r.value,
+            "95 % interval": "–",
+            "ahead of BLOSUM62": "–",
+        }
+        for r in published("zero_shot").query("metric == 'mean Spearman'").itertuples()
+    ]
     return pd.DataFrame(here + stated)
 
 # %% ../nbs/18_results.ipynb #56226803
 def depth_table(
     rows: pd.DataFrame,  # results rows
-) -> pd.DataFrame:       # index: scan, number of mutations; columns: n, then one per model and method
+) -> pd.DataFrame:  # index: scan, number of mutations; columns: n, then one per model and method
     "Spearman by number of mutations, for the scans that have multiple mutants."
-    if not rows.metric.str.fullmatch(r"spearman_\d+_mutations").any(): return pd.DataFrame()
+    if not rows.metric.str.fullmatch(r"spearman_\d+_mutations").any():
+        return pd.DataFrame()
     deep = rows[rows.metric.str.fullmatch(r"spearman_\d+_mutations")]
-    deep = deep.assign(mutations=deep.metric.str.extract(r"(\d+)", expand=False).astype(int), by=deep.model + " " + deep.method)
-    return deep.pivot_table(index=["task", "mutations", "n"], columns="by", values="value", sort=False).sort_index().reset_index("n")
+    deep = deep.assign(
+        mutations=deep.metric.str.extract(r"(\d+)", expand=False).astype(int),
+        by=deep.model + " " + deep.method,
+    )
+    return (
+        deep.pivot_table(index=["task", "mutations", "n"], columns="by", values="value", sort=False)
+        .sort_index()
+        .reset_index("n")
+    )
 
 # %% ../nbs/18_results.ipynb #f566f48f
 def loss_by_size_figure(
-    runs: pd.DataFrame,      # name, family, seed, parameters, tokens and loss (nats per masked residue) of every run
-    baselines: pd.Series,    # loss of "trigram" and "residue frequencies" on the same residues
-    published: pd.DataFrame, # model, parameters, value: stated in the paper, on other data
+    runs: pd.DataFrame,  # name, family, seed, parameters, tokens and loss (nats per masked residue) of every run
+    baselines: pd.Series,  # loss of "trigram" and "residue frequencies" on the same residues
+    published: pd.DataFrame,  # model, parameters, value: stated in the paper, on other data
 ) -> Figure:
     "Held-out loss against parameters for CARP and ESM, one point per seed, the mean joined by a line (Figure 1d)."
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    alone = iter("s^Pv*" * len(runs))   # marks of sizes that were trained on their own
+    alone = iter("s^Pv*" * len(runs))  # marks of sizes that were trained on their own
     for (family, tokens), group in runs.groupby(["family", "tokens"], sort=False):
-        mean, label = group.groupby("parameters").loss.mean(), f"{family.upper()}, {tokens / 1e6:,.0f} million residues seen"
-        axes.plot(mean.index, mean, color=model_colour(family), lw=1.5, marker=next(alone) if len(mean) == 1 else None, ls="-" if len(mean) > 1 else "", label=label)
-        if len(mean) > 1: axes.scatter(group.parameters, group.loss, s=26, color=model_colour(family), zorder=3)
+        mean, label = (
+            group.groupby("parameters").loss.mean(),
+            f"{family.upper()}, {tokens / 1e6:,.0f} million residues seen",
+        )
+        axes.plot(
+            mean.index,
+            mean,
+            color=model_colour(family),
+            lw=1.5,
+            marker=next(alone) if len(mean) == 1 else None,
+            ls="-" if len(mean) > 1 else "",
+            label=label,
+        )
+        if len(mean) > 1:
+            axes.scatter(group.parameters, group.loss, s=26, color=model_colour(family), zorder=3)
     for row in published.itertuples():
-        axes.scatter(row.parameters, row.value, s=70, marker="D", facecolor="none", edgecolor=model_colour(row.model), lw=1.5)
-        axes.annotate(f"{row.model} {row.value:.2f}\npublished, {row.note}", (row.parameters, row.value), xytext=(-9, 0), textcoords="offset points",
-                      ha="right", va="bottom" if "CARP" in row.model else "top", fontsize=8, color=model_colour(row.model))
-    for name, style in [("residue frequencies", ":"), ("trigram", "--")]: axes.axhline(baselines[name], color="0.5", ls=style, lw=1, label=name)
-    axes.set_xscale("log"); axes.set_xlabel("parameters"); axes.set_ylabel("held-out loss (nats per masked residue)")
-    axes.margins(y=0.1); nats = axes.get_ylim(); twin = axes.secondary_yaxis("right", functions=(np.exp, lambda p: np.log(np.maximum(p, 1e-9)))); twin.set_ylabel("perplexity")
-    axes.set_ylim(nats); axes.spines[["top", "right"]].set_visible(False); axes.legend(frameon=False, fontsize=8)
+        axes.scatter(
+            row.parameters,
+            row.value,
+            s=70,
+            marker="D",
+            facecolor="none",
+            edgecolor=model_colour(row.model),
+            lw=1.5,
+        )
+        axes.annotate(
+            f"{row.model} {row.value:.2f}\npublished, {row.note}",
+            (row.parameters, row.value),
+            xytext=(-9, 0),
+            textcoords="offset points",
+            ha="right",
+            va="bottom" if "CARP" in row.model else "top",
+            fontsize=8,
+            color=model_colour(row.model),
+        )
+    for name, style in [("residue frequencies", ":"), ("trigram", "--")]:
+        axes.axhline(baselines[name], color="0.5", ls=style, lw=1, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("held-out loss (nats per masked residue)")
+    axes.margins(y=0.1)
+    nats = axes.get_ylim()
+    twin = axes.secondary_yaxis("right", functions=(np.exp, lambda p: np.log(np.maximum(p, 1e-9))))
+    twin.set_ylabel("perplexity")
+    axes.set_ylim(nats)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
     plt.close(figure)
     return figure
 
 # %% ../nbs/18_results.ipynb #9198d962
 def loss_by_length(
     answers: pd.DataFrame,  # of an `mlm.Evaluation`
-    window: int = 30,       # sequences, in the order of their length
+    window: int = 30,  # sequences, in the order of their length
     longest: float = np.inf,  # residues; longer sequences are left out, as too few
-) -> pd.DataFrame:          # length, loss (nats per masked residue), smoothed
+) -> pd.DataFrame:  # length, loss (nats per masked residue), smoothed
     "Loss against length, a running mean over neighbouring sequences (Figure 1e); shorter windows at the ends are left out."
-    per = answers[answers.length <= longest].groupby("sequence").agg(length=("length", "first"), nats=("nats", "sum"), n=("nats", "size")).sort_values("length", kind="stable")
+    per = (
+        answers[answers.length <= longest]
+        .groupby("sequence")
+        .agg(length=("length", "first"), nats=("nats", "sum"), n=("nats", "size"))
+        .sort_values("length", kind="stable")
+    )
     rolled = per.rolling(window, center=True)[["nats", "n"]].sum()
-    return pd.DataFrame({"length": per.length.rolling(window, center=True).median(), "loss": rolled.nats / rolled.n}).dropna().reset_index(drop=True)
+    return (
+        pd.DataFrame(
+            {
+                "length": per.length.rolling(window, center=True).median(),
+                "loss": rolled.nats / rolled.n,
+            }
+        )
+        .dropna()
+        .reset_index(drop=True)
+    )
 
 
 def loss_by_length_figure(
     curves: dict[str, pd.DataFrame],  # model -> length, loss
-    points: dict[str, pd.DataFrame],  # model -> length, loss, lo, hi of bins of sequences that the curve leaves out
-    crop: int,                        # longest training crop, in residues
-    window: int = 30,                 # sequences of the running mean, for the caption
+    points: dict[
+        str, pd.DataFrame
+    ],  # model -> length, loss, lo, hi of bins of sequences that the curve leaves out
+    crop: int,  # longest training crop, in residues
+    window: int = 30,  # sequences of the running mean, for the caption
 ) -> Figure:
     "Held-out loss against sequence length (Figure 1e)."
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for i, ((name, curve), colour) in enumerate(zip(curves.items(), _shades(curves).values())):
-        axes.plot(curve.length, curve.loss, color=colour, ls=["-", "--", ":"][i % 3], lw=1.4, label=f"{name}, running mean over {window} sequences")
+        axes.plot(
+            curve.length,
+            curve.loss,
+            color=colour,
+            ls=["-", "--", ":"][i % 3],
+            lw=1.4,
+            label=f"{name}, running mean over {window} sequences",
+        )
         p = points[name]
-        axes.errorbar(p.length * 1.03 ** i, p.loss, np.maximum([p.loss - p.lo, p.hi - p.loss], 0), fmt="os^Dv"[i % 5], ms=4, color=colour, capsize=2, lw=1)   # side by side
-    axes.axvline(crop, color="0.7", lw=1); axes.annotate(f"training crop\n{crop:,}", (crop, axes.get_ylim()[1]), xytext=(4, -2), textcoords="offset points", va="top", fontsize=8, color="0.4")
-    axes.set_xscale("log"); axes.set_xticks([32, 64, 128, 256, 512, 1024, 2048, 4096], ["32", "64", "128", "256", "512", "1,024", "2,048", "4,096"]); axes.minorticks_off()
-    axes.set_xlabel("sequence length (residues)"); axes.set_ylabel("held-out loss (nats per masked residue)")
-    axes.spines[["top", "right"]].set_visible(False); figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+        axes.errorbar(
+            p.length * 1.03**i,
+            p.loss,
+            np.maximum([p.loss - p.lo, p.hi - p.loss], 0),
+            fmt="os^Dv"[i % 5],
+            ms=4,
+            color=colour,
+            capsize=2,
+            lw=1,
+        )  # side by side
+    axes.axvline(crop, color="0.7", lw=1)
+    axes.annotate(
+        f"training crop\n{crop:,}",
+        (crop, axes.get_ylim()[1]),
+        xytext=(4, -2),
+        textcoords="offset points",
+        va="top",
+        fontsize=8,
+        color="0.4",
+    )
+    axes.set_xscale("log")
+    axes.set_xticks(
+        [32, 64, 128, 256, 512, 1024, 2048, 4096],
+        ["32", "64", "128", "256", "512", "1,024", "2,048", "4,096"],
+    )
+    axes.minorticks_off()
+    axes.set_xlabel("sequence length (residues)")
+    axes.set_ylabel("held-out loss (nats per masked residue)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
     plt.close(figure)
     return figure
 
 # %% ../nbs/18_results.ipynb #0426ad10
 def long_bins(
     answers: pd.DataFrame,  # of an `mlm.Evaluation`
-    edges: tuple[int, ...] = (1022, 2048, 4096, 10 ** 9),  # residues
+    edges: tuple[int, ...] = (1022, 2048, 4096, 10**9),  # residues
     n_boot: int = 500,
     seed: int = 0,
-) -> pd.DataFrame:          # length (median), loss, lo, hi (95 % bootstrap over sequences), sequences
+) -> pd.DataFrame:  # length (median), loss, lo, hi (95 % bootstrap over sequences), sequences
     "Loss of sequences too long and too few for a running mean, in bins with their count and interval."
     rng, rows = np.random.default_rng(seed), []
     for low, high in zip(edges, edges[1:]):
         inside = answers[(answers.length > low) & (answers.length <= high)]
-        if inside.empty: continue
+        if inside.empty:
+            continue
         per = inside.groupby("sequence").nats.agg(["sum", "size"]).to_numpy()
         draws = per[rng.integers(0, len(per), (n_boot, len(per)))].sum(1)
         lo, hi = np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975])
-        rows.append({"length": inside.groupby("sequence").length.first().median(), "loss": inside.nats.mean(), "lo": lo, "hi": hi, "sequences": len(per)})
+        rows.append(
+            {
+                "length": inside.groupby("sequence").length.first().median(),
+                "loss": inside.nats.mean(),
+                "lo": lo,
+                "hi": hi,
+                "sequences": len(per),
+            }
+        )
     return pd.DataFrame(rows, columns=["length", "loss", "lo", "hi", "sequences"])
 
 # %% ../nbs/18_results.ipynb #c6a889d6
 def calibration_figure(
-    measured: np.ndarray,   # [N] numbers, or 0 and 1
+    measured: np.ndarray,  # [N] numbers, or 0 and 1
     predicted: np.ndarray,  # [N] numbers, or the probability of 1
-    model: str,             # name, for the colour
-    unit: str = "target",   # what was measured
+    model: str,  # name, for the colour
+    unit: str = "target",  # what was measured
 ) -> Figure:
     "Measured against predicted, test rows and the means of their tenths with standard errors."
     measured, predicted = np.asarray(measured, float), np.asarray(predicted, float)
     figure, axes = plt.subplots(figsize=(4.4, 4.0), layout="constrained")
-    axes.scatter(predicted, measured, s=6, color=model_colour(model), alpha=0.25, lw=0, rasterized=len(measured) > 5000)
-    tenths = [t for t in np.array_split(np.argsort(predicted, kind="stable"), min(10, len(predicted))) if len(t)]
+    axes.scatter(
+        predicted,
+        measured,
+        s=6,
+        color=model_colour(model),
+        alpha=0.25,
+        lw=0,
+        rasterized=len(measured) > 5000,
+    )
+    tenths = [
+        t
+        for t in np.array_split(np.argsort(predicted, kind="stable"), min(10, len(predicted)))
+        if len(t)
+    ]
     error = [measured[t].std(ddof=1) / np.sqrt(len(t)) if len(t) > 1 else 0.0 for t in tenths]
-    axes.errorbar([predicted[t].mean() for t in tenths], [measured[t].mean() for t in tenths], error, fmt="o", ms=5, color="black", capsize=2, lw=1, zorder=3, label="mean of a tenth")
+    axes.errorbar(
+        [predicted[t].mean() for t in tenths],
+        [measured[t].mean() for t in tenths],
+        error,
+        fmt="o",
+        ms=5,
+        color="black",
+        capsize=2,
+        lw=1,
+        zorder=3,
+        label="mean of a tenth",
+    )
     ends = [min(predicted.min(), measured.min()), max(predicted.max(), measured.max())]
     axes.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
-    axes.set_xlabel(f"{unit}, predicted by {model}"); axes.set_ylabel(f"{unit}, measured (n = {len(measured):,})")
-    axes.spines[["top", "right"]].set_visible(False); axes.legend(frameon=False, fontsize=8)
+    axes.set_xlabel(f"{unit}, predicted by {model}")
+    axes.set_ylabel(f"{unit}, measured (n = {len(measured):,})")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
     plt.close(figure)
     return figure
 
 # %% ../nbs/18_results.ipynb #60a150f9
 def cost_exponents(
-    cost: pd.DataFrame,   # of `timing.cost_against_length`
-    clock: str = "cpu",   # wall, cpu
-    longest: int = 4,     # lengths of the fit
-) -> pd.DataFrame:        # shape, quantity (time, memory), exponent, lo, hi, from_length, to_length, n; the same of the last doubling: last, last_lo, last_hi, last_from
+    cost: pd.DataFrame,  # of `timing.cost_against_length`
+    clock: str = "cpu",  # wall, cpu
+    longest: int = 4,  # lengths of the fit
+) -> pd.DataFrame:  # shape, quantity (time, memory), exponent, lo, hi, from_length, to_length, n; the same of the last doubling: last, last_lo, last_hi, last_from
     "The powers of the length with which run time and activation memory grow. Memory counts once per length: its repeats do not vary."
     rows, fits = [], cost.dropna(subset="wall")
     for shape, group in fits.groupby("shape", sort=False):
-        above = group[group.peak > group.weights].groupby("length")[["peak", "weights"]].median().reset_index()
-        for quantity, part, values in [("time", group, group[clock]), ("memory", above, above.peak - above.weights)]:
-            if part.length.nunique() < 2: continue
+        above = (
+            group[group.peak > group.weights]
+            .groupby("length")[["peak", "weights"]]
+            .median()
+            .reset_index()
+        )
+        for quantity, part, values in [
+            ("time", group, group[clock]),
+            ("memory", above, above.peak - above.weights),
+        ]:
+            if part.length.nunique() < 2:
+                continue
             last = exponent(part.length, values, 2)
-            rows.append({"shape": shape, "quantity": quantity, **exponent(part.length, values, longest),
-                         "last": last["exponent"], "last_lo": last["lo"], "last_hi": last["hi"], "last_from": last["from_length"]})
-    return pd.DataFrame(rows, columns=["shape", "quantity", "exponent", "lo", "hi", "from_length", "to_length", "n", "last", "last_lo", "last_hi", "last_from"])
+            rows.append(
+                {
+                    "shape": shape,
+                    "quantity": quantity,
+                    **exponent(part.length, values, longest),
+                    "last": last["exponent"],
+                    "last_lo": last["lo"],
+                    "last_hi": last["hi"],
+                    "last_from": last["from_length"],
+                }
+            )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "shape",
+            "quantity",
+            "exponent",
+            "lo",
+            "hi",
+            "from_length",
+            "to_length",
+            "n",
+            "last",
+            "last_lo",
+            "last_hi",
+            "last_from",
+        ],
+    )
 
 # %% ../nbs/18_results.ipynb #e32be776
 def _cost_panel(axes, cost: pd.DataFrame, value: str, scale: float) -> None:
     "One line per shape: the median over repeats and their range; a cross where memory ended."
     styles = {}
     for shape, group in cost.groupby("shape", sort=False):
-        known = group.dropna(subset=value).groupby("length")[value].agg(["median", "min", "max"]) * scale
+        known = (
+            group.dropna(subset=value).groupby("length")[value].agg(["median", "min", "max"])
+            * scale
+        )
         family = model_colour(shape)
         styles[family] = i = styles.get(family, -1) + 1
-        axes.plot(known.index, known["median"], color=family, ls=["-", "--", ":", "-."][i % 4], marker="o", ms=3, lw=1.4, label=shape.replace(":plain", ", plain attention"))
+        axes.plot(
+            known.index,
+            known["median"],
+            color=family,
+            ls=["-", "--", ":", "-."][i % 4],
+            marker="o",
+            ms=3,
+            lw=1.4,
+            label=shape.replace(":plain", ", plain attention"),
+        )
         axes.fill_between(known.index, known["min"], known["max"], color=family, alpha=0.2, lw=0)
         ends = group[group[value].isna()].length
         if len(ends) and len(known):
-            axes.scatter(ends.min(), known["median"].iloc[-1], marker="x", s=60, color=family, zorder=4)
-            axes.annotate("out of\nmemory", (ends.min(), known["median"].iloc[-1]), xytext=(0, -7), textcoords="offset points", ha="center", va="top", fontsize=7, color=family)
+            axes.scatter(
+                ends.min(), known["median"].iloc[-1], marker="x", s=60, color=family, zorder=4
+            )
+            axes.annotate(
+                "out of\nmemory",
+                (ends.min(), known["median"].iloc[-1]),
+                xytext=(0, -7),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                fontsize=7,
+                color=family,
+            )
 
 
 def cost_figure(
     cost: pd.DataFrame,  # of `timing.cost_against_length`
-    device: str,         # in words
+    device: str,  # in words
     dtype: str,
     clock: str = "cpu",  # wall, cpu
 ) -> Figure:
@@ -610,24 +1255,41 @@ def cost_figure(
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
     seconds = "processor seconds" if clock == "cpu" else "seconds"
     n = int(cost.dropna(subset="wall").groupby(["shape", "length"]).size().min())
-    for axes, value, scale, label in [(left, clock, 1, f"{seconds} per forward pass\n(median of {n})"), (right, "peak", 2 ** -30, "peak memory (GiB), weights included")]:
+    for axes, value, scale, label in [
+        (left, clock, 1, f"{seconds} per forward pass\n(median of {n})"),
+        (right, "peak", 2**-30, "peak memory (GiB), weights included"),
+    ]:
         _cost_panel(axes, cost, value, scale)
         ticks = sorted(cost.length.unique())
-        axes.set_xscale("log"); axes.set_yscale("log"); axes.set_xticks(ticks, [f"{t:,}" for t in ticks], rotation=45, fontsize=8); axes.minorticks_off()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5))); axes.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
-        axes.set_xlabel(f"sequence length (residues); {device}, {dtype}"); axes.set_ylabel(label); axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(ticks, [f"{t:,}" for t in ticks], rotation=45, fontsize=8)
+        axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
+        axes.set_xlabel(f"sequence length (residues); {device}, {dtype}")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False, fontsize=8)
     plt.close(figure)
     return figure
 
 # %% ../nbs/18_results.ipynb #64f172c8
-def _similar(cost: pd.DataFrame, shape: str, against: str, value: str, length: int) -> tuple[str, str]:  # yes, no or not measured here; what was seen
+def _similar(
+    cost: pd.DataFrame, shape: str, against: str, value: str, length: int
+) -> tuple[str, str]:  # yes, no or not measured here; what was seen
     medians = cost.dropna(subset="wall").groupby(["length", "shape"])[value].median().unstack()
-    if not {shape, against} <= set(medians) or length not in medians.index: return "not measured here", ""
+    if not {shape, against} <= set(medians) or length not in medians.index:
+        return "not measured here", ""
     ratios = (medians[against] / medians[shape]).loc[:length].dropna()
-    sizes = [f"{n_parameters(random_model(s, cost.length.max(), 'meta')) / 1e6:.1f} M" for s in (against, shape)]
-    return ("yes" if ratios.between(1 / 1.5, 1.5).all() else "no"), (f"{against} / {shape}: {ratios.min():.2f} to {ratios.max():.2f} at {ratios.index[0]} to {ratios.index[-1]} residues; "
-                                                                     f"{sizes[0]} parameters, positions for {cost.length.max():,} residues included, against {sizes[1]}")
+    sizes = [
+        f"{n_parameters(random_model(s, cost.length.max(), 'meta')) / 1e6:.1f} M"
+        for s in (against, shape)
+    ]
+    return ("yes" if ratios.between(1 / 1.5, 1.5).all() else "no"), (
+        f"{against} / {shape}: {ratios.min():.2f} to {ratios.max():.2f} at {ratios.index[0]} to {ratios.index[-1]} residues; "
+        f"{sizes[0]} parameters, positions for {cost.length.max():,} residues included, against {sizes[1]}"
+    )
 
 
 def _reaches(cost: pd.DataFrame, shape: str, length: int, ends: bool) -> tuple[str, str]:
@@ -635,52 +1297,94 @@ def _reaches(cost: pd.DataFrame, shape: str, length: int, ends: bool) -> tuple[s
     own = cost[cost["shape"] == shape]
     runs, fails = own.dropna(subset="wall").length.max(), own[own.wall.isna()].length.min()
     seen = f"runs at {runs:,.0f}" + ("" if np.isnan(fails) else f", not at {fails:,.0f}")
-    if np.isnan(runs) and np.isnan(fails): return "not measured here", ""
+    if np.isnan(runs) and np.isnan(fails):
+        return "not measured here", ""
     if ends:
-        if np.isnan(fails) and not runs >= 2 * length: return "not measured here", seen
+        if np.isnan(fails) and not runs >= 2 * length:
+            return "not measured here", seen
         return ("yes" if runs >= length and fails <= 2 * length else "no"), seen
-    if not np.isnan(fails) and fails <= length: return "no", seen
+    if not np.isnan(fails) and fails <= length:
+        return "no", seen
     return ("yes" if runs >= length else "not measured here"), seen
 
 
-def _answer_claim(claim, cost: pd.DataFrame, exponents: pd.DataFrame, shape: str, against: str, clock: str) -> tuple[str, str]:
+def _answer_claim(
+    claim, cost: pd.DataFrame, exponents: pd.DataFrame, shape: str, against: str, clock: str
+) -> tuple[str, str]:
     quantity = claim.quantity
-    if quantity in ("time", "memory"): return _similar(cost, shape, against, clock if quantity == "time" else "peak", int(claim.length))
-    if quantity in ("ends", "runs"): return _reaches(cost, shape, int(claim.length), quantity == "ends")
+    if quantity in ("time", "memory"):
+        return _similar(
+            cost, shape, against, clock if quantity == "time" else "peak", int(claim.length)
+        )
+    if quantity in ("ends", "runs"):
+        return _reaches(cost, shape, int(claim.length), quantity == "ends")
     fit = exponents[(exponents["shape"] == shape) & (exponents.quantity == quantity.split()[0])]
-    if fit.empty: return "not measured here", ""
+    if fit.empty:
+        return "not measured here", ""
     fit = fit.iloc[0]
     power = lambda value, lo, hi: f"{value:.2f}" + (f" ({lo:.2f} to {hi:.2f})" if lo < hi else "")
-    answer = "yes" if abs(fit["last"] - claim.length) <= 0.1 else "undecided" if fit.last_lo - 0.1 <= claim.length <= fit.last_hi + 0.1 else "no"
-    return answer, (f"{power(fit['last'], fit.last_lo, fit.last_hi)} from {fit.last_from:,.0f} to {fit.to_length:,.0f} residues; "
-                    f"{power(fit.exponent, fit.lo, fit.hi)} from {fit.from_length:,.0f}")
+    answer = (
+        "yes"
+        if abs(fit["last"] - claim.length) <= 0.1
+        else "undecided"
+        if fit.last_lo - 0.1 <= claim.length <= fit.last_hi + 0.1
+        else "no"
+    )
+    return answer, (
+        f"{power(fit['last'], fit.last_lo, fit.last_hi)} from {fit.last_from:,.0f} to {fit.to_length:,.0f} residues; "
+        f"{power(fit.exponent, fit.lo, fit.hi)} from {fit.from_length:,.0f}"
+    )
 
 
 def _means_yes(claim) -> str:
     "What counts as yes."
-    if claim.quantity in ("time", "memory"): return f"a ratio of 1/1.5 to 1.5 at every length up to {claim.length:,.0f}"
-    if claim.quantity == "ends": return f"runs at {claim.length:,.0f}, not at {2 * claim.length:,.0f}"
-    return f"runs at {claim.length:,.0f}" if claim.quantity == "runs" else f"power of the last doubling within 0.1 of {claim.length:g}"
+    if claim.quantity in ("time", "memory"):
+        return f"a ratio of 1/1.5 to 1.5 at every length up to {claim.length:,.0f}"
+    if claim.quantity == "ends":
+        return f"runs at {claim.length:,.0f}, not at {2 * claim.length:,.0f}"
+    return (
+        f"runs at {claim.length:,.0f}"
+        if claim.quantity == "runs"
+        else f"power of the last doubling within 0.1 of {claim.length:g}"
+    )
 
 # %% ../nbs/18_results.ipynb #01152faf
 def cost_claims(
-    cost: pd.DataFrame,       # of `timing.cost_against_length`
+    cost: pd.DataFrame,  # of `timing.cost_against_length`
     exponents: pd.DataFrame,  # of `cost_exponents`
-    stated: pd.DataFrame,     # `published("scaling")`
-    memory: float,            # GiB that the models were given; 0: not limited
-    clock: str = "cpu",       # wall, cpu
-) -> pd.DataFrame:            # claim, where, what counts as yes, answer, seen, the same question, its answer, what was seen
+    stated: pd.DataFrame,  # `published("scaling")`
+    memory: float,  # GiB that the models were given; 0: not limited
+    clock: str = "cpu",  # wall, cpu
+) -> (
+    pd.DataFrame
+):  # claim, where, what counts as yes, answer, seen, the same question, its answer, what was seen
     "The paper's claims about cost, each answered for its own shapes, and asked again of the first CARP and the first plain Transformer measured."
     shapes, rows = list(cost["shape"].unique()), []
-    carp, plain = next((s for s in shapes if s.startswith("carp")), ""), next((s for s in shapes if s.endswith(":plain")), "")
+    carp, plain = (
+        next((s for s in shapes if s.startswith("carp")), ""),
+        next((s for s in shapes if s.endswith(":plain")), ""),
+    )
     for claim in stated.itertuples():
         own = _answer_claim(claim, cost, exponents, claim.shape, claim.against, clock)
-        if claim.quantity in ("ends", "runs") and memory != 48: own = "not measured here", own[1]
+        if claim.quantity in ("ends", "runs") and memory != 48:
+            own = "not measured here", own[1]
         other = carp if claim.shape.startswith("carp") else plain
         here = _answer_claim(claim, cost, exponents, other, plain, clock)
         small = f"{other} and {plain}" if claim.quantity in ("time", "memory") else other
-        if claim.quantity in ("ends", "runs"): small += f" in {memory:g} GiB" if memory else ", memory not limited"
-        rows.append({"claim": claim.claim, "where": claim.where, "yes means": _means_yes(claim), "answer": own[0], "seen": own[1], "same question of": small, "its answer": here[0], "there": here[1]})
+        if claim.quantity in ("ends", "runs"):
+            small += f" in {memory:g} GiB" if memory else ", memory not limited"
+        rows.append(
+            {
+                "claim": claim.claim,
+                "where": claim.where,
+                "yes means": _means_yes(claim),
+                "answer": own[0],
+                "seen": own[1],
+                "same question of": small,
+                "its answer": here[0],
+                "there": here[1],
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/18_results.ipynb #8620d484
@@ -688,15 +1392,20 @@ _BUDGET_ORDER = {"smoke": 0, "laptop": 1, "paper": 2}
 
 
 def stated_table(
-    name: str,              # as `published` takes it
-) -> pd.DataFrame:          # printed: the method as printed, where that is a misprint; step: the last printed digit
+    name: str,  # as `published` takes it
+) -> (
+    pd.DataFrame
+):  # printed: the method as printed, where that is a misprint; step: the last printed digit
     "A table of the paper by method and model, percents as shares; a method that its note corrects stands under the right name, baselines under `baseline`."
     stated = published(name)
     percent = stated.note.astype(str).str.contains("in percent")
     stated["value"] = stated.value.where(~percent, stated.value / 100)
     stated["step"] = np.where(percent, 0.001, 0.01)
     right = stated.note.str.extract(r"must be (\S+)", expand=False)
-    return stated.assign(printed=stated.method.where(right.notna()), method=right.fillna(stated.method).fillna("baseline"))
+    return stated.assign(
+        printed=stated.method.where(right.notna()),
+        method=right.fillna(stated.method).fillna("baseline"),
+    )
 
 
 def best_rows(
@@ -710,8 +1419,9 @@ def best_rows(
 
 
 def _of_seeds(
-    sd, n,  # standard deviation of a value over seeds, and how many there are
-):          # half of the 95 % interval of their mean (Student's t); 0 where the spread is not known
+    sd,
+    n,  # standard deviation of a value over seeds, and how many there are
+):  # half of the 95 % interval of their mean (Student's t); 0 where the spread is not known
     n = np.asarray(n, float)
     return np.nan_to_num(student_t.ppf(0.975, n - 1) * np.asarray(sd, float) / np.sqrt(n))
 
@@ -719,96 +1429,249 @@ def _of_seeds(
 def summarised(
     rows: pd.DataFrame,  # results rows
     metrics: Sequence[str] = ("spearman", "auroc"),  # those that tables show, one per task
-) -> pd.DataFrame:       # one line per task, split, model and method: here, sd, seeds, lo, hi, n, train_rows, train_all, test_all, partial
+) -> pd.DataFrame:  # one line per task, split, model and method: here, sd, seeds, lo, hi, n, train_rows, train_all, test_all, partial
     "Means over seeds of the best rows with intervals over test rows and seeds, and whether they stand for all of the data and three seeds."
     rows = best_rows(rows)
     lines = []
-    for (task, split, model, method), group in rows.groupby(["task", "split", "model", "method"], sort=False, dropna=False):
-        values, size = group[group.metric.isin(metrics)], group.drop_duplicates("metric").set_index("metric")
-        if values.empty: continue
-        read, there = ([size[column].get(f"{s}_rows", np.nan) for s in ("train", "test")] for column in ("value", "n"))
+    for (task, split, model, method), group in rows.groupby(
+        ["task", "split", "model", "method"], sort=False, dropna=False
+    ):
+        values, size = (
+            group[group.metric.isin(metrics)],
+            group.drop_duplicates("metric").set_index("metric"),
+        )
+        if values.empty:
+            continue
+        read, there = (
+            [size[column].get(f"{s}_rows", np.nan) for s in ("train", "test")]
+            for column in ("value", "n")
+        )
         here, sd, seeds = values.value.mean(), values.value.std(), values.seed.nunique()
-        lo, hi = (here + way * np.hypot(here - values[end].astype(float).mean(), _of_seeds(sd, seeds)) for way, end in ((-1, "lo"), (1, "hi")))
-        least = -1.0 if values.metric.iloc[0] == "spearman" else 0.0   # no interval beyond what the metric can be
-        lines.append({"set": task, "split": split, "model": model, "method": method, "here": here, "sd": sd, "seeds": seeds,
-                      "lo": max(lo, least), "hi": min(hi, 1.0), "n": int(values.n.iloc[0]), "train_rows": read[0], "train_all": there[0], "test_all": there[1],
-                      "partial": bool((np.array(read, float) < np.array(there, float)).any() or (model != "ridge" and seeds < 3))})
-    return pd.DataFrame(lines, columns=["set", "split", "model", "method", "here", "sd", "seeds", "lo", "hi", "n", "train_rows", "train_all", "test_all", "partial"])
+        lo, hi = (
+            here + way * np.hypot(here - values[end].astype(float).mean(), _of_seeds(sd, seeds))
+            for way, end in ((-1, "lo"), (1, "hi"))
+        )
+        least = (
+            -1.0 if values.metric.iloc[0] == "spearman" else 0.0
+        )  # no interval beyond what the metric can be
+        lines.append(
+            {
+                "set": task,
+                "split": split,
+                "model": model,
+                "method": method,
+                "here": here,
+                "sd": sd,
+                "seeds": seeds,
+                "lo": max(lo, least),
+                "hi": min(hi, 1.0),
+                "n": int(values.n.iloc[0]),
+                "train_rows": read[0],
+                "train_all": there[0],
+                "test_all": there[1],
+                "partial": bool(
+                    (np.array(read, float) < np.array(there, float)).any()
+                    or (model != "ridge" and seeds < 3)
+                ),
+            }
+        )
+    return pd.DataFrame(
+        lines,
+        columns=[
+            "set",
+            "split",
+            "model",
+            "method",
+            "here",
+            "sd",
+            "seeds",
+            "lo",
+            "hi",
+            "n",
+            "train_rows",
+            "train_all",
+            "test_all",
+            "partial",
+        ],
+    )
 
 # %% ../nbs/18_results.ipynb #5e0cba2e
 def against_paper(
-    rows: pd.DataFrame,              # results rows of any number of runs
-    stated: pd.DataFrame,            # as `stated_table` gives it
+    rows: pd.DataFrame,  # results rows of any number of runs
+    stated: pd.DataFrame,  # as `stated_table` gives it
     columns: dict[tuple[str, str], str],  # (task, split) of a row -> `task` of the stated table
     metrics: Sequence[str] = ("spearman", "auroc"),
-) -> pd.DataFrame:                   # paper_model, method, printed, model (here; "" for none), task, paper, paper_sd, paper_seeds, paper_step, then as `summarised`, difference, d_lo, d_hi
+) -> pd.DataFrame:  # paper_model, method, printed, model (here; "" for none), task, paper, paper_sd, paper_seeds, paper_step, then as `summarised`, difference, d_lo, d_hi
     "Every cell of a table of the paper with what was computed here, one line per cell and model. The interval of a difference is that over our test rows and over the seeds of both."
     here = summarised(rows, metrics)
     here = here[np.array([key in columns for key in zip(here["set"], here.split)], bool)]
     family = {m[:3].lower(): m for m in stated.model}
-    here = here.assign(task=[columns[s, p] for s, p in zip(here["set"], here.split)], paper_model=[family.get(m[:3].lower(), "–") for m in here.model])
+    here = here.assign(
+        task=[columns[s, p] for s, p in zip(here["set"], here.split)],
+        paper_model=[family.get(m[:3].lower(), "–") for m in here.model],
+    )
     baseline = here.paper_model.isin(stated.model[stated.method == "baseline"])
-    here["model"] = here.model.where(~baseline | (here.method == "train"), here.model + ", " + here.method)
+    here["model"] = here.model.where(
+        ~baseline | (here.method == "train"), here.model + ", " + here.method
+    )
     here["method"] = here.method.where(~baseline, "baseline")
-    lines = stated[["method", "model", "printed"]].rename(columns={"model": "paper_model"}).drop_duplicates()
+    lines = (
+        stated[["method", "model", "printed"]]
+        .rename(columns={"model": "paper_model"})
+        .drop_duplicates()
+    )
     own = here[["method", "paper_model", "model"]].drop_duplicates()
     lines = lines.merge(own, "outer", ["method", "paper_model"], sort=False)
     order = {key: i for i, key in enumerate(dict.fromkeys(zip(stated.method, stated.model)))}
-    lines = lines.iloc[np.argsort([order.get(key, len(order)) for key in zip(lines.method, lines.paper_model)], kind="stable")]
+    lines = lines.iloc[
+        np.argsort(
+            [order.get(key, len(order)) for key in zip(lines.method, lines.paper_model)],
+            kind="stable",
+        )
+    ]
     cells = lines.merge(pd.DataFrame({"task": list(columns.values())}), "cross")
-    paper = stated.rename(columns={"model": "paper_model", "value": "paper", "sd": "paper_sd", "seeds": "paper_seeds", "step": "paper_step"})[["method", "paper_model", "task", "paper", "paper_sd", "paper_seeds", "paper_step"]]
-    cells = cells.merge(paper, "left", ["method", "paper_model", "task"]).merge(here, "left", ["method", "paper_model", "model", "task"])
+    paper = stated.rename(
+        columns={
+            "model": "paper_model",
+            "value": "paper",
+            "sd": "paper_sd",
+            "seeds": "paper_seeds",
+            "step": "paper_step",
+        }
+    )[["method", "paper_model", "task", "paper", "paper_sd", "paper_seeds", "paper_step"]]
+    cells = cells.merge(paper, "left", ["method", "paper_model", "task"]).merge(
+        here, "left", ["method", "paper_model", "model", "task"]
+    )
     theirs, difference = _of_seeds(cells.paper_sd, cells.paper_seeds), cells.here - cells.paper
-    return cells.assign(model=cells.model.fillna(""), difference=difference, d_lo=difference - np.hypot((cells.here - cells.lo).astype(float), theirs), d_hi=difference + np.hypot((cells.hi - cells.here).astype(float), theirs))
+    return cells.assign(
+        model=cells.model.fillna(""),
+        difference=difference,
+        d_lo=difference - np.hypot((cells.here - cells.lo).astype(float), theirs),
+        d_hi=difference + np.hypot((cells.hi - cells.here).astype(float), theirs),
+    )
 
 # %% ../nbs/18_results.ipynb #633f56ba
 def _cell_texts(cell) -> tuple[str, str, str]:
     "here, paper and difference of one cell as html."
     spread = lambda sd: "" if pd.isna(sd) else f"\u00a0±\u00a0{sd:.2g}"
-    signed = lambda x: f"{round(float(x), 2) + 0.0:+.2f}"   # no minus before a zero
-    paper = "–" if pd.isna(cell.paper) else f"{cell.paper:.{3 if cell.paper_step < 0.01 else 2}f}{spread(cell.paper_sd)}"
-    if pd.isna(cell.here): return "", paper, ""
-    train = "" if pd.isna(cell.train_rows) else f"{cell.train_rows:,.0f}" + ("" if cell.train_rows == cell.train_all else f" of {cell.train_all:,.0f}") + " fitted,<br>"
-    tested = f"{cell.n:,.0f}" + ("" if pd.isna(cell.test_all) or cell.n == cell.test_all else f" of {cell.test_all:,.0f}") + " tested"
+    signed = lambda x: f"{round(float(x), 2) + 0.0:+.2f}"  # no minus before a zero
+    paper = (
+        "–"
+        if pd.isna(cell.paper)
+        else f"{cell.paper:.{3 if cell.paper_step < 0.01 else 2}f}{spread(cell.paper_sd)}"
+    )
+    if pd.isna(cell.here):
+        return "", paper, ""
+    train = (
+        ""
+        if pd.isna(cell.train_rows)
+        else f"{cell.train_rows:,.0f}"
+        + ("" if cell.train_rows == cell.train_all else f" of {cell.train_all:,.0f}")
+        + " fitted,<br>"
+    )
+    tested = (
+        f"{cell.n:,.0f}"
+        + ("" if pd.isna(cell.test_all) or cell.n == cell.test_all else f" of {cell.test_all:,.0f}")
+        + " tested"
+    )
     seeds = f", {cell.seeds:.0f} seeds" if cell.seeds > 1 else ""
     here = f"<span style='white-space:nowrap'>{'○ ' if cell.partial else ''}{cell.here:.3f}{spread(cell.sd)}<br><small>{train}{tested}{seeds}</small></span>"
-    return here, paper, "" if pd.isna(cell.difference) else f"{signed(cell.difference)}<br><small style='white-space:nowrap'>{signed(cell.d_lo)} to {signed(cell.d_hi)}</small>"
+    return (
+        here,
+        paper,
+        ""
+        if pd.isna(cell.difference)
+        else f"{signed(cell.difference)}<br><small style='white-space:nowrap'>{signed(cell.d_lo)} to {signed(cell.d_hi)}</small>",
+    )
 
 
 def paper_table(
-    compared: pd.DataFrame,                    # as `against_paper` gives it
-    command: Callable[[list[tuple[str, str]], str, str], str],  # (cells as (set, split), method, paper's model) -> what fills them
-    columns: dict[tuple[str, str], str],       # as of `against_paper`
+    compared: pd.DataFrame,  # as `against_paper` gives it
+    command: Callable[
+        [list[tuple[str, str]], str, str], str
+    ],  # (cells as (set, split), method, paper's model) -> what fills them
+    columns: dict[tuple[str, str], str],  # as of `against_paper`
 ):
     "The whole table of the paper with what was computed here, styled."
     place, texts, best = {task: key for key, task in columns.items()}, {}, {}
-    whole = compared.assign(here=compared.here.where(compared.partial.eq(False)))   # part of the data is no better than all of it
-    top = {(task, side): whole[whole.task == task][side].astype(float).max() for task in place for side in ("here", "paper")}
-    for (method, family, model), line in compared.groupby(["method", "paper_model", "model"], sort=False):
+    whole = compared.assign(
+        here=compared.here.where(compared.partial.eq(False))
+    )  # part of the data is no better than all of it
+    top = {
+        (task, side): whole[whole.task == task][side].astype(float).max()
+        for task in place
+        for side in ("here", "paper")
+    }
+    for (method, family, model), line in compared.groupby(
+        ["method", "paper_model", "model"], sort=False
+    ):
         printed = line.printed.dropna()
-        key = (f"{method} (printed {printed.iloc[0]})" if len(printed) else method, family, model or "–")
+        key = (
+            f"{method} (printed {printed.iloc[0]})" if len(printed) else method,
+            family,
+            model or "–",
+        )
         missing = [place[c.task] for c in line.itertuples() if pd.isna(c.here)]
-        shown = dict(zip(((c.task, side) for c in line.itertuples() for side in ("here", "paper", "difference")), (t for c in line.itertuples() for t in _cell_texts(c))))
-        texts[key] = shown | {("empty cells are filled by", ""): f"<code style='display:inline-block;width:30em;white-space:normal;overflow-wrap:anywhere;text-align:left;font-size:0.8em'>{command(missing, method, family)}</code>" if missing and family != "–" else ""}
-        best[key] = {(c.task, side): getattr(c, side) == top[c.task, side] for c in line.itertuples() for side in ("here", "paper")}
+        shown = dict(
+            zip(
+                (
+                    (c.task, side)
+                    for c in line.itertuples()
+                    for side in ("here", "paper", "difference")
+                ),
+                (t for c in line.itertuples() for t in _cell_texts(c)),
+            )
+        )
+        texts[key] = shown | {
+            (
+                "empty cells are filled by",
+                "",
+            ): f"<code style='display:inline-block;width:30em;white-space:normal;overflow-wrap:anywhere;text-align:left;font-size:0.8em'>{command(missing, method, family)}</code>"
+            if missing and family != "–"
+            else ""
+        }
+        best[key] = {
+            (c.task, side): getattr(c, side) == top[c.task, side]
+            for c in line.itertuples()
+            for side in ("here", "paper")
+        }
     table = pd.DataFrame.from_dict(texts, orient="index")
-    table.columns, table.index = pd.MultiIndex.from_tuples(table.columns), pd.MultiIndex.from_tuples(table.index, names=["method", "paper", "here"])
-    bold = pd.DataFrame.from_dict(best, orient="index").reindex(columns=table.columns, fill_value=False).set_axis(table.index)
+    table.columns, table.index = (
+        pd.MultiIndex.from_tuples(table.columns),
+        pd.MultiIndex.from_tuples(table.index, names=["method", "paper", "here"]),
+    )
+    bold = (
+        pd.DataFrame.from_dict(best, orient="index")
+        .reindex(columns=table.columns, fill_value=False)
+        .set_axis(table.index)
+    )
     return styled(table, bold=bold, light=[c for c in table.columns if c[1] == "paper"])
 
 # %% ../nbs/18_results.ipynb #d1f1a978
 def other_table(
     rows: pd.DataFrame,  # results rows
-    columns: dict,       # every (task, split) that the paper has a number for
+    columns: dict,  # every (task, split) that the paper has a number for
     metrics: Sequence[str] = ("spearman", "auroc"),
 ):
     "What was computed on sets that the paper has no number for, styled."
     lines = summarised(rows, metrics)
-    lines = lines[np.array([key not in columns for key in zip(lines["set"], lines.split)], bool)].reset_index(drop=True)
-    if lines.empty: return None
+    lines = lines[
+        np.array([key not in columns for key in zip(lines["set"], lines.split)], bool)
+    ].reset_index(drop=True)
+    if lines.empty:
+        return None
     interval = [f"{lo:.2f} to {hi:.2f}" for lo, hi in zip(lines.lo, lines.hi)]
-    table = lines[["set", "split", "model", "method"]].assign(value=lines.here, sd=lines.sd, **{"95 % interval": interval, "seeds": lines.seeds, "fitted on": lines.train_rows.fillna(0).astype(int),
-        "tested on": lines.n, "": np.where(lines.partial, "○", "")})
+    table = lines[["set", "split", "model", "method"]].assign(
+        value=lines.here,
+        sd=lines.sd,
+        **{
+            "95 % interval": interval,
+            "seeds": lines.seeds,
+            "fitted on": lines.train_rows.fillna(0).astype(int),
+            "tested on": lines.n,
+            "": np.where(lines.partial, "○", ""),
+        },
+    )
     top = lines.groupby(["set", "split"]).here.transform("max") == lines.here
     return styled(table, 3, bold=pd.DataFrame(False, table.index, table.columns).assign(value=top))
 
@@ -818,7 +1681,8 @@ _MARKS = {"pt-ft": "o", "pt-fr": "s", "na-ft": "^", "na-fr": "v", "baseline": "D
 
 def _clean(figure: Figure, axes) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]: axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     plt.close(figure)
     return figure
 
@@ -827,10 +1691,15 @@ def against_paper_figure(
     compared: dict[str, pd.DataFrame],  # title of a table -> as `against_paper` gives it
 ) -> Figure:
     "Ours against the paper's, a panel for each table that has both; hollow: partial. Bars: our 95 % interval, the paper's standard deviation."
-    both = pd.concat([t.assign(table=name) for name, t in compared.items()]).dropna(subset=["here", "paper"])
+    both = pd.concat([t.assign(table=name) for name, t in compared.items()]).dropna(
+        subset=["here", "paper"]
+    )
     tables = list(dict.fromkeys(both.table)) or list(compared)[:1]
-    figure, panels = plt.subplots(len(tables), 1, figsize=(6.6, 3.9 * len(tables)), squeeze=False, layout="constrained")
-    for name, axes in zip(tables, panels[:, 0]): _against(axes, name, both[both.table == name])
+    figure, panels = plt.subplots(
+        len(tables), 1, figsize=(6.6, 3.9 * len(tables)), squeeze=False, layout="constrained"
+    )
+    for name, axes in zip(tables, panels[:, 0]):
+        _against(axes, name, both[both.table == name])
     plt.close(figure)
     return figure
 
@@ -839,24 +1708,54 @@ def _against(axes, name: str, both: pd.DataFrame) -> None:
     "One panel of `against_paper_figure`; a label that would cover another is left out."
     shades = _shades(both.model)
     for (model, method), points in both.groupby(["model", "method"], sort=False):
-        colour, x, y = shades[model] if model not in ("ridge", "ridge, train + valid", "cnn") else model_colour(model), points.paper.astype(float), points.here.astype(float)
+        colour, x, y = (
+            shades[model]
+            if model not in ("ridge", "ridge, train + valid", "cnn")
+            else model_colour(model),
+            points.paper.astype(float),
+            points.here.astype(float),
+        )
         sd = points.paper_sd.astype(float)
         axes.hlines(y, x - sd, x + sd, color=colour, alpha=0.4, lw=1)
         _intervals(axes, x, points.lo, points.hi, colour)
-        axes.scatter(x, y, s=36, marker="X" if "valid" in model else "P" if model == "cnn" else _MARKS.get(method, "o"), facecolor=np.where(points.partial.astype(bool), "white", colour), edgecolor=colour, zorder=3,
-                     label=model + ("" if method == "baseline" else f" {method}"))
+        axes.scatter(
+            x,
+            y,
+            s=36,
+            marker="X" if "valid" in model else "P" if model == "cnn" else _MARKS.get(method, "o"),
+            facecolor=np.where(points.partial.astype(bool), "white", colour),
+            edgecolor=colour,
+            zorder=3,
+            label=model + ("" if method == "baseline" else f" {method}"),
+        )
     placed = []
-    for (task, paper), points in both.groupby(["task", "paper"], sort=False):   # one label for all that stand above one published number
+    for (task, paper), points in both.groupby(
+        ["task", "paper"], sort=False
+    ):  # one label for all that stand above one published number
         above = (points.here > points.paper).all()
-        at = np.array([paper - 0.1 * above, points.here.max() + 0.04 if above else points.here.min() - 0.04])
-        if any(abs(at - other)[0] < 0.18 and abs(at - other)[1] < 0.055 for other in placed): continue
+        at = np.array(
+            [paper - 0.1 * above, points.here.max() + 0.04 if above else points.here.min() - 0.04]
+        )
+        if any(abs(at - other)[0] < 0.18 and abs(at - other)[1] < 0.055 for other in placed):
+            continue
         placed.append(at)
-        axes.annotate(task, (paper, points.here.max() if above else points.here.min()), xytext=(-5, 4) if above else (5, -9), ha="right" if above else "left",
-                      textcoords="offset points", fontsize=7, color=model_colour(points.model.iloc[0]))
+        axes.annotate(
+            task,
+            (paper, points.here.max() if above else points.here.min()),
+            xytext=(-5, 4) if above else (5, -9),
+            ha="right" if above else "left",
+            textcoords="offset points",
+            fontsize=7,
+            color=model_colour(points.model.iloc[0]),
+        )
     axes.axline((0, 0), slope=1, color="0.7", lw=0.8, zorder=0)
-    axes.set_xlim(-0.1, 1); axes.set_ylim(-0.3, 1); axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"{name} as published (models and data: see the table)"); axes.set_ylabel("here (hollow: part of the data\nor fewer than three seeds)")
-    if len(both): axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_xlim(-0.1, 1)
+    axes.set_ylim(-0.3, 1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel(f"{name} as published (models and data: see the table)")
+    axes.set_ylabel("here (hollow: part of the data\nor fewer than three seeds)")
+    if len(both):
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 # %% ../nbs/18_results.ipynb #351754ed
 def training_size_figure(
@@ -870,16 +1769,46 @@ def training_size_figure(
     for (model, method), points in lines.groupby(["model", "method"], sort=False):
         colour = model_colour(model) if model in ("ridge", "cnn") else shades[model]
         _intervals(axes, points.train_rows, points.lo, points.hi, colour)
-        axes.scatter(points.train_rows, points.here, s=36, marker=_MARKS.get(method, "X" if method == "train + valid" else "P" if model == "cnn" else "D"), facecolor=np.where(points.partial, "white", colour), edgecolor=colour, zorder=3, label=f"{model} {method}")
+        axes.scatter(
+            points.train_rows,
+            points.here,
+            s=36,
+            marker=_MARKS.get(
+                method, "X" if method == "train + valid" else "P" if model == "cnn" else "D"
+            ),
+            facecolor=np.where(points.partial, "white", colour),
+            edgecolor=colour,
+            zorder=3,
+            label=f"{model} {method}",
+        )
     placed = []
-    for (name, split), points in lines.groupby(["set", "split"], sort=False):   # a label that would cover another is left out
+    for (name, split), points in lines.groupby(
+        ["set", "split"], sort=False
+    ):  # a label that would cover another is left out
         top = points.loc[points.here.idxmax()]
         at = np.array([np.log10(top.train_rows) / 5, top.here])
-        if any(abs(at - other)[0] < 0.08 and abs(at - other)[1] < 0.07 for other in placed): continue
+        if any(abs(at - other)[0] < 0.08 and abs(at - other)[1] < 0.07 for other in placed):
+            continue
         placed.append(at)
-        axes.annotate(split.replace("_", " ") if split != "official" else name.removeprefix("tape_"), (top.train_rows, top.here), xytext=(0, 7), ha="center", textcoords="offset points", fontsize=7, color="0.35")
-    axes.set_xscale("log"); axes.margins(x=0.1); axes.set_ylim(-0.3, 1); axes.tick_params(axis="x", which="minor", labelbottom=False); axes.axhline(0, color="0.8", lw=0.8, zorder=0)
-    axes.set_xlabel("rows fitted on"); axes.set_ylabel("Spearman or AUROC on the test rows\n(hollow: part of the data or fewer than three seeds)", fontsize=8)
+        axes.annotate(
+            split.replace("_", " ") if split != "official" else name.removeprefix("tape_"),
+            (top.train_rows, top.here),
+            xytext=(0, 7),
+            ha="center",
+            textcoords="offset points",
+            fontsize=7,
+            color="0.35",
+        )
+    axes.set_xscale("log")
+    axes.margins(x=0.1)
+    axes.set_ylim(-0.3, 1)
+    axes.tick_params(axis="x", which="minor", labelbottom=False)
+    axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+    axes.set_xlabel("rows fitted on")
+    axes.set_ylabel(
+        "Spearman or AUROC on the test rows\n(hollow: part of the data or fewer than three seeds)",
+        fontsize=8,
+    )
     return _clean(figure, axes)
 
 # %% ../nbs/18_results.ipynb #8ca7adeb
@@ -888,19 +1817,22 @@ def rows_so_far(
 ) -> pd.DataFrame:  # results rows
     "The rows of every run of a section under outputs/, and those of this one."
     before = Results.read(project_root() / "outputs" / run.section).rows
-    return pd.concat([t for t in (before, run.results.rows) if len(t)] or [before], ignore_index=True)
+    return pd.concat(
+        [t for t in (before, run.results.rows) if len(t)] or [before], ignore_index=True
+    )
 
 # %% ../nbs/18_results.ipynb #aa8cd46c
 def kept_rows(
     run: Run,
-    key: str,                            # everything that the rows depend on besides the code
+    key: str,  # everything that the rows depend on besides the code
     make: Callable[[], pd.DataFrame],
 ) -> pd.DataFrame:
     "What `make` gives, computed once per key and commit; a run that was interrupted reads it from its folder."
     digest = hashlib.sha256(f"{run.record['commit']} {key}".encode()).hexdigest()
     path = run.folder / "parts" / f"{digest[:16]}.parquet"
     path.parent.mkdir(exist_ok=True)
-    if not path.exists(): write_table(make(), path)
+    if not path.exists():
+        write_table(make(), path)
     return pd.read_parquet(path)
 
 # %% ../nbs/18_results.ipynb #7e433ea9
@@ -909,59 +1841,145 @@ def _losses(rows: pd.DataFrame) -> pd.Series:  # model -> loss
     rows = rows.drop_duplicates(["model", "split"], keep="last")
     run = rows.model.astype(str).str.split("@").str[0]
     most = rows.groupby([run, rows.split]).model.transform("size")
-    first = rows.assign(most=most, run=run).sort_values("most", kind="stable").drop_duplicates("run", keep="last").set_index("run").split
+    first = (
+        rows.assign(most=most, run=run)
+        .sort_values("most", kind="stable")
+        .drop_duplicates("run", keep="last")
+        .set_index("run")
+        .split
+    )
     return rows[rows.split == run.map(first)].set_index("model").value
 
 # %% ../nbs/18_results.ipynb #218bd58d
 def checkpoint_points(
-    rows: pd.DataFrame,                              # results rows of any number of runs
-    metrics: Sequence[str] = ("spearman", "accuracy", "q3"),  # one per task; accuracy where a task has classes, q3 where a residue has a state
+    rows: pd.DataFrame,  # results rows of any number of runs
+    metrics: Sequence[str] = (
+        "spearman",
+        "accuracy",
+        "q3",
+    ),  # one per task; accuracy where a task has classes, q3 where a residue has a state
 ) -> pd.DataFrame:  # run, step, loss (NaN for weights never pretrained), kind (zero-shot, downstream), task, method, metric, value, lo, hi, n, partial
     "Score and held-out loss of every checkpoint, one line per task. A line is partial where it stands for part of the data."
     rows = best_rows(rows[rows.section == "checkpoints"])
     loss = _losses(rows[rows.metric == "loss"])
     read = rows[rows.metric.isin(["train_rows", "test_rows"])]
-    part = read.assign(part=read.value.astype(float) < read.n.astype(float)).groupby(["task", "split", "model", "method"], dropna=False).part.any()
+    part = (
+        read.assign(part=read.value.astype(float) < read.n.astype(float))
+        .groupby(["task", "split", "model", "method"], dropna=False)
+        .part.any()
+    )
     points = rows[rows.metric.isin(metrics)].copy()
     keys = pd.MultiIndex.from_frame(points[["task", "split", "model", "method"]])
     name = points.model.astype(str).str.split("@", n=1, expand=True).reindex(columns=[0, 1])
-    points = points.assign(run=name[0], step=pd.to_numeric(name[1]), loss=points.model.map(loss).astype(float), partial=part.reindex(keys, fill_value=False).to_numpy(bool),
-                           kind=np.where(points.split.isna(), "zero-shot", "downstream"), task=points.task + points.split.map(lambda s: "" if pd.isna(s) else f", {s}"))
+    points = points.assign(
+        run=name[0],
+        step=pd.to_numeric(name[1]),
+        loss=points.model.map(loss).astype(float),
+        partial=part.reindex(keys, fill_value=False).to_numpy(bool),
+        kind=np.where(points.split.isna(), "zero-shot", "downstream"),
+        task=points.task + points.split.map(lambda s: "" if pd.isna(s) else f", {s}"),
+    )
     points = points[points.step.isna() | points.loss.notna()]
-    return points[["run", "step", "loss", "kind", "task", "method", "metric", "value", "lo", "hi", "n", "partial"]].astype({"value": float}).sort_values(
-        ["run", "task", "step"], key=lambda column: column.map({r: i for i, r in enumerate(dict.fromkeys(column))}) if column.name == "run" else column, ignore_index=True)
+    return (
+        points[
+            [
+                "run",
+                "step",
+                "loss",
+                "kind",
+                "task",
+                "method",
+                "metric",
+                "value",
+                "lo",
+                "hi",
+                "n",
+                "partial",
+            ]
+        ]
+        .astype({"value": float})
+        .sort_values(
+            ["run", "task", "step"],
+            key=lambda column: (
+                column.map({r: i for i, r in enumerate(dict.fromkeys(column))})
+                if column.name == "run"
+                else column
+            ),
+            ignore_index=True,
+        )
+    )
 
 
 def loss_rank_correlations(
     points: pd.DataFrame,  # as `checkpoint_points` gives them
-) -> pd.DataFrame:         # run, kind, task, method, correlation, checkpoints
+) -> pd.DataFrame:  # run, kind, task, method, correlation, checkpoints
     """Spearman correlation of minus the loss with the score over the checkpoints of a run (Figure S1). The sign is the paper's: its text calls
     1 "monotonic increase in zero-shot performance with more pretraining", which against the loss itself would be -1."""
     known = points.dropna(subset=["loss", "value"])
-    return pd.DataFrame([{"run": run, "kind": kind, "task": task, "method": method, "correlation": spearmanr(-g.loss, g.value).statistic if g.value.nunique() > 1 else np.nan, "checkpoints": len(g)}
-                         for (run, kind, task, method), g in known.groupby(["run", "kind", "task", "method"], sort=False) if len(g) > 2],
-                        columns=["run", "kind", "task", "method", "correlation", "checkpoints"])
+    return pd.DataFrame(
+        [
+            {
+                "run": run,
+                "kind": kind,
+                "task": task,
+                "method": method,
+                "correlation": spearmanr(-g.loss, g.value).statistic
+                if g.value.nunique() > 1
+                else np.nan,
+                "checkpoints": len(g),
+            }
+            for (run, kind, task, method), g in known.groupby(
+                ["run", "kind", "task", "method"], sort=False
+            )
+            if len(g) > 2
+        ],
+        columns=["run", "kind", "task", "method", "correlation", "checkpoints"],
+    )
 
 
 def falls_furthest(
     points: pd.DataFrame,  # zero-shot lines of one run and method
-) -> pd.Series:            # task -> how far below its best the last checkpoint is, the furthest first
+) -> pd.Series:  # task -> how far below its best the last checkpoint is, the furthest first
     "The rule by which Figure 4b shows one scan: it peaks, and then loses most of all."
     ordered = points.dropna(subset="loss").sort_values("step").groupby("task").value
     return (ordered.max() - ordered.last()).sort_values(ascending=False)
 
 # %% ../nbs/18_results.ipynb #1d535fc5
 def _loss_axis(axes) -> None:
-    axes.invert_xaxis(); axes.set_xlabel("held-out pretraining loss (nats)\ntraining runs to the right", fontsize=8); axes.spines[["top", "right"]].set_visible(False)
+    axes.invert_xaxis()
+    axes.set_xlabel("held-out pretraining loss (nats)\ntraining runs to the right", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def _along(axes, g: pd.DataFrame, i: int, colour: str, label: str | None, thin: bool = False, mark: str = "o") -> None:
+def _along(
+    axes,
+    g: pd.DataFrame,
+    i: int,
+    colour: str,
+    label: str | None,
+    thin: bool = False,
+    mark: str = "o",
+) -> None:
     "One curve of a run, with the intervals that it has; hollow where it stands for part of the data."
     g = g.sort_values("step")
     style = dict(color=colour, ls=["-", "--", ":", "-."][i % 4])
-    if thin: axes.plot(g.loss, g.value, lw=0.7, alpha=0.3, **style); return
-    if "lo" in g: _intervals(axes, g.loss, g.lo, g.hi, colour)
-    axes.plot(g.loss, g.value, lw=1.6, marker=mark, ms=4.5, mfc="white" if g.partial.any() else colour, mec=colour, label=label, zorder=3, **style)
+    if thin:
+        axes.plot(g.loss, g.value, lw=0.7, alpha=0.3, **style)
+        return
+    if "lo" in g:
+        _intervals(axes, g.loss, g.lo, g.hi, colour)
+    axes.plot(
+        g.loss,
+        g.value,
+        lw=1.6,
+        marker=mark,
+        ms=4.5,
+        mfc="white" if g.partial.any() else colour,
+        mec=colour,
+        label=label,
+        zorder=3,
+        **style,
+    )
 
 
 def downstream_figure(
@@ -969,19 +1987,51 @@ def downstream_figure(
 ) -> Figure:
     "Downstream score against pretraining loss, one panel per task (Figures 3 and S2)."
     points = points[points.kind == "downstream"]
-    tasks, runs, shades = list(dict.fromkeys(points.task)), list(dict.fromkeys(points.run)), _shades(points.run)
+    tasks, runs, shades = (
+        list(dict.fromkeys(points.task)),
+        list(dict.fromkeys(points.run)),
+        _shades(points.run),
+    )
     columns = max(1, min(3, len(tasks)))
-    figure, panels = plt.subplots(max(1, -(-len(tasks) // columns)), columns, figsize=(3.6 * columns, 3.5 * max(1, -(-len(tasks) // columns))), squeeze=False, layout="constrained")
-    for axes in panels.flat[len(tasks):]: axes.axis("off")
+    figure, panels = plt.subplots(
+        max(1, -(-len(tasks) // columns)),
+        columns,
+        figsize=(3.6 * columns, 3.5 * max(1, -(-len(tasks) // columns))),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes in panels.flat[len(tasks) :]:
+        axes.axis("off")
     for task, axes in zip(tasks, panels.flat):
         for i, name in enumerate(runs):
             own = points[(points.task == task) & (points.run == name)]
-            for method, g in own.dropna(subset="loss").groupby("method"): _along(axes, g, i, shades[name], f"{name} {method}", mark=_MARKS.get(method, "o"))
-            for r in own[own.loss.isna()].itertuples(): axes.axhline(r.value, color=shades[name], ls=(i, (1, 2) if r.method.endswith("fr") else (5, 1.5, 1, 1.5)), lw=1.4, label=f"{name} {r.method}, never pretrained")
-        metric, n = points[points.task == task].metric.iloc[0], int(points[points.task == task].n.max())
-        axes.set_title(task, fontsize=8); axes.tick_params(labelsize=8)
-        axes.set_ylabel({"spearman": f"Spearman correlation\n({n:,} test rows)", "accuracy": f"accuracy\n({n:,} test rows)", "q3": f"Q3, share of residues\nwith the right state ({n:,} test chains)"}[metric], fontsize=8)
-        _loss_axis(axes); axes.margins(y=0.1); axes.legend(frameon=False, fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.24))
+            for method, g in own.dropna(subset="loss").groupby("method"):
+                _along(axes, g, i, shades[name], f"{name} {method}", mark=_MARKS.get(method, "o"))
+            for r in own[own.loss.isna()].itertuples():
+                axes.axhline(
+                    r.value,
+                    color=shades[name],
+                    ls=(i, (1, 2) if r.method.endswith("fr") else (5, 1.5, 1, 1.5)),
+                    lw=1.4,
+                    label=f"{name} {r.method}, never pretrained",
+                )
+        metric, n = (
+            points[points.task == task].metric.iloc[0],
+            int(points[points.task == task].n.max()),
+        )
+        axes.set_title(task, fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.set_ylabel(
+            {
+                "spearman": f"Spearman correlation\n({n:,} test rows)",
+                "accuracy": f"accuracy\n({n:,} test rows)",
+                "q3": f"Q3, share of residues\nwith the right state ({n:,} test chains)",
+            }[metric],
+            fontsize=8,
+        )
+        _loss_axis(axes)
+        axes.margins(y=0.1)
+        axes.legend(frameon=False, fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.24))
     plt.close(figure)
     return figure
 
@@ -992,18 +2042,32 @@ def zero_shot_along_figure(
     "Mean zero-shot correlation against pretraining loss with every scan behind it, and the scan that `falls_furthest` in the last run (Figure 4)."
     points = points[points.kind == "zero-shot"].dropna(subset="loss")
     figure, (mean, one) = plt.subplots(1, 2, figsize=(8.6, 3.8), layout="constrained")
-    runs, scans, shades = list(dict.fromkeys(points.run)), points.task.nunique(), _shades(points.run)
+    runs, scans, shades = (
+        list(dict.fromkeys(points.run)),
+        points.task.nunique(),
+        _shades(points.run),
+    )
     for i, name in enumerate(runs):
         own = points[points.run == name]
-        for _, g in own.groupby("task"): _along(mean, g, i, shades[name], None, thin=True)
-        over = own.groupby(["run", "step", "loss"], as_index=False).agg(value=("value", "mean"), partial=("partial", "any"))
+        for _, g in own.groupby("task"):
+            _along(mean, g, i, shades[name], None, thin=True)
+        over = own.groupby(["run", "step", "loss"], as_index=False).agg(
+            value=("value", "mean"), partial=("partial", "any")
+        )
         _along(mean, over, i, shades[name], f"{name}, mean over {scans} scans")
     if runs:
         shown = falls_furthest(points[points.run == runs[-1]]).index[0]
-        for i, name in enumerate(runs): _along(one, points[(points.run == name) & (points.task == shown)], i, shades[name], name)
+        for i, name in enumerate(runs):
+            _along(
+                one, points[(points.run == name) & (points.task == shown)], i, shades[name], name
+            )
         one.set_title(f"{shown}: falls furthest from its best in {runs[-1]}", fontsize=8)
-    for axes in (mean, one): axes.axhline(0, color="0.8", lw=0.8, zorder=0); axes.set_ylabel("Spearman correlation\n(expected direction)", fontsize=8); _loss_axis(axes)
-    for axes in (mean, one) if runs else (): axes.legend(frameon=False, fontsize=7)
+    for axes in (mean, one):
+        axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+        axes.set_ylabel("Spearman correlation\n(expected direction)", fontsize=8)
+        _loss_axis(axes)
+    for axes in (mean, one) if runs else ():
+        axes.legend(frameon=False, fontsize=7)
     plt.close(figure)
     return figure
 
@@ -1012,33 +2076,80 @@ def rank_correlation_figure(
     correlations: pd.DataFrame,  # as `loss_rank_correlations` gives them
 ) -> Figure:
     "How the rank correlation of pretraining with zero-shot performance is distributed over scans, beside the published means and range (Figure S1)."
-    zero_shot, stated = correlations[correlations.kind == "zero-shot"].dropna(subset="correlation"), published("checkpoints")
-    means, ends = stated[stated.metric == "mean rank correlation"], stated[stated.metric.str.contains("est rank")]
+    zero_shot, stated = (
+        correlations[correlations.kind == "zero-shot"].dropna(subset="correlation"),
+        published("checkpoints"),
+    )
+    means, ends = (
+        stated[stated.metric == "mean rank correlation"],
+        stated[stated.metric.str.contains("est rank")],
+    )
     figure, axes = plt.subplots(figsize=(6.0, 3.8), layout="constrained")
     runs = list(dict.fromkeys(zero_shot.run))
-    for x, name in enumerate(runs): _scan_points(axes, x, zero_shot[zero_shot.run == name].correlation.sort_values(), model_colour(name), hollow=False)
+    for x, name in enumerate(runs):
+        _scan_points(
+            axes,
+            x,
+            zero_shot[zero_shot.run == name].correlation.sort_values(),
+            model_colour(name),
+            hollow=False,
+        )
     for x, r in enumerate(means.itertuples(), len(runs)):
-        axes.scatter(x, r.value, s=70, marker="D", facecolor="none", edgecolor=model_colour(r.model), lw=1.5); axes.annotate(f"{r.value:.2f}", (x + 0.15, r.value), va="center", fontsize=9)
-    for end in ends.itertuples(): axes.axhline(end.value, color="0.6", ls=":", lw=1)
-    labels = [f"{n}\n{(zero_shot.run == n).sum()} scans, {zero_shot[zero_shot.run == n].checkpoints.max()} checkpoints" for n in runs] + [f"{r.model}\npublished, {r.n} scans" for r in means.itertuples()]
-    axes.set_xticks(range(len(labels)), labels, fontsize=7, rotation=25, ha="right", rotation_mode="anchor"); axes.set_ylim(-1.08, 1.08); axes.axhline(0, color="0.8", lw=0.8, zorder=0)
-    axes.set_ylabel("rank correlation of minus the loss\nwith zero-shot Spearman (dotted: published range)", fontsize=8); axes.spines[["top", "right"]].set_visible(False)
+        axes.scatter(
+            x, r.value, s=70, marker="D", facecolor="none", edgecolor=model_colour(r.model), lw=1.5
+        )
+        axes.annotate(f"{r.value:.2f}", (x + 0.15, r.value), va="center", fontsize=9)
+    for end in ends.itertuples():
+        axes.axhline(end.value, color="0.6", ls=":", lw=1)
+    labels = [
+        f"{n}\n{(zero_shot.run == n).sum()} scans, {zero_shot[zero_shot.run == n].checkpoints.max()} checkpoints"
+        for n in runs
+    ] + [f"{r.model}\npublished, {r.n} scans" for r in means.itertuples()]
+    axes.set_xticks(
+        range(len(labels)), labels, fontsize=7, rotation=25, ha="right", rotation_mode="anchor"
+    )
+    axes.set_ylim(-1.08, 1.08)
+    axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+    axes.set_ylabel(
+        "rank correlation of minus the loss\nwith zero-shot Spearman (dotted: published range)",
+        fontsize=8,
+    )
+    axes.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
     return figure
 
 # %% ../nbs/18_results.ipynb #0bb58503
 def contact_figure(
-    maps: dict[str, tuple[np.ndarray, np.ndarray]],  # chain -> probabilities [L, L]; contacts [L, L], NaN where unresolved
+    maps: dict[
+        str, tuple[np.ndarray, np.ndarray]
+    ],  # chain -> probabilities [L, L]; contacts [L, L], NaN where unresolved
 ) -> Figure:
     "Predicted contacts above the diagonal, true ones below; grey: unresolved. Shades go by the square root, so that a probability of 0.1 is seen."
-    figure, axes = plt.subplots(1, len(maps), figsize=(3.4 * len(maps) + 0.6, 3.5), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(maps), figsize=(3.4 * len(maps) + 0.6, 3.5), squeeze=False, layout="constrained"
+    )
     colours = plt.get_cmap("Blues").with_extremes(bad="0.85")
     for ax, (name, (chance, contacts)) in zip(axes[0], maps.items()):
         both = np.where(np.triu(np.ones_like(contacts, bool), 1), chance, contacts)
-        image = ax.imshow(both, cmap=colours, norm=PowerNorm(0.5, 0, 1), interpolation="nearest", extent=(0.5, len(both) + 0.5, len(both) + 0.5, 0.5))
+        image = ax.imshow(
+            both,
+            cmap=colours,
+            norm=PowerNorm(0.5, 0, 1),
+            interpolation="nearest",
+            extent=(0.5, len(both) + 0.5, len(both) + 0.5, 0.5),
+        )
         ax.plot([0.5, len(both) + 0.5], [0.5, len(both) + 0.5], color="0.5", lw=0.6)
-        ax.set_title(name, fontsize=8); ax.set_xlabel("residue (above: predicted)", fontsize=8); ax.set_ylabel("residue (below: true)", fontsize=8); ax.tick_params(labelsize=7)
-    figure.colorbar(image, ax=list(axes[0]), label="probability of a contact", shrink=0.8, ticks=[0, 0.05, 0.1, 0.2, 0.5, 1])
+        ax.set_title(name, fontsize=8)
+        ax.set_xlabel("residue (above: predicted)", fontsize=8)
+        ax.set_ylabel("residue (below: true)", fontsize=8)
+        ax.tick_params(labelsize=7)
+    figure.colorbar(
+        image,
+        ax=list(axes[0]),
+        label="probability of a contact",
+        shrink=0.8,
+        ticks=[0, 0.05, 0.1, 0.2, 0.5, 1],
+    )
     plt.close(figure)
     return figure
 
@@ -1048,23 +2159,37 @@ _STATES = {"H": ("helix", "#c0392b"), "E": ("strand", "#1f6fb4"), "C": ("coil", 
 
 def confusion_figure(
     counts: dict[str, np.ndarray],  # model -> residues [true, predicted], in the order of `states`
-    states: Sequence[str],          # letters
+    states: Sequence[str],  # letters
 ) -> Figure:
     "For each model what share of a true state is predicted as which, and how many residues that is."
-    figure, axes = plt.subplots(1, len(counts), figsize=(2.6 * len(counts) + 0.8, 3.0), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(counts), figsize=(2.6 * len(counts) + 0.8, 3.0), squeeze=False, layout="constrained"
+    )
     names = [_STATES.get(s, (s,))[0] for s in states]
     for ax, (model, table) in zip(axes[0], counts.items()):
         share = table / np.maximum(1, table.sum(1, keepdims=True))
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        for i, j in np.ndindex(*table.shape): ax.text(j, i, f"{share[i, j]:.2f}\n{table[i, j]:,}", ha="center", va="center", fontsize=7, color="white" if share[i, j] > 0.6 else "black")
-        ax.set_xticks(range(len(names)), names, fontsize=8); ax.set_yticks(range(len(names)), names, fontsize=8)
-        ax.set_title(f"{model}, {table.sum():,} residues", fontsize=8); ax.set_xlabel("predicted", fontsize=8); ax.set_ylabel("true (DSSP)", fontsize=8)
+        for i, j in np.ndindex(*table.shape):
+            ax.text(
+                j,
+                i,
+                f"{share[i, j]:.2f}\n{table[i, j]:,}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if share[i, j] > 0.6 else "black",
+            )
+        ax.set_xticks(range(len(names)), names, fontsize=8)
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.set_title(f"{model}, {table.sum():,} residues", fontsize=8)
+        ax.set_xlabel("predicted", fontsize=8)
+        ax.set_ylabel("true (DSSP)", fontsize=8)
     plt.close(figure)
     return figure
 
 
 def trace_figure(
-    ca: np.ndarray,          # [L, 3] Å, NaN where unresolved
+    ca: np.ndarray,  # [L, 3] Å, NaN where unresolved
     states: dict[str, str],  # title -> a letter per residue
 ) -> Figure:
     "The Cα trace of a chain, coloured by state."
@@ -1072,8 +2197,22 @@ def trace_figure(
     for k, (title, letters) in enumerate(states.items(), 1):
         ax = figure.add_subplot(1, len(states), k, projection="3d")
         for a, b, letter in zip(ca, ca[1:], letters):
-            if np.isfinite([a, b]).all() and np.linalg.norm(b - a) < 4.5: ax.plot(*zip(a, b), color=_STATES.get(letter, ("", "black"))[1], lw=3, solid_capstyle="round")
-        ax.set_title(title, fontsize=8); ax.set_axis_off(); ax.set_box_aspect(np.nanmax(ca, 0) - np.nanmin(ca, 0), zoom=1.4)
-    figure.legend(handles=[Line2D([], [], color=c, lw=3, label=name) for name, c in _STATES.values()], frameon=False, fontsize=8, loc="lower center", ncols=3)
+            if np.isfinite([a, b]).all() and np.linalg.norm(b - a) < 4.5:
+                ax.plot(
+                    *zip(a, b),
+                    color=_STATES.get(letter, ("", "black"))[1],
+                    lw=3,
+                    solid_capstyle="round",
+                )
+        ax.set_title(title, fontsize=8)
+        ax.set_axis_off()
+        ax.set_box_aspect(np.nanmax(ca, 0) - np.nanmin(ca, 0), zoom=1.4)
+    figure.legend(
+        handles=[Line2D([], [], color=c, lw=3, label=name) for name, c in _STATES.values()],
+        frameon=False,
+        fontsize=8,
+        loc="lower center",
+        ncols=3,
+    )
     plt.close(figure)
     return figure

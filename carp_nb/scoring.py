@@ -24,7 +24,16 @@ from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .carp import CARP
-from .datasets import DMS, SOURCES, Mutation, format_mutant, list_datasets, load_dataset, parse_mutant, read_fasta
+from carp_nb.datasets import (
+    DMS,
+    SOURCES,
+    Mutation,
+    format_mutant,
+    list_datasets,
+    load_dataset,
+    parse_mutant,
+    read_fasta,
+)
 from .incremental import masked_log_probs
 from .kernels import as_dtype
 
@@ -35,18 +44,28 @@ _INDEX = {letter: i for i, letter in enumerate(AMINO_ACIDS)}
 def _place(
     mutations: tuple[Mutation, ...],
     wild_type: str,
-    offset: int,                      # residue number of the first residue of wild_type
-) -> list[tuple[int, int, int]]:      # 0-based position, column of the wild type, column of the mutant; synonymous ones left out
+    offset: int,  # residue number of the first residue of wild_type
+) -> list[
+    tuple[int, int, int]
+]:  # 0-based position, column of the wild type, column of the mutant; synonymous ones left out
     "Put mutations on the sequence. Raises ValueError: out of range, another wild-type letter, or one the models do not score."
     placed = []
     for m in mutations:
         i = m.number - offset
         if not 0 <= i < len(wild_type):
-            raise ValueError(f"{m}: position {m.number} is outside the wild type, which has residues {offset} to {offset + len(wild_type) - 1}")
+            raise ValueError(
+                f"{m}: position {m.number} is outside the wild type, which has residues {offset} to {offset + len(wild_type) - 1}"
+            )
         if wild_type[i] != m.wt:
-            raise ValueError(f"{m}: the wild type has {wild_type[i]} at position {m.number}, not {m.wt}")
-        if m.wt == m.mt: continue
-        if m.wt not in _INDEX: raise ValueError(f"{m}: {m.wt} is not one of the 20 amino acids, so its odds are not defined")
+            raise ValueError(
+                f"{m}: the wild type has {wild_type[i]} at position {m.number}, not {m.wt}"
+            )
+        if m.wt == m.mt:
+            continue
+        if m.wt not in _INDEX:
+            raise ValueError(
+                f"{m}: {m.wt} is not one of the 20 amino acids, so its odds are not defined"
+            )
         placed.append((i, _INDEX[m.wt], _INDEX[m.mt]))
     return sorted(placed)
 
@@ -54,14 +73,17 @@ def _place(
 def _fitting_offsets(parsed: list[tuple[Mutation, ...]], wild_type: str) -> list[int]:
     "Every offset under which all wild-type letters fit."
     sites = {(m.number, m.wt) for mutations in parsed for m in mutations}
-    if not sites: return []
+    if not sites:
+        return []
     numbers = [n for n, _ in sites]
     candidates = range(max(numbers) - len(wild_type) + 1, min(numbers) + 1)
     return [o for o in candidates if all(wild_type[n - o] == wt for n, wt in sites)]
 
 
 def _place_all(
-    mutants: Sequence[str], wild_type: str, offset: int,
+    mutants: Sequence[str],
+    wild_type: str,
+    offset: int,
 ) -> list[list[tuple[int, int, int]]]:  # per mutant, as `_place` gives it
     "Parse and place every mutant; one error names the first five that are wrong and how many there are."
     placed, parsed, bad = [], [], []
@@ -69,23 +91,41 @@ def _place_all(
         try:
             parsed.append(parse_mutant(mutant))
             placed.append(_place(parsed[-1], wild_type, offset))
-        except ValueError as error: bad.append(str(error).rstrip("."))
-    if not bad: return placed
-    hint = [o for o in _fitting_offsets(parsed, wild_type) if o != offset] if len(parsed) == len(mutants) else []
-    raise ValueError(f"{len(bad)} of {len(mutants)} mutants cannot be scored: {'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''}."
-                     + (f" With offset={hint[0]} every wild-type letter fits." if len(hint) == 1 else f" The offset in use is {offset}."))
+        except ValueError as error:
+            bad.append(str(error).rstrip("."))
+    if not bad:
+        return placed
+    hint = (
+        [o for o in _fitting_offsets(parsed, wild_type) if o != offset]
+        if len(parsed) == len(mutants)
+        else []
+    )
+    raise ValueError(
+        f"{len(bad)} of {len(mutants)} mutants cannot be scored: {'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''}."
+        + (
+            f" With offset={hint[0]} every wild-type letter fits."
+            if len(hint) == 1
+            else f" The offset in use is {offset}."
+        )
+    )
 
 # %% ../nbs/12_scoring.ipynb #bfbb69e2
-METHODS = {"masked": "masked", "masked-each": "masked-each", "masked-marginals": "masked-each",
-           "wild-type": "wild-type", "wt-marginals": "wild-type"}
+METHODS = {
+    "masked": "masked",
+    "masked-each": "masked-each",
+    "masked-marginals": "masked-each",
+    "wild-type": "wild-type",
+    "wt-marginals": "wild-type",
+}
 
 
 def method_name(
     method: str,  # any of the field's names, in any case
-) -> str:         # masked, masked-each or wild-type
+) -> str:  # masked, masked-each or wild-type
     "The method under any of its names. Raises ValueError with the choices."
     key = str(method).lower().replace("_", "-")
-    if key not in METHODS: raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}.")
+    if key not in METHODS:
+        raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}.")
     return METHODS[key]
 
 
@@ -93,23 +133,30 @@ def _checked(model, wild_type: str) -> str:
     "The wild type in capitals. Raises ValueError for illegal symbols and for more residues than the model takes."
     wild_type = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type"))
     if model.max_length and len(wild_type) > model.max_length:
-        raise ValueError(f"{model.name} takes at most {model.max_length} residues and the wild type has {len(wild_type)}; "
-                         "cut it to the mutated domain (and set the offset), or use a CARP model, which has no limit.")
+        raise ValueError(
+            f"{model.name} takes at most {model.max_length} residues and the wild type has {len(wild_type)}; "
+            "cut it to the mutated domain (and set the offset), or use a CARP model, which has no limit."
+        )
     return wild_type
 
 # %% ../nbs/12_scoring.ipynb #406d527b
 def _asking(model) -> Callable:
     "The quickest exact way to ask a scorer for log-probabilities."
-    return partial(masked_log_probs, model, batch_tokens=model.batch_tokens) if isinstance(model, CARP) else model.log_probs
+    return (
+        partial(masked_log_probs, model, batch_tokens=model.batch_tokens)
+        if isinstance(model, CARP)
+        else model.log_probs
+    )
 
 
 def _log_odds(
-    model, wild_type: str,
+    model,
+    wild_type: str,
     sets: list[tuple[int, ...]],  # distinct sets of 0-based positions
     method: str,
     progress: bool,
-    chunk: int = 256,             # sets per call, so that a bar can move
-) -> list[np.ndarray]:            # per set, float64 [len(set), 20], 0 at the wild type
+    chunk: int = 256,  # sets per call, so that a bar can move
+) -> list[np.ndarray]:  # per set, float64 [len(set), 20], 0 at the wild type
     "Log-odds of the amino acids at every position of each set."
     if method == "wild-type":
         everywhere = tuple(sorted({i for s in sets for i in s}))
@@ -118,115 +165,172 @@ def _log_odds(
         answers = [found[[row[i] for i in s]] for s in sets]
     else:
         answers = []
-        with tqdm(total=len(sets), disable=not progress, desc=f"{model.name}: sets of masked positions") as bar:
+        with tqdm(
+            total=len(sets), disable=not progress, desc=f"{model.name}: sets of masked positions"
+        ) as bar:
             for start in range(0, len(sets), chunk):
-                answers += _asking(model)(wild_type, sets[start:start + chunk])
+                answers += _asking(model)(wild_type, sets[start : start + chunk])
                 bar.update(min(chunk, len(sets) - start))
-    return [_against_wild_type(np.asarray(a, np.float64), [wild_type[i] for i in s]) for a, s in zip(answers, sets)]
+    return [
+        _against_wild_type(np.asarray(a, np.float64), [wild_type[i] for i in s])
+        for a, s in zip(answers, sets)
+    ]
 
 
 def _against_wild_type(log_probs: np.ndarray, letters: list[str]) -> np.ndarray:
     "Subtract the wild type's column; a residue outside the 20 has no odds, so its row is NaN."
-    own = [log_probs[k, _INDEX[letter]] if letter in _INDEX else np.nan for k, letter in enumerate(letters)]
+    own = [
+        log_probs[k, _INDEX[letter]] if letter in _INDEX else np.nan
+        for k, letter in enumerate(letters)
+    ]
     return log_probs - np.array(own)[:, None]
 
 # %% ../nbs/12_scoring.ipynb #e079ad8a
 def score_mutants(
-    model,                    # a scorer: CARP, ESM, PSSM, BLOSUM62 ...
-    wild_type: str,           # residues
-    mutants: Iterable[str],   # N strings such as "A24C" or "A24C:D30E"; "WT" and "A24A" score 0.0
-    offset: int = 1,          # residue number of the first residue of `wild_type`
-    method: str = "masked",   # masked (equation 1), masked-each, wild-type
-    dtype: str = "float32",   # float32, bfloat16, or auto: bfloat16 where the hardware is fast at it
+    model,  # a scorer: CARP, ESM, PSSM, BLOSUM62 ...
+    wild_type: str,  # residues
+    mutants: Iterable[str],  # N strings such as "A24C" or "A24C:D30E"; "WT" and "A24A" score 0.0
+    offset: int = 1,  # residue number of the first residue of `wild_type`
+    method: str = "masked",  # masked (equation 1), masked-each, wild-type
+    dtype: str = "float32",  # float32, bfloat16, or auto: bfloat16 where the hardware is fast at it
     progress: bool = False,
-) -> np.ndarray:              # float64 [N] in input order, in nats; higher is more likely than the wild type
+) -> np.ndarray:  # float64 [N] in input order, in nats; higher is more likely than the wild type
     "Score mutants by equation 1 (section 4.4). Raises ValueError naming the first five mutants that cannot be scored."
-    if isinstance(mutants, str): raise TypeError("mutants is one string; give a list of them.")
+    if isinstance(mutants, str):
+        raise TypeError("mutants is one string; give a list of them.")
     mutants, method = list(mutants), method_name(method)
     wild_type = _checked(model, wild_type)
     placed = _place_all(mutants, wild_type, offset)
     together = method == "masked"
     wanted = [tuple(i for i, _, _ in p) for p in placed]
     sets = sorted({s for w in wanted for s in ([w] if together else [(i,) for i in w]) if s})
-    odds = dict(zip(sets, _log_odds(as_dtype(model, dtype), wild_type, sets, method, progress))) if sets else {}
+    odds = (
+        dict(zip(sets, _log_odds(as_dtype(model, dtype), wild_type, sets, method, progress)))
+        if sets
+        else {}
+    )
+
     def score(p, w):
-        if together: return sum(odds[w][k, mt] for k, (_, _, mt) in enumerate(p)) if p else 0.0
+        if together:
+            return sum(odds[w][k, mt] for k, (_, _, mt) in enumerate(p)) if p else 0.0
         return sum(odds[(i,)][0, mt] for i, _, mt in p)
+
     return np.array([score(p, w) for p, w in zip(placed, wanted)], dtype=np.float64)
 
 # %% ../nbs/12_scoring.ipynb #3ba73e6d
 def mutation_scan(
-    model,                       # a scorer
-    wild_type: str,              # residues
+    model,  # a scorer
+    wild_type: str,  # residues
     positions: Iterable[int] | None = None,  # residue numbers; None: all
-    offset: int = 1,             # residue number of the first residue of `wild_type`
-    method: str = "masked",      # masked (equation 1), masked-each, wild-type
-    dtype: str = "float32",      # float32, bfloat16, auto
+    offset: int = 1,  # residue number of the first residue of `wild_type`
+    method: str = "masked",  # masked (equation 1), masked-each, wild-type
+    dtype: str = "float32",  # float32, bfloat16, auto
     progress: bool = False,
-) -> pd.DataFrame:               # index: residue number; columns AMINO_ACIDS; log-odds in nats, 0.0 at the wild type
+) -> (
+    pd.DataFrame
+):  # index: residue number; columns AMINO_ACIDS; log-odds in nats, 0.0 at the wild type
     "Log-odds of every single substitution; a residue outside the 20 amino acids (X, U ...) gives a row of NaN."
     method, wild_type = method_name(method), _checked(model, wild_type)
     last = offset + len(wild_type) - 1
     numbers = list(range(offset, last + 1) if positions is None else positions)
     outside = [n for n in numbers if not offset <= n <= last]
-    if outside: raise ValueError(f"position {outside[0]} is outside the wild type, which has residues {offset} to {last}.")
-    odds = _log_odds(as_dtype(model, dtype), wild_type, [(n - offset,) for n in numbers], method, progress) if numbers else np.zeros((0, 1, 20))
-    return pd.DataFrame([o[0] for o in odds], index=pd.Index(numbers, name="position"), columns=list(AMINO_ACIDS))
+    if outside:
+        raise ValueError(
+            f"position {outside[0]} is outside the wild type, which has residues {offset} to {last}."
+        )
+    odds = (
+        _log_odds(
+            as_dtype(model, dtype), wild_type, [(n - offset,) for n in numbers], method, progress
+        )
+        if numbers
+        else np.zeros((0, 1, 20))
+    )
+    return pd.DataFrame(
+        [o[0] for o in odds], index=pd.Index(numbers, name="position"), columns=list(AMINO_ACIDS)
+    )
 
 # %% ../nbs/12_scoring.ipynb #32e41fc2
 def mutants_from_sequences(
     wild_type: str,
     sequences: Iterable[str],  # mutants of the wild type's length
-    offset: int = 1,           # residue number of the first residue of `wild_type`
-) -> list[str]:                # "A24C:D30E"; "WT" for the wild type itself
+    offset: int = 1,  # residue number of the first residue of `wild_type`
+) -> list[str]:  # "A24C:D30E"; "WT" for the wild type itself
     "Write sequences as mutants. Raises ValueError, with its number, for a sequence of another length."
     wild_type, mutants = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type")), []
     for k, sequence in enumerate(sequences, 1):
         sequence = PROTEIN.decode(PROTEIN.encode(sequence, f"sequence {k}"))
         if len(sequence) != len(wild_type):
-            raise ValueError(f"sequence {k} has {len(sequence)} residues and the wild type {len(wild_type)}; insertions and deletions cannot be scored.")
-        changed = [Mutation(a, i, b) for i, (a, b) in enumerate(zip(wild_type, sequence), offset) if a != b]
+            raise ValueError(
+                f"sequence {k} has {len(sequence)} residues and the wild type {len(wild_type)}; insertions and deletions cannot be scored."
+            )
+        changed = [
+            Mutation(a, i, b) for i, (a, b) in enumerate(zip(wild_type, sequence), offset) if a != b
+        ]
         odd = next((m for m in changed if m.mt not in AMINO_ACIDS), None)
-        if odd: raise ValueError(f"sequence {k}: {odd.mt} at position {odd.number} is not one of the 20 amino acids, so its odds are not defined.")
+        if odd:
+            raise ValueError(
+                f"sequence {k}: {odd.mt} at position {odd.number} is not one of the 20 amino acids, so its odds are not defined."
+            )
         mutants.append(format_mutant(changed))
     return mutants
 
 # %% ../nbs/12_scoring.ipynb #9d772abc
 def rank_mutants(
-    model,                     # a scorer
+    model,  # a scorer
     wild_type: str,
     mutants: Iterable[str] | None = None,  # None: every single substitution
-    offset: int = 1, method: str = "masked", dtype: str = "float32", progress: bool = False,
-) -> pd.DataFrame:             # mutant as `format_mutant` writes it, score (nats), percentile (100 = best), best first
+    offset: int = 1,
+    method: str = "masked",
+    dtype: str = "float32",
+    progress: bool = False,
+) -> (
+    pd.DataFrame
+):  # mutant as `format_mutant` writes it, score (nats), percentile (100 = best), best first
     "Mutants from best to worst; the arguments are those of `score_mutants`."
     if mutants is None:
         scan = mutation_scan(model, wild_type, None, offset, method, dtype, progress).dropna()
         letters = dict(enumerate(PROTEIN.decode(PROTEIN.encode(wild_type)), offset))
         table = scan.rename_axis(columns="mt").stack().rename("score").reset_index()
-        table.insert(0, "mutant", [f"{letters[n]}{n}{mt}" for n, mt in zip(table.position, table.mt)])
-        table = table[[letters[n] != mt for n, mt in zip(table.position, table.mt)]][["mutant", "score"]]
+        table.insert(
+            0, "mutant", [f"{letters[n]}{n}{mt}" for n, mt in zip(table.position, table.mt)]
+        )
+        table = table[[letters[n] != mt for n, mt in zip(table.position, table.mt)]][
+            ["mutant", "score"]
+        ]
     else:
         mutants = list(mutants)
         scores = score_mutants(model, wild_type, mutants, offset, method, dtype, progress)
-        table = pd.DataFrame({"mutant": [format_mutant(parse_mutant(m)) for m in mutants], "score": scores})
+        table = pd.DataFrame(
+            {"mutant": [format_mutant(parse_mutant(m)) for m in mutants], "score": scores}
+        )
     table["percentile"] = 100 * rankdata(table.score) / max(1, len(table))
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../nbs/12_scoring.ipynb #45f483d1
 def rank_proteins(
-    models: list,                       # scorers
-    proteins: list[tuple[str, str]],    # (id, sequence) pairs
-    mutants: list[str] | None = None,   # of every protein; None: every single substitution
-    offset: int = 1, method: str = "masked", dtype: str = "float32", progress: bool = False,
+    models: list,  # scorers
+    proteins: list[tuple[str, str]],  # (id, sequence) pairs
+    mutants: list[str] | None = None,  # of every protein; None: every single substitution
+    offset: int = 1,
+    method: str = "masked",
+    dtype: str = "float32",
+    progress: bool = False,
 ) -> dict[tuple[str, str], pd.DataFrame]:  # (protein, model) -> as `rank_mutants`
     "Rank the mutants of several proteins by several models. Raises ValueError that names the protein, and for an id given twice."
     ids = [name for name, _ in proteins]
-    if twice := [i for i in ids if ids.count(i) > 1]: raise ValueError(f"the id {twice[0]!r} stands for {ids.count(twice[0])} sequences; give each its own.")
+    if twice := [i for i in ids if ids.count(i) > 1]:
+        raise ValueError(
+            f"the id {twice[0]!r} stands for {ids.count(twice[0])} sequences; give each its own."
+        )
     ranked = {}
     for name, sequence in proteins:
         for model in models:
-            try: ranked[name, model.name] = rank_mutants(model, sequence, mutants, offset, method, dtype, progress)
-            except ValueError as error: raise ValueError(f"{name}: {error}") from error
+            try:
+                ranked[name, model.name] = rank_mutants(
+                    model, sequence, mutants, offset, method, dtype, progress
+                )
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
     return ranked
 
 # %% ../nbs/12_scoring.ipynb #106f543a
@@ -235,28 +339,44 @@ def read_mutants(
 ) -> list[str]:
     "Mutants from a csv or a comma-separated string (sites of one mutant are joined by a colon). Raises ValueError for a missing column."
     looks_like_file = source.lower().endswith((".csv", ".csv.gz"))
-    if not looks_like_file and not isfile(source): mutants = [m.strip() for m in source.split(",") if m.strip()]
-    else: mutants = _mutant_column(source)
-    if not mutants: raise ValueError(f"{source!r} holds no mutants; give at least one, or leave mutants empty for a full scan.")
+    if not looks_like_file and not isfile(source):
+        mutants = [m.strip() for m in source.split(",") if m.strip()]
+    else:
+        mutants = _mutant_column(source)
+    if not mutants:
+        raise ValueError(
+            f"{source!r} holds no mutants; give at least one, or leave mutants empty for a full scan."
+        )
     return mutants
 
 
 def _mutant_column(path: str) -> list[str]:
     "The column `mutant` of a csv file."
-    if not Path(path).is_file(): raise FileNotFoundError(f"there is no file {path}; give the path of a csv with a column mutant.")
-    try: table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error: raise ValueError(f"{path} cannot be read as a csv: {error}.") from error
-    if "mutant" not in table: raise ValueError(f"{path}: there is no column 'mutant'; the columns are {', '.join(table.columns)}.")
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"there is no file {path}; give the path of a csv with a column mutant."
+        )
+    try:
+        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a csv: {error}.") from error
+    if "mutant" not in table:
+        raise ValueError(
+            f"{path}: there is no column 'mutant'; the columns are {', '.join(table.columns)}."
+        )
     return table["mutant"].dropna().tolist()
 
 # %% ../nbs/12_scoring.ipynb #3f800a8d
 def clean_sequence(
     text: str,  # residues, or one FASTA record; blanks, line ends and numbers are ignored
-) -> str:       # residues in capitals
+) -> str:  # residues in capitals
     "A pasted sequence. Raises ValueError for several records, an empty text, or a symbol that is not a residue letter."
     lines = text.strip().splitlines()
-    if sum(line.startswith(">") for line in lines) > 1: raise ValueError("the text holds several FASTA records; paste one.")
-    residues = re.sub(r"[\s\d]", "", "".join(line for line in lines if not line.startswith(">"))).upper()
+    if sum(line.startswith(">") for line in lines) > 1:
+        raise ValueError("the text holds several FASTA records; paste one.")
+    residues = re.sub(
+        r"[\s\d]", "", "".join(line for line in lines if not line.startswith(">"))
+    ).upper()
     return PROTEIN.decode(PROTEIN.encode(residues, "sequence"))
 
 # %% ../nbs/12_scoring.ipynb #72453742
@@ -265,70 +385,101 @@ _FASTA = re.compile(r"\.(fa|fasta|faa)(\.gz)?$", re.I)
 
 def _must_be_residues(word: str, scans: dict[str, str]) -> None:
     "Raises ValueError for a word that is rather a name."
-    names = {_FASTA.sub("", p.name).lower(): p.name for p in Path().glob("*.*") if _FASTA.search(p.name)} | scans
-    near = [name for key, name in names.items() if key.split("_")[0] == word.lower()] or [names[key] for key in get_close_matches(word.lower(), names, 3, 0.75)]
-    if near or re.search(r"\d", word) or len(word) < 30 and re.search("[BJOUZ]", word.upper()):   # words have letters that peptides have not
-        raise ValueError(f"{word!r} looks like a name and no scan or file has it" + (f", did you mean {' or '.join(near)}" if near else "")
-                         + "; residues are given without numbers, or in a line after '>name'.")
+    names = {
+        _FASTA.sub("", p.name).lower(): p.name for p in Path().glob("*.*") if _FASTA.search(p.name)
+    } | scans
+    near = [name for key, name in names.items() if key.split("_")[0] == word.lower()] or [
+        names[key] for key in get_close_matches(word.lower(), names, 3, 0.75)
+    ]
+    if (
+        near or re.search(r"\d", word) or len(word) < 30 and re.search("[BJOUZ]", word.upper())
+    ):  # words have letters that peptides have not
+        raise ValueError(
+            f"{word!r} looks like a name and no scan or file has it"
+            + (f", did you mean {' or '.join(near)}" if near else "")
+            + "; residues are given without numbers, or in a line after '>name'."
+        )
 
 
 def read_proteins(
     source: str,  # residues, one FASTA record, a FASTA file, or the name of a scan in any case
-) -> tuple[Iterator[tuple[str, str]], DMS | None]:  # (id, sequence) pairs, the id "" where none is given; the scan of that name
+) -> tuple[
+    Iterator[tuple[str, str]], DMS | None
+]:  # (id, sequence) pairs, the id "" where none is given; the scan of that name
     "Find out which proteins are meant. Raises ValueError for a name that is none, FileNotFoundError for a path that is none, else as the readers do."
     text, scans = source.strip(), {s.name.lower(): s.name for s in SOURCES if s.kind == "dms"}
-    if name := scans.get(text.lower()): return iter([(name, (scan := load_dataset(name)).wild_type)]), scan
-    if isfile(text): return read_fasta(text), None
-    if re.fullmatch(r"[^>\n]{0,255}[./\\][^>\n]{0,255}", text): raise FileNotFoundError(f"{text} is not a file; give a FASTA file or a sequence, without gaps.")
-    if re.fullmatch(r"[^\s>]{1,50}", text): _must_be_residues(text, scans)
+    if name := scans.get(text.lower()):
+        return iter([(name, (scan := load_dataset(name)).wild_type)]), scan
+    if isfile(text):
+        return read_fasta(text), None
+    if re.fullmatch(r"[^>\n]{0,255}[./\\][^>\n]{0,255}", text):
+        raise FileNotFoundError(
+            f"{text} is not a file; give a FASTA file or a sequence, without gaps."
+        )
+    if re.fullmatch(r"[^\s>]{1,50}", text):
+        _must_be_residues(text, scans)
     header = re.match(r">\s*(\S+)", text)
     return iter([(header[1] if header else "", clean_sequence(text))]), None
 
 # %% ../nbs/12_scoring.ipynb #3ba7a60a
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
     "Spearman's rank correlation; NaN when either side does not vary."
-    if len(x) < 2: return float("nan")
+    if len(x) < 2:
+        return float("nan")
     x, y = rankdata(x), rankdata(y)
-    if x.std() == 0 or y.std() == 0: return float("nan")
+    if x.std() == 0 or y.std() == 0:
+        return float("nan")
     return float(np.corrcoef(x, y)[0, 1])
 
 
 def _position_weights(
     sites: Sequence[tuple[int, ...]],  # [N] mutated positions of each mutant
-    n_boot: int, seed: int,
-) -> Iterator[np.ndarray]:             # n_boot times: how often each mutant counts, [N]
+    n_boot: int,
+    seed: int,
+) -> Iterator[np.ndarray]:  # n_boot times: how often each mutant counts, [N]
     "Draw positions with replacement; a mutant counts the product of its positions' counts."
     positions = sorted({p for s in sites for p in s})
     column = {p: i for i, p in enumerate(positions)}
-    table = np.full((len(sites), max(1, max(map(len, sites)))), len(positions))   # the last column counts once, always
-    for row, s in zip(table, sites): row[:len(s)] = [column[p] for p in s]
+    table = np.full(
+        (len(sites), max(1, max(map(len, sites)))), len(positions)
+    )  # the last column counts once, always
+    for row, s in zip(table, sites):
+        row[: len(s)] = [column[p] for p in s]
     rng = np.random.default_rng(seed)
     for _ in range(n_boot):
-        counts = np.bincount(rng.integers(0, len(positions), len(positions)), minlength=len(positions))
+        counts = np.bincount(
+            rng.integers(0, len(positions), len(positions)), minlength=len(positions)
+        )
         yield np.append(counts, 1)[table].prod(1)
 
 
 def spearman_interval(
-    scores: np.ndarray,      # [N] predictions
-    measured: np.ndarray,    # [N] measurements
+    scores: np.ndarray,  # [N] predictions
+    measured: np.ndarray,  # [N] measurements
     sites: Sequence[tuple[int, ...]],  # [N] mutated positions of each mutant
-    n_boot: int = 500,       # bootstrap samples
+    n_boot: int = 500,  # bootstrap samples
     seed: int = 0,
 ) -> tuple[float, float, float]:  # Spearman, and the bounds of its 95 % interval
     "Spearman's correlation with a bootstrap over positions. NaN bounds when there is one position only."
     scores, measured = np.asarray(scores, float), np.asarray(measured, float)
     rho = _spearman(scores, measured)
-    if len({p for s in sites for p in s}) < 2: return rho, float("nan"), float("nan")
-    rows = (np.repeat(np.arange(len(scores)), weights) for weights in _position_weights(sites, n_boot, seed))
+    if len({p for s in sites for p in s}) < 2:
+        return rho, float("nan"), float("nan")
+    rows = (
+        np.repeat(np.arange(len(scores)), weights)
+        for weights in _position_weights(sites, n_boot, seed)
+    )
     samples = np.array([_spearman(scores[r], measured[r]) for r in rows])
-    if np.isnan(samples).all(): return rho, float("nan"), float("nan")
+    if np.isnan(samples).all():
+        return rho, float("nan"), float("nan")
     return rho, *(float(q) for q in np.nanpercentile(samples, [2.5, 97.5]))
 
 # %% ../nbs/12_scoring.ipynb #f2670747
 def top_recall(
-    scores: np.ndarray, measured: np.ndarray,
+    scores: np.ndarray,
+    measured: np.ndarray,
     share: float = 0.1,  # of the mutants
-) -> float:              # 0 to 1
+) -> float:  # 0 to 1
     """Share of the truly best tenth found among the tenth scored best. Where scores tie at the cut, each of the tied counts in part,
     so that the order of the rows means nothing; measurements that tie with the last of the best are among the best."""
     scores, measured = np.asarray(scores, float), np.asarray(measured, float)
@@ -340,12 +491,13 @@ def top_recall(
 
 
 def agreement(
-    scores: np.ndarray,        # [N] predictions, higher is fitter
-    measured: np.ndarray,      # [N] measurements
-    mutants: Sequence[str],    # [N]
-    direction: int = 1,        # +1: a higher measurement is fitter; -1: it is harm
-    n_boot: int = 500, seed: int = 0,
-) -> pd.DataFrame:             # metric, value, lo, hi, n
+    scores: np.ndarray,  # [N] predictions, higher is fitter
+    measured: np.ndarray,  # [N] measurements
+    mutants: Sequence[str],  # [N]
+    direction: int = 1,  # +1: a higher measurement is fitter; -1: it is harm
+    n_boot: int = 500,
+    seed: int = 0,
+) -> pd.DataFrame:  # metric, value, lo, hi, n
     "How well scores agree with a scan: Spearman (signed, in the expected direction), by number of mutations, NDCG and top-10 % recall."
     scores, measured = np.asarray(scores, float), np.asarray(measured, float)
     parsed = [parse_mutant(m) for m in mutants]
@@ -355,13 +507,39 @@ def agreement(
     rho, lo, hi = spearman_interval(scores, fitness, sites, n_boot, seed)
     gain = (fitness - fitness.min()) / (np.ptp(fitness) or 1.0)
     k = max(1, len(scores) // 10)
-    rows = [("spearman", rho, lo, hi, len(scores)), ("spearman_signed", direction * rho, *sorted((direction * lo, direction * hi)), len(scores)),
-            ("ndcg_top10", float(ndcg_score([gain], [scores], k=k)) if len(scores) > 1 else np.nan, np.nan, np.nan, len(scores)),
-            ("recall_top10", top_recall(scores, fitness), np.nan, np.nan, len(scores))]
+    rows = [
+        ("spearman", rho, lo, hi, len(scores)),
+        (
+            "spearman_signed",
+            direction * rho,
+            *sorted((direction * lo, direction * hi)),
+            len(scores),
+        ),
+        (
+            "ndcg_top10",
+            float(ndcg_score([gain], [scores], k=k)) if len(scores) > 1 else np.nan,
+            np.nan,
+            np.nan,
+            len(scores),
+        ),
+        ("recall_top10", top_recall(scores, fitness), np.nan, np.nan, len(scores)),
+    ]
     depths = np.unique(count)
     for depth in depths if len(depths) > 1 else []:
         at = count == depth
-        rows.append((f"spearman_{depth}_mutations", *spearman_interval(scores[at], fitness[at], [s for s, d in zip(sites, count) if d == depth], n_boot, seed), int(at.sum())))
+        rows.append(
+            (
+                f"spearman_{depth}_mutations",
+                *spearman_interval(
+                    scores[at],
+                    fitness[at],
+                    [s for s, d in zip(sites, count) if d == depth],
+                    n_boot,
+                    seed,
+                ),
+                int(at.sum()),
+            )
+        )
     return pd.DataFrame(rows, columns=["metric", "value", "lo", "hi", "n"])
 
 # %% ../nbs/12_scoring.ipynb #08ea5a97
@@ -370,29 +548,56 @@ def find_scans(
 ) -> list[DMS]:
     "Scans by group or by name, each benchmark once. Raises as `load_dataset` does."
     table = list_datasets().query("kind == 'dms'")
-    groups = {"shipped": table.index[table.ships], "here": table.index[table.here], "all": table.index}
-    names = list(dict.fromkeys(groups.get(datasets, [d.strip() for d in datasets.split(",") if d.strip()])))
-    if not names: raise ValueError("datasets names no scan; use shipped, here, all, or names out of list_datasets().")
+    groups = {
+        "shipped": table.index[table.ships],
+        "here": table.index[table.here],
+        "all": table.index,
+    }
+    names = list(
+        dict.fromkeys(groups.get(datasets, [d.strip() for d in datasets.split(",") if d.strip()]))
+    )
+    if not names:
+        raise ValueError(
+            "datasets names no scan; use shipped, here, all, or names out of list_datasets()."
+        )
     scans, missing = {}, []
     for name in names:
-        try: scan = load_dataset(name)
+        try:
+            scan = load_dataset(name)
         except (FileNotFoundError, ConnectionError):
-            if datasets != "all": raise
-            missing.append(name); continue
-        if not isinstance(scan, DMS): raise ValueError(f"{name} is a set of sequences, not a mutational scan; list_datasets() shows which are.")
+            if datasets != "all":
+                raise
+            missing.append(name)
+            continue
+        if not isinstance(scan, DMS):
+            raise ValueError(
+                f"{name} is a set of sequences, not a mutational scan; list_datasets() shows which are."
+            )
         scans.setdefault(scan.benchmark or scan.name, scan)
-    if missing: warnings.warn(f"{len(missing)} scans are neither here nor to be downloaded and are left out: {', '.join(missing)}.")
+    if missing:
+        warnings.warn(
+            f"{len(missing)} scans are neither here nor to be downloaded and are left out: {', '.join(missing)}."
+        )
     return list(scans.values())
 
 
 def score_scan(
-    model, scan: DMS,
-    method: str = "masked", dtype: str = "float32",
+    model,
+    scan: DMS,
+    method: str = "masked",
+    dtype: str = "float32",
     limit: int | None = None,  # score that many mutants, drawn at random; None: all
-    n_boot: int = 500, seed: int = 0, progress: bool = False,
-) -> pd.DataFrame:             # metric, value, lo, hi, n
+    n_boot: int = 500,
+    seed: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:  # metric, value, lo, hi, n
     "Score a scan and say how well the scores agree with it."
     table = scan.table.dropna(subset="score")
-    if limit and limit < len(table): table = table.sample(limit, random_state=seed)
-    scores = score_mutants(model, scan.wild_type, table.mutant, scan.offset, method, dtype, progress)
-    return agreement(scores, table.score.to_numpy(), table.mutant.tolist(), scan.direction, n_boot, seed)
+    if limit and limit < len(table):
+        table = table.sample(limit, random_state=seed)
+    scores = score_mutants(
+        model, scan.wild_type, table.mutant, scan.offset, method, dtype, progress
+    )
+    return agreement(
+        scores, table.score.to_numpy(), table.mutant.tolist(), scan.direction, n_boot, seed
+    )

@@ -29,14 +29,27 @@ from .carp import CARP
 from .comparison import chosen, fit_and_test, load_task, part_of
 from .datasets import load_dataset
 from .esm import ESM
-from .finetune import METHODS, UNLABELLED, FinetuneConfig, FineTuned, OneHot, SharedRepresentations, evaluate_predictions, finetune, run_task, touching
+from carp_nb.finetune import (
+    METHODS,
+    UNLABELLED,
+    FinetuneConfig,
+    FineTuned,
+    OneHot,
+    SharedRepresentations,
+    evaluate_predictions,
+    finetune,
+    run_task,
+    touching,
+)
 from .pretrained import weights_sha256
 from .tasks import SPLITS
 
 # %% ../nbs/17_structure.ipynb #e5ced4ae
 def virtual_cb(
-    n: np.ndarray, ca: np.ndarray, c: np.ndarray,  # [..., 3] Å
-) -> np.ndarray:                                   # [..., 3] Å
+    n: np.ndarray,
+    ca: np.ndarray,
+    c: np.ndarray,  # [..., 3] Å
+) -> np.ndarray:  # [..., 3] Å
     "Where the Cβ stands in an ideal residue (the constants are those of Dauparas et al. 2022, ProteinMPNN)."
     b, c = ca - n, c - ca
     return -0.58273431 * np.cross(b, c) + 0.56802827 * b - 0.54067466 * c + ca
@@ -45,26 +58,35 @@ def virtual_cb(
 @dataclass(frozen=True)
 class Chain:
     "The residues of a chain and where they are."
+
     name: str
     sequence: str
     ca: np.ndarray  # [L, 3] Å, NaN where unresolved
     cb: np.ndarray  # [L, 3] Å, Cα for glycine, NaN where unresolved
 
-    def __len__(self) -> int: return len(self.sequence)
+    def __len__(self) -> int:
+        return len(self.sequence)
 
     @property
-    def resolved(self) -> np.ndarray: return np.isfinite(self.cb).all(1)  # bool [L]
+    def resolved(self) -> np.ndarray:
+        return np.isfinite(self.cb).all(1)  # bool [L]
 
 # %% ../nbs/17_structure.ipynb #8cbf481c
 def _atoms(path: Path) -> AtomArray:
     "The amino acids of the first model. Raises FileNotFoundError, ValueError."
-    if path.suffix.lower() not in (".pdb", ".ent", ".cif"): raise ValueError(f"{path.name}: structures are read from .pdb, .ent or .cif files.")
-    if not path.is_file(): raise FileNotFoundError(f"{path} is not a file; check the path.")
+    if path.suffix.lower() not in (".pdb", ".ent", ".cif"):
+        raise ValueError(f"{path.name}: structures are read from .pdb, .ent or .cif files.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; check the path.")
     try:
-        if path.suffix.lower() == ".cif": atoms = get_structure(CIFFile.read(path), model=1, altloc="occupancy")
-        else: atoms = PDBFile.read(path).get_structure(model=1, altloc="occupancy")
+        if path.suffix.lower() == ".cif":
+            atoms = get_structure(CIFFile.read(path), model=1, altloc="occupancy")
+        else:
+            atoms = PDBFile.read(path).get_structure(model=1, altloc="occupancy")
     except Exception as error:  # the parsers raise whatever the damaged line leads to
-        raise ValueError(f"{path} cannot be read as a structure: {error}; is it empty or cut off?") from error
+        raise ValueError(
+            f"{path} cannot be read as a structure: {error}; is it empty or cut off?"
+        ) from error
     return atoms[filter_amino_acids(atoms)]
 
 
@@ -74,24 +96,53 @@ def _residue(atoms: AtomArray) -> tuple[str, np.ndarray, np.ndarray]:  # letter,
     letter, nowhere = info.one_letter_code(str(atoms.res_name[0])) or "X", np.full(3, np.nan)
     ca = at.get("CA", nowhere)
     whole = "CA" in at and "N" in at and "C" in at
-    cb = ca if letter == "G" else at["CB"] if "CB" in at else virtual_cb(at["N"], ca, at["C"]) if whole else ca
+    cb = (
+        ca
+        if letter == "G"
+        else at["CB"]
+        if "CB" in at
+        else virtual_cb(at["N"], ca, at["C"])
+        if whole
+        else ca
+    )
     return letter if letter in PROTEIN.residues else "X", ca, cb
 
 # %% ../nbs/17_structure.ipynb #a33908bd
 def _place(
-    observed: str, sequence: str, name: str,
+    observed: str,
+    sequence: str,
+    name: str,
 ) -> np.ndarray:  # for each observed residue its place in the sequence
     "Put the residues that have coordinates where they stand in the whole sequence. Raises ValueError for one that does not fit."
-    if observed == sequence: return np.arange(len(sequence))
-    plain = lambda text: ProteinSequence("".join(a if a in ProteinSequence.alphabet.get_symbols() else "X" for a in text))
+    if observed == sequence:
+        return np.arange(len(sequence))
+    plain = lambda text: ProteinSequence(
+        "".join(a if a in ProteinSequence.alphabet.get_symbols() else "X" for a in text)
+    )
     letters = ProteinSequence.alphabet
     scores = np.where(np.eye(len(letters), dtype=bool), 5, -20)
     unknown = letters.encode("X")
     scores[unknown], scores[:, unknown] = 0, 0
-    trace = align_optimal(plain(observed), plain(sequence), SubstitutionMatrix(letters, letters, scores), (-10, -1), False, max_number=1)[0].trace
+    trace = align_optimal(
+        plain(observed),
+        plain(sequence),
+        SubstitutionMatrix(letters, letters, scores),
+        (-10, -1),
+        False,
+        max_number=1,
+    )[0].trace
     trace = trace[trace[:, 0] >= 0]
-    if len(trace) < len(observed) or (trace[:, 1] < 0).any() or any(a != b and "X" not in (a, b) for a, b in zip(observed, (sequence[j] for j in trace[:, 1]))):
-        raise ValueError(f"{name}: its {len(observed)} residues with coordinates do not fit the sequence of {len(sequence)} residues; give the sequence of this chain.")
+    if (
+        len(trace) < len(observed)
+        or (trace[:, 1] < 0).any()
+        or any(
+            a != b and "X" not in (a, b)
+            for a, b in zip(observed, (sequence[j] for j in trace[:, 1]))
+        )
+    ):
+        raise ValueError(
+            f"{name}: its {len(observed)} residues with coordinates do not fit the sequence of {len(sequence)} residues; give the sequence of this chain."
+        )
     return trace[:, 1]
 
 
@@ -99,66 +150,111 @@ def _deposited(path: Path, chain: str) -> str:
     "The sequence that a file states for a chain (SEQRES, entity_poly); empty where it states none."
     if path.suffix.lower() == ".cif":
         table = CIFFile.read(path).block.get("entity_poly")
-        if table is None or not {"pdbx_strand_id", "pdbx_seq_one_letter_code_can"} <= set(table): return ""
-        rows = zip(table["pdbx_strand_id"].as_array(str), table["pdbx_seq_one_letter_code_can"].as_array(str))
+        if table is None or not {"pdbx_strand_id", "pdbx_seq_one_letter_code_can"} <= set(table):
+            return ""
+        rows = zip(
+            table["pdbx_strand_id"].as_array(str),
+            table["pdbx_seq_one_letter_code_can"].as_array(str),
+        )
         written = next(("".join(s.split()) for chains, s in rows if chain in chains.split(",")), "")
     else:
-        names = [n for line in PDBFile.read(path).lines if line.startswith("SEQRES") and line[11:12].strip() == chain for n in line[19:70].split()]
-        written = "".join(info.one_letter_code(n) or "X" for n in names if n in info.amino_acid_names())
+        names = [
+            n
+            for line in PDBFile.read(path).lines
+            if line.startswith("SEQRES") and line[11:12].strip() == chain
+            for n in line[19:70].split()
+        ]
+        written = "".join(
+            info.one_letter_code(n) or "X" for n in names if n in info.amino_acid_names()
+        )
     return "".join(a if a in PROTEIN.residues else "X" for a in written)
 
 
-def _whole(path: Path, chain: str, observed: str, numbers: np.ndarray) -> tuple[np.ndarray, str]:  # places, sequence
+def _whole(
+    path: Path, chain: str, observed: str, numbers: np.ndarray
+) -> tuple[np.ndarray, str]:  # places, sequence
     "The deposited sequence of a chain, or with a warning where residues may lack what has coordinates."
     try:
-        if sequence := _deposited(path, chain): return _place(observed, sequence, str(path)), sequence
-    except ValueError: warnings.warn(f"{path}: the deposited sequence of chain {chain} does not fit its residues, which are numbered over what has coordinates; give the sequence.")
+        if sequence := _deposited(path, chain):
+            return _place(observed, sequence, str(path)), sequence
+    except ValueError:
+        warnings.warn(
+            f"{path}: the deposited sequence of chain {chain} does not fit its residues, which are numbered over what has coordinates; give the sequence."
+        )
     else:
-        if n := int((np.diff(numbers) > 1).sum()): warnings.warn(f"{path}: residue numbers jump {n} times and no sequence is deposited, so separations across a gap are too small; give the sequence.")
+        if n := int((np.diff(numbers) > 1).sum()):
+            warnings.warn(
+                f"{path}: residue numbers jump {n} times and no sequence is deposited, so separations across a gap are too small; give the sequence."
+            )
     return np.arange(len(observed)), observed
 
 # %% ../nbs/17_structure.ipynb #372025d9
 def read_chain(
-    path: str | Path,            # .pdb, .ent or .cif
-    chain: str | None = None,    # None: the only one
-    sequence: str | None = None, # whole sequence, unresolved residues included; None: the deposited one, else what has coordinates
+    path: str | Path,  # .pdb, .ent or .cif
+    chain: str | None = None,  # None: the only one
+    sequence: str
+    | None = None,  # whole sequence, unresolved residues included; None: the deposited one, else what has coordinates
 ) -> Chain:
     "Read one chain. Raises FileNotFoundError, or ValueError for what is no protein structure, a chain that is not there, or another sequence."
     path = Path(path)
     atoms = _atoms(path)
     chains = sorted(set(map(str, atoms.chain_id)))
-    if not chains: raise ValueError(f"{path} holds no amino acids; give a protein structure.")
-    if chain is None and len(chains) > 1: raise ValueError(f"{path} holds {len(chains)} chains; choose one of {', '.join(chains)}.")
-    if chain is not None and chain not in chains: raise ValueError(f"{path} has no chain {chain!r}; its chains are {', '.join(chains)}.")
+    if not chains:
+        raise ValueError(f"{path} holds no amino acids; give a protein structure.")
+    if chain is None and len(chains) > 1:
+        raise ValueError(f"{path} holds {len(chains)} chains; choose one of {', '.join(chains)}.")
+    if chain is not None and chain not in chains:
+        raise ValueError(f"{path} has no chain {chain!r}; its chains are {', '.join(chains)}.")
     atoms = atoms[atoms.chain_id == (chain or chains[0])]
     starts = get_residue_starts(atoms, add_exclusive_stop=True)
     found = [_residue(atoms[i:j]) for i, j in zip(starts, starts[1:])]
-    while len(found) > 1 and atoms.hetero[starts[len(found) - 1]] and not np.linalg.norm(found[-1][1] - found[-2][1]) < 4.5: found.pop()   # a free amino acid, no part of the chain
+    while (
+        len(found) > 1
+        and atoms.hetero[starts[len(found) - 1]]
+        and not np.linalg.norm(found[-1][1] - found[-2][1]) < 4.5
+    ):
+        found.pop()  # a free amino acid, no part of the chain
     letters, ca, cb = zip(*found)
     observed, name = "".join(letters), path.stem
-    where, sequence = (_place(observed, sequence, str(path)), sequence) if sequence else _whole(path, str(atoms.chain_id[0]), observed, atoms.res_id[starts[:len(found)]])
+    where, sequence = (
+        (_place(observed, sequence, str(path)), sequence)
+        if sequence
+        else _whole(path, str(atoms.chain_id[0]), observed, atoms.res_id[starts[: len(found)]])
+    )
     whole = np.full((2, len(sequence), 3), np.nan)
     whole[0, where], whole[1, where] = ca, cb
     return Chain(name, sequence, *whole)
 
 # %% ../nbs/17_structure.ipynb #16bcbbc7
-RANGES = {"long": (24, None), "medium": (12, 24), "short": (6, 12)}  # separation in residues, the end excluded
+RANGES = {
+    "long": (24, None),
+    "medium": (12, 24),
+    "short": (6, 12),
+}  # separation in residues, the end excluded
 
 
 def contact_map(
     chain: Chain | np.ndarray,  # or the target of a contact task: coordinates of Cβ or a map
-    below: float = 8.0,         # Å between Cβ
-) -> np.ndarray:                # float32 [L, L]: 1 contact, 0 none, NaN where a residue is unresolved
-    return touching(torch.from_numpy(chain.cb if isinstance(chain, Chain) else chain), below).numpy().astype(np.float32)
+    below: float = 8.0,  # Å between Cβ
+) -> np.ndarray:  # float32 [L, L]: 1 contact, 0 none, NaN where a residue is unresolved
+    return (
+        touching(torch.from_numpy(chain.cb if isinstance(chain, Chain) else chain), below)
+        .numpy()
+        .astype(np.float32)
+    )
 
 
 def contact_precision(
-    scores: np.ndarray,    # [L, L] symmetric; higher: more likely a contact
+    scores: np.ndarray,  # [L, L] symmetric; higher: more likely a contact
     contacts: np.ndarray,  # [L, L] as contact_map gives them
-) -> pd.DataFrame:         # range, top (L, L/2, L/5), value, chance, n (pairs judged)
+) -> pd.DataFrame:  # range, top (L, L/2, L/5), value, chance, n (pairs judged)
     "Precision of the best pairs of one chain. Raises ValueError for maps of different size or scores that are not numbers."
-    if scores.shape != contacts.shape: raise ValueError(f"the scores are {scores.shape} and the contacts {contacts.shape}; they must be of one size.")
-    if not np.isfinite(scores).all(): raise ValueError("some scores are not finite numbers; the model has diverged.")
+    if scores.shape != contacts.shape:
+        raise ValueError(
+            f"the scores are {scores.shape} and the contacts {contacts.shape}; they must be of one size."
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError("some scores are not finite numbers; the model has diverged.")
     resolved, rows = int((~np.isnan(contacts.diagonal())).sum()), []
     i, j = np.triu_indices(len(scores), 1)
     for name, (first, stop) in RANGES.items():
@@ -166,30 +262,60 @@ def contact_precision(
         truth = contacts[i, j][inside]
         ranked = truth[np.argsort(-scores[i, j][inside], kind="stable")]
         for top, share in (("L", 1), ("L/2", 2), ("L/5", 5)):
-            best = ranked[:max(1, resolved // share)]
-            rows.append((name, top, float(best.mean()) if truth.sum() else np.nan, float(truth.mean()) if truth.sum() else np.nan, len(best)))
+            best = ranked[: max(1, resolved // share)]
+            rows.append(
+                (
+                    name,
+                    top,
+                    float(best.mean()) if truth.sum() else np.nan,
+                    float(truth.mean()) if truth.sum() else np.nan,
+                    len(best),
+                )
+            )
     return pd.DataFrame(rows, columns=["range", "top", "value", "chance", "n"])
 
 
 def mean_precision(
     tables: list[pd.DataFrame],  # of contact_precision, one per chain
-) -> pd.DataFrame:               # range, top, value, chance, chains
+) -> pd.DataFrame:  # range, top, value, chance, chains
     "Mean over chains, each counting once; chains without a contact in a range are left out there."
     every = pd.concat(tables).dropna()
-    return every.groupby(["range", "top"], sort=False).agg(value=("value", "mean"), chance=("chance", "mean"), chains=("value", "size")).reset_index()
+    return (
+        every.groupby(["range", "top"], sort=False)
+        .agg(value=("value", "mean"), chance=("chance", "mean"), chains=("value", "size"))
+        .reset_index()
+    )
 
 # %% ../nbs/17_structure.ipynb #1cd56de3
-STRUCTURE_TASKS = {"secondary_structure": "per_residue", "remote_homology": "classification", "contacts": "contacts"}
-DEFAULT_SETS = {"secondary_structure": "pdb_chains_sample", "remote_homology": "remote_homology_recovered", "contacts": "pdb_chains_sample"}   # the second does not ship
+STRUCTURE_TASKS = {
+    "secondary_structure": "per_residue",
+    "remote_homology": "classification",
+    "contacts": "contacts",
+}
+DEFAULT_SETS = {
+    "secondary_structure": "pdb_chains_sample",
+    "remote_homology": "remote_homology_recovered",
+    "contacts": "pdb_chains_sample",
+}  # the second does not ship
 THREE_STATES = str.maketrans("HGIEBTSPC-", "HHHEECCCCC")
 
 
-def _labelled_pairs(path: str, sequence: str) -> np.ndarray:  # [L, 3] coordinates of Cβ; of trRosetta's .npz int8 [L, L] as `touching` reads it
+def _labelled_pairs(
+    path: str, sequence: str
+) -> np.ndarray:  # [L, 3] coordinates of Cβ; of trRosetta's .npz int8 [L, L] as `touching` reads it
     "The target of a chain. Raises ValueError for a file that does not hold it."
-    if not path.endswith(".npz"): return read_chain(path, sequence=sequence).cb.astype(np.float32)
-    with np.load(path) as data: distance = data["dist6d"] if "dist6d" in data else np.empty(0)   # Å between Cβ, 0 beyond 20
-    if distance.shape != (len(sequence),) * 2: raise ValueError(f"{path} has {len(sequence)} residues and distances of shape {distance.shape} under dist6d; it is not of trRosetta's set.")
-    near, resolved = distance > 0, (distance > 0).any(1)   # the neighbour along the chain is never 20 Å away
+    if not path.endswith(".npz"):
+        return read_chain(path, sequence=sequence).cb.astype(np.float32)
+    with np.load(path) as data:
+        distance = data["dist6d"] if "dist6d" in data else np.empty(0)  # Å between Cβ, 0 beyond 20
+    if distance.shape != (len(sequence),) * 2:
+        raise ValueError(
+            f"{path} has {len(sequence)} residues and distances of shape {distance.shape} under dist6d; it is not of trRosetta's set."
+        )
+    near, resolved = (
+        distance > 0,
+        (distance > 0).any(1),
+    )  # the neighbour along the chain is never 20 Å away
     return np.where(resolved[:, None] & resolved, near & (distance < 8), -1).astype(np.int8)
 
 
@@ -197,13 +323,30 @@ def _labels(table: pd.DataFrame, task: str) -> pd.Series:
     "The targets of a task out of a set. Raises ValueError for a set that does not have them."
     kind, name = table.attrs["kind"], task.replace("_", " ")
     if task == "contacts" and kind == "contacts":
-        return pd.Series([_labelled_pairs(path, sequence) for path, sequence in zip(table.target, table.sequence)], table.index, dtype=object)
+        return pd.Series(
+            [
+                _labelled_pairs(path, sequence)
+                for path, sequence in zip(table.target, table.sequence)
+            ],
+            table.index,
+            dtype=object,
+        )
     if task == "secondary_structure" and "dssp8" in table:
-        if odd := sorted(set("".join(table.dssp8)) - set(map(chr, THREE_STATES))): raise ValueError(f"DSSP has no state {', '.join(odd)}; its letters are {''.join(map(chr, THREE_STATES))}.")
+        if odd := sorted(set("".join(table.dssp8)) - set(map(chr, THREE_STATES))):
+            raise ValueError(
+                f"DSSP has no state {', '.join(odd)}; its letters are {''.join(map(chr, THREE_STATES))}."
+            )
         return table.dssp8.str.translate(THREE_STATES)
     if task == "secondary_structure" and kind == "per_residue":
-        return pd.Series(["".join(letter if m == "1" else UNLABELLED for letter, m in zip(*row)) for row in zip(table.target, table["mask"])], table.index)
-    if task == "remote_homology" and kind == "classification": return table.target
+        return pd.Series(
+            [
+                "".join(letter if m == "1" else UNLABELLED for letter, m in zip(*row))
+                for row in zip(table.target, table["mask"])
+            ],
+            table.index,
+        )
+    if task == "remote_homology" and kind == "classification":
+        return table.target
     raise ValueError(f"this set has no labels for {name}; its kind is {kind}.")
 
 
@@ -213,66 +356,107 @@ def structure_sets(
 ) -> list[tuple[str, str]]:  # (task, set)
     "Which tasks on which sets. Raises ValueError for an unknown task, or sets that are not as many."
     tasks = chosen(task, list(STRUCTURE_TASKS), "task")
-    if not data: return [(t, DEFAULT_SETS[t]) for t in tasks]
-    tasks, sets = [t.strip() for t in task.split(",")] if task else tasks, [s.strip() for s in data.split(",")]
-    if len(tasks) != len(sets): raise ValueError(f"data names {len(sets)} sets for {len(tasks)} tasks; give one for each, or none.")
+    if not data:
+        return [(t, DEFAULT_SETS[t]) for t in tasks]
+    tasks, sets = (
+        [t.strip() for t in task.split(",")] if task else tasks,
+        [s.strip() for s in data.split(",")],
+    )
+    if len(tasks) != len(sets):
+        raise ValueError(
+            f"data names {len(sets)} sets for {len(tasks)} tasks; give one for each, or none."
+        )
     return list(zip(tasks, sets))
 
 # %% ../nbs/17_structure.ipynb #4353d68a
 def load_structure_task(
-    task: str,   # one of STRUCTURE_TASKS
-    name: str,   # out of list_datasets(); or TRAIN+TEST, the second of which gives the test chains
-    rows: int | None = None, test: int | None = None,  # at most so many of train and of valid; of test
+    task: str,  # one of STRUCTURE_TASKS
+    name: str,  # out of list_datasets(); or TRAIN+TEST, the second of which gives the test chains
+    rows: int | None = None,
+    test: int | None = None,  # at most so many of train and of valid; of test
 ) -> pd.DataFrame:  # id, sequence, target, split; .attrs: kind, sha256, available, dropped
     "A task of Table 1 out of a set. Raises ValueError for an unknown task or a set without its labels, FileNotFoundError."
-    if task not in STRUCTURE_TASKS: raise ValueError(f"task is {task!r}; use {', '.join(STRUCTURE_TASKS)}.")
+    if task not in STRUCTURE_TASKS:
+        raise ValueError(f"task is {task!r}; use {', '.join(STRUCTURE_TASKS)}.")
     tables = [load_dataset(part) for part in name.split("+")]
-    if any(not isinstance(t, pd.DataFrame) for t in tables): raise ValueError(f"{name} is no labelled set; choose one for {task.replace('_', ' ')} out of list_datasets().")
-    if len(tables) > 2: raise ValueError(f"{name} names {len(tables)} sets; give one, or TRAIN+TEST.")
+    if any(not isinstance(t, pd.DataFrame) for t in tables):
+        raise ValueError(
+            f"{name} is no labelled set; choose one for {task.replace('_', ' ')} out of list_datasets()."
+        )
+    if len(tables) > 2:
+        raise ValueError(f"{name} names {len(tables)} sets; give one, or TRAIN+TEST.")
     held_out = tables[-1].sequence[tables[-1].split == "test"]
     shared = [(t.split != "test") & t.sequence.isin(held_out) for t in tables]
     parts = [part_of(t[~both], rows, test) for t, both in zip(tables, shared)]
-    if len(parts) == 2: parts = [parts[0].query("split != 'test'"), parts[1].query("split == 'test'")]
+    if len(parts) == 2:
+        parts = [parts[0].query("split != 'test'"), parts[1].query("split == 'test'")]
     found = pd.concat([p.assign(target=_labels(p, task)) for p in parts], ignore_index=True)
     found = found[[c for c in ("id", "sequence", "target", "split") if c in found]]
     sums = sorted({s for t in tables for s in t.attrs["sha256"].values()})
-    found.attrs = {"kind": STRUCTURE_TASKS[task], "sha256": hashlib.sha256(" ".join(sums).encode()).hexdigest() if len(sums) > 1 else sums[0],
-                   "available": {s: p.attrs["available"].get(s, 0) for s, p in zip(SPLITS, [parts[0], parts[0], parts[-1]])},
-                   "dropped": {**tables[0].attrs.get("dropped", {}), "of train and valid in the test of the other set": int(shared[0].sum()) if len(tables) == 2 else 0}}
+    found.attrs = {
+        "kind": STRUCTURE_TASKS[task],
+        "sha256": hashlib.sha256(" ".join(sums).encode()).hexdigest() if len(sums) > 1 else sums[0],
+        "available": {
+            s: p.attrs["available"].get(s, 0)
+            for s, p in zip(SPLITS, [parts[0], parts[0], parts[-1]])
+        },
+        "dropped": {
+            **tables[0].attrs.get("dropped", {}),
+            "of train and valid in the test of the other set": int(shared[0].sum())
+            if len(tables) == 2
+            else 0,
+        },
+    }
     return found
 
 # %% ../nbs/17_structure.ipynb #c352fce9
-def _interval(draw: np.ndarray) -> tuple[float, float]: return tuple(map(float, np.nanpercentile(draw, [2.5, 97.5]))) if np.isfinite(draw).any() else (np.nan, np.nan)
+def _interval(draw: np.ndarray) -> tuple[float, float]:
+    return (
+        tuple(map(float, np.nanpercentile(draw, [2.5, 97.5])))
+        if np.isfinite(draw).any()
+        else (np.nan, np.nan)
+    )
 
 
 def confusion(
-    target: Sequence[str],           # per chain, a letter per residue, UNLABELLED where it does not count
-    predicted: Sequence[np.ndarray], # per chain [L, classes] probabilities
-    classes: Sequence[str],          # in the order of the columns
-) -> np.ndarray:                     # int [chains, classes + 1, classes + 1]: true, predicted; the last: a state unknown to the model, a residue it does not reach
+    target: Sequence[str],  # per chain, a letter per residue, UNLABELLED where it does not count
+    predicted: Sequence[np.ndarray],  # per chain [L, classes] probabilities
+    classes: Sequence[str],  # in the order of the columns
+) -> np.ndarray:  # int [chains, classes + 1, classes + 1]: true, predicted; the last: a state unknown to the model, a residue it does not reach
     "How often a state is predicted as which, chain by chain. Raises ValueError for predictions that are not numbers."
     number, n = {c: i for i, c in enumerate(classes)}, len(classes)
     tables = np.zeros((len(target), n + 1, n + 1), int)
     for table, labels, chance in zip(tables, target, predicted):
-        if not np.isfinite(chance).all(): raise ValueError("some predictions are not finite numbers; the model has diverged.")
+        if not np.isfinite(chance).all():
+            raise ValueError("some predictions are not finite numbers; the model has diverged.")
         chosen = [*chance.argmax(1), *[n] * (len(labels) - len(chance))]
         for letter, j in zip(labels, chosen):
-            if letter != UNLABELLED: table[number.get(letter, n), j] += 1
+            if letter != UNLABELLED:
+                table[number.get(letter, n), j] += 1
     return tables
 
 
 def states_of(
-    chance: np.ndarray,      # [L, classes]
+    chance: np.ndarray,  # [L, classes]
     classes: Sequence[str],
-) -> str: return "".join(classes[i] for i in chance.argmax(1))
+) -> str:
+    return "".join(classes[i] for i in chance.argmax(1))
 
 
-def _q3(target, predicted, classes: Sequence[str], n_boot: int, rng: np.random.Generator) -> pd.DataFrame:
+def _q3(
+    target, predicted, classes: Sequence[str], n_boot: int, rng: np.random.Generator
+) -> pd.DataFrame:
     tables = confusion(target, predicted, classes)
     right, all_ = tables[:, range(len(classes)), range(len(classes))].sum(1), tables.sum((1, 2))
     draws = rng.integers(0, len(right), (n_boot, len(right)))
     lo, hi = _interval(right[draws].sum(1) / np.maximum(1, all_[draws].sum(1)))
-    return pd.DataFrame([("q3", right.sum() / all_.sum(), lo, hi, len(right)), ("residues", float(all_.sum()), np.nan, np.nan, len(right))], columns=["metric", "value", "lo", "hi", "n"])
+    return pd.DataFrame(
+        [
+            ("q3", right.sum() / all_.sum(), lo, hi, len(right)),
+            ("residues", float(all_.sum()), np.nan, np.nan, len(right)),
+        ],
+        columns=["metric", "value", "lo", "hi", "n"],
+    )
 
 # %% ../nbs/17_structure.ipynb #7f34f865
 def _precisions(target, predicted, n_boot: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -282,20 +466,41 @@ def _precisions(target, predicted, n_boot: int, rng: np.random.Generator) -> pd.
     draws, rows = rng.integers(0, len(tables), (n_boot, len(tables))), []
     for row in mean_precision(tables).itertuples():
         for what, mean in (("precision", row.value), ("chance", row.chance)):
-            per_chain = np.array([t[(t.range == row.range) & (t.top == row.top)][{"precision": "value"}.get(what, what)].iloc[0] for t in tables])
-            rows.append((f"{what} {row.range} {row.top}", mean, *_interval(np.nanmean(per_chain[draws], 1) if len(tables) > 1 else np.full(1, np.nan)), row.chains))
+            per_chain = np.array(
+                [
+                    t[(t.range == row.range) & (t.top == row.top)][
+                        {"precision": "value"}.get(what, what)
+                    ].iloc[0]
+                    for t in tables
+                ]
+            )
+            rows.append(
+                (
+                    f"{what} {row.range} {row.top}",
+                    mean,
+                    *_interval(
+                        np.nanmean(per_chain[draws], 1) if len(tables) > 1 else np.full(1, np.nan)
+                    ),
+                    row.chains,
+                )
+            )
     return pd.DataFrame(rows, columns=["metric", "value", "lo", "hi", "n"])
 
 
 def evaluate_structure(
-    target: Sequence, predicted: Sequence[np.ndarray], kind: str,  # as the test rows of a task, FineTuned.predict and STRUCTURE_TASKS give them
-    n_boot: int = 500, seed: int = 0,  # of the bootstrap, over chains
+    target: Sequence,
+    predicted: Sequence[np.ndarray],
+    kind: str,  # as the test rows of a task, FineTuned.predict and STRUCTURE_TASKS give them
+    n_boot: int = 500,
+    seed: int = 0,  # of the bootstrap, over chains
     classes: Sequence | None = None,
 ) -> pd.DataFrame:  # metric, value, lo, hi (95 % interval), n (chains): q3; precision and chance by range and top; else as evaluate_predictions
     "The scores of a task of Table 1. Raises ValueError for predictions that are not numbers."
     rng = np.random.default_rng(seed)
-    if kind == "per_residue": return _q3(target, predicted, classes, n_boot, rng)
-    if kind == "contacts": return _precisions(target, predicted, n_boot, rng)
+    if kind == "per_residue":
+        return _q3(target, predicted, classes, n_boot, rng)
+    if kind == "contacts":
+        return _precisions(target, predicted, n_boot, rng)
     return evaluate_predictions(target, predicted, kind, n_boot, seed, classes)
 
 # %% ../nbs/17_structure.ipynb #c299f146
@@ -304,74 +509,173 @@ STRUCTURE_METHODS = (*METHODS, ONE_HOT)
 
 
 def structure_jobs(
-    methods: Sequence[str], encoders: Sequence[CARP | ESM], seeds: Sequence[int], task: str,
+    methods: Sequence[str],
+    encoders: Sequence[CARP | ESM],
+    seeds: Sequence[int],
+    task: str,
 ) -> list[tuple]:  # method, encoder, seed; one-hot has its own encoder
     "Every fit that is asked for and that Table 1 has; pt-ft and na-ft of contacts are left out."
     ways = [m for m in methods if not (task == "contacts" and m.endswith("ft"))]
-    if not ways: warnings.warn(f"contacts have no fits of {', '.join(methods)}: their encoder stays frozen; use pt-fr, na-fr or one-hot.")
-    return [(method, encoder, seed) for method in ways for encoder in ([OneHot()] if method == ONE_HOT else encoders) for seed in seeds]
+    if not ways:
+        warnings.warn(
+            f"contacts have no fits of {', '.join(methods)}: their encoder stays frozen; use pt-fr, na-fr or one-hot."
+        )
+    return [
+        (method, encoder, seed)
+        for method in ways
+        for encoder in ([OneHot()] if method == ONE_HOT else encoders)
+        for seed in seeds
+    ]
 
 
 def fit_structure(
-    task: str, name: str,        # as of `load_structure_task`
-    table: pd.DataFrame,         # as it gives it
-    method: str, encoder,        # as of `structure_jobs`
-    budget: dict,                # epochs, epochs_frozen, n_boot; perhaps patience, and of contacts epochs_pairs, crop, channels, layers
-    seed: int, folder: str | Path,  # of the fit, which goes on where it was interrupted
-    device: str = "auto", dtype: str = "float32", batch_tokens: int = 16384,
+    task: str,
+    name: str,  # as of `load_structure_task`
+    table: pd.DataFrame,  # as it gives it
+    method: str,
+    encoder,  # as of `structure_jobs`
+    budget: dict,  # epochs, epochs_frozen, n_boot; perhaps patience, and of contacts epochs_pairs, crop, channels, layers
+    seed: int,
+    folder: str | Path,  # of the fit, which goes on where it was interrupted
+    device: str = "auto",
+    dtype: str = "float32",
+    batch_tokens: int = 16384,
     shared: SharedRepresentations | None = None,  # of frozen encoders, between fits
-) -> tuple[FineTuned, pd.DataFrame, pd.DataFrame]:  # the model; test chains with a column predicted; results rows
+) -> tuple[
+    FineTuned, pd.DataFrame, pd.DataFrame
+]:  # the model; test chains with a column predicted; results rows
     "Fit one method to one task. Raises ValueError as `run_task` does."
     kind, way = table.attrs["kind"], "pt-fr" if method == ONE_HOT else method
     frozen = way.endswith("fr")
-    pairs = {"batch": 4, **{k: budget[k] for k in ("crop", "channels", "layers") if k in budget}} if kind == "contacts" else {}
-    epochs = budget["epochs"] if not frozen else budget.get("epochs_pairs", budget["epochs_frozen"]) if kind == "contacts" else budget["epochs_frozen"]
-    config = FinetuneConfig(way, kind, 1e-3 if frozen else 1e-4, epochs=epochs, patience=budget.get("patience", 10), seed=seed, dtype=dtype, batch_tokens=batch_tokens, **pairs)
-    fit = lambda train, valid: finetune(encoder, train, valid, config, folder, device, progress=False, shared=shared)
+    pairs = (
+        {"batch": 4, **{k: budget[k] for k in ("crop", "channels", "layers") if k in budget}}
+        if kind == "contacts"
+        else {}
+    )
+    epochs = (
+        budget["epochs"]
+        if not frozen
+        else budget.get("epochs_pairs", budget["epochs_frozen"])
+        if kind == "contacts"
+        else budget["epochs_frozen"]
+    )
+    config = FinetuneConfig(
+        way,
+        kind,
+        1e-3 if frozen else 1e-4,
+        epochs=epochs,
+        patience=budget.get("patience", 10),
+        seed=seed,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+        **pairs,
+    )
+    fit = lambda train, valid: finetune(
+        encoder, train, valid, config, folder, device, progress=False, shared=shared
+    )
     model, tested, metrics = run_task(fit, table, kind, budget["n_boot"], seed, evaluate_structure)
     read, there = table.split.value_counts(), table.attrs["available"]
-    sizes = pd.DataFrame([(f"{s}_rows", float(read[s]), there[s]) for s in ("train", "test")], columns=["metric", "value", "n"])
-    if kind == "contacts": sizes = pd.concat([sizes, pd.DataFrame([("layers", float(config.layers), 24), ("channels", float(config.channels), 64)], columns=sizes.columns)])
-    rows = pd.concat([metrics, sizes], ignore_index=True).assign(task=f"{task}: {name}", split="test", seed=seed, dtype=dtype, data_sha=table.attrs["sha256"],
-        model=encoder.name, method="frozen" if method == ONE_HOT else method, weights_sha=weights_sha256(encoder) if method.startswith("pt") else None)
+    sizes = pd.DataFrame(
+        [(f"{s}_rows", float(read[s]), there[s]) for s in ("train", "test")],
+        columns=["metric", "value", "n"],
+    )
+    if kind == "contacts":
+        sizes = pd.concat(
+            [
+                sizes,
+                pd.DataFrame(
+                    [
+                        ("layers", float(config.layers), 24),
+                        ("channels", float(config.channels), 64),
+                    ],
+                    columns=sizes.columns,
+                ),
+            ]
+        )
+    rows = pd.concat([metrics, sizes], ignore_index=True).assign(
+        task=f"{task}: {name}",
+        split="test",
+        seed=seed,
+        dtype=dtype,
+        data_sha=table.attrs["sha256"],
+        model=encoder.name,
+        method="frozen" if method == ONE_HOT else method,
+        weights_sha=weights_sha256(encoder) if method.startswith("pt") else None,
+    )
     return model, tested, rows
 
 # %% ../nbs/17_structure.ipynb #bef1b59d
 def load_downstream(
-    name: str, split: str,  # a set and its split, as in `load_task`; or a set and one of STRUCTURE_TASKS
-    rows: int | None = None, test: int | None = None,  # of a task of Table 1: at most so many of train and of valid; of test
+    name: str,
+    split: str,  # a set and its split, as in `load_task`; or a set and one of STRUCTURE_TASKS
+    rows: int | None = None,
+    test: int | None = None,  # of a task of Table 1: at most so many of train and of valid; of test
 ) -> pd.DataFrame:
     "A task of any table of the paper. Raises ValueError and FileNotFoundError as `load_task` and `load_structure_task` do."
-    return load_structure_task(split, name, rows, test) if split in STRUCTURE_TASKS else load_task(name, split)
+    return (
+        load_structure_task(split, name, rows, test)
+        if split in STRUCTURE_TASKS
+        else load_task(name, split)
+    )
 
 
 def fit_downstream(
-    name: str, split: str, task: pd.DataFrame,  # as of `load_downstream`
-    method: str, encoder: CARP | ESM, budget: dict, seed: int, folder: str | Path, device: str = "auto", dtype: str = "float32", batch_tokens: int = 16384,  # as in `fit_and_test`
+    name: str,
+    split: str,
+    task: pd.DataFrame,  # as of `load_downstream`
+    method: str,
+    encoder: CARP | ESM,
+    budget: dict,
+    seed: int,
+    folder: str | Path,
+    device: str = "auto",
+    dtype: str = "float32",
+    batch_tokens: int = 16384,  # as in `fit_and_test`
 ) -> pd.DataFrame:  # results rows
     "`fit_and_test`, or `fit_structure` for a task of Table 1."
-    if split not in STRUCTURE_TASKS: return fit_and_test(name, split, task, method, encoder, budget, seed, folder, device, dtype, batch_tokens)
-    return fit_structure(split, name, task, method, encoder, budget, seed, folder, device, dtype, batch_tokens)[2].assign(task=name, split=split)
+    if split not in STRUCTURE_TASKS:
+        return fit_and_test(
+            name, split, task, method, encoder, budget, seed, folder, device, dtype, batch_tokens
+        )
+    return fit_structure(
+        split, name, task, method, encoder, budget, seed, folder, device, dtype, batch_tokens
+    )[2].assign(task=name, split=split)
 
 # %% ../nbs/17_structure.ipynb #17018301
-_TABLE_1 = {"CASP-13 FM": ["contacts: trrosetta+casp13_fm"], "CAMEO": ["contacts: trrosetta+cameo_hard"], "remote homology": ["remote_homology: tape_remote_homology"],
-            "secondary structure": ["secondary_structure: tape_secondary_structure", "secondary_structure: netsurfp2_cb513"]}
+_TABLE_1 = {
+    "CASP-13 FM": ["contacts: trrosetta+casp13_fm"],
+    "CAMEO": ["contacts: trrosetta+cameo_hard"],
+    "remote homology": ["remote_homology: tape_remote_homology"],
+    "secondary structure": [
+        "secondary_structure: tape_secondary_structure",
+        "secondary_structure: netsurfp2_cb513",
+    ],
+}
 TABLE_1_METRICS = ("q3", "accuracy", "precision long L")
 
 
 def table_1_columns(
-    rows: pd.DataFrame,              # results rows
-) -> dict[tuple[str, str], str]:     # (task, split) of a row -> column of Table 1
+    rows: pd.DataFrame,  # results rows
+) -> dict[tuple[str, str], str]:  # (task, split) of a row -> column of Table 1
     "The sets that stand beside the paper: of each column the first that has rows."
     there = set(rows.task)
-    return {(next((name for name in names if name in there), names[0]), "test"): column for column, names in _TABLE_1.items()}
+    return {
+        (next((name for name in names if name in there), names[0]), "test"): column
+        for column, names in _TABLE_1.items()
+    }
 
 
 def fill_table_1(
     cells: Sequence[tuple[str, str]],  # (task, split) without a row
-    method: str, model: str,           # as the paper has them
+    method: str,
+    model: str,  # as the paper has them
 ) -> str:
     "The papermill command for cells of Table 1 that have no row yet."
-    if method.endswith("ft"): cells = [c for c in cells if not c[0].startswith("contacts")]
+    if method.endswith("ft"):
+        cells = [c for c in cells if not c[0].startswith("contacts")]
     tasks, sets = zip(*(name.split(": ") for name, _ in cells)) if cells else ((), ())
-    return f"papermill nbs/structure.ipynb outputs/structure.ipynb -p task {','.join(tasks)} -p data {','.join(sets)} -p methods {method} -p model {'carp_640m' if model.startswith('CARP') else 'esm1b'} -p budget paper" if cells else ""
+    return (
+        f"papermill nbs/structure.ipynb outputs/structure.ipynb -p task {','.join(tasks)} -p data {','.join(sets)} -p methods {method} -p model {'carp_640m' if model.startswith('CARP') else 'esm1b'} -p budget paper"
+        if cells
+        else ""
+    )

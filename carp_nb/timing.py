@@ -34,20 +34,24 @@ from .carp import CARP, TABLE_S1, n_parameters
 from .esm import ESM, ESM_1B, TABLE_S2
 from .kernels import as_dtype
 
-try: import resource
-except ImportError: resource = None  # Windows
+try:
+    import resource
+except ImportError:
+    resource = None  # Windows
 
 # %% ../nbs/03b_timing.ipynb #070ff687
 def measured(
     compute: Callable[[], object],
     device: torch.device | str = "cpu",  # where it computes
-) -> tuple[float, float]:                # seconds by the wall clock, seconds of processor time of this process
+) -> tuple[float, float]:  # seconds by the wall clock, seconds of processor time of this process
     "How long one call takes."
     cuda = torch.device(device).type == "cuda"
-    if cuda: torch.cuda.synchronize(device)
+    if cuda:
+        torch.cuda.synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
     compute()
-    if cuda: torch.cuda.synchronize(device)
+    if cuda:
+        torch.cuda.synchronize(device)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -55,13 +59,20 @@ def interleave(
     ways: dict[str, Callable[[], object]],  # what to compare
     repeats: int,
     device: torch.device | str = "cpu",
-    warm: bool = True,                      # one turn beforehand that does not count
-) -> pd.DataFrame:                          # way, repeat, wall, cpu (seconds)
+    warm: bool = True,  # one turn beforehand that does not count
+) -> pd.DataFrame:  # way, repeat, wall, cpu (seconds)
     "Time several computations in turns."
     if warm:
-        for compute in ways.values(): measured(compute, device)
-    return pd.DataFrame([(name, repeat, *measured(compute, device)) for repeat in range(repeats) for name, compute in ways.items()],
-                        columns=["way", "repeat", "wall", "cpu"])
+        for compute in ways.values():
+            measured(compute, device)
+    return pd.DataFrame(
+        [
+            (name, repeat, *measured(compute, device))
+            for repeat in range(repeats)
+            for name, compute in ways.items()
+        ],
+        columns=["way", "repeat", "wall", "cpu"],
+    )
 
 # %% ../nbs/03b_timing.ipynb #f9b4f8ae
 def clock_for(device: torch.device | str) -> str:  # wall, cpu
@@ -71,75 +82,130 @@ def clock_for(device: torch.device | str) -> str:  # wall, cpu
 
 def paired_ratio(
     times: pd.DataFrame,  # of `interleave`
-    slow: str, fast: str, # ways
-    clock: str = "cpu",   # wall, cpu
+    slow: str,
+    fast: str,  # ways
+    clock: str = "cpu",  # wall, cpu
     n_boot: int = 1000,
     seed: int = 0,
-) -> tuple[float, float, float]:  # median over repeats of slow / fast, and its 95 % bootstrap interval, which is the range of up to five repeats
+) -> tuple[
+    float, float, float
+]:  # median over repeats of slow / fast, and its 95 % bootstrap interval, which is the range of up to five repeats
     "How many times faster one way is than another."
     wide = times.pivot(index="repeat", columns="way", values=clock)
     ratios = (wide[slow] / wide[fast]).to_numpy()
     draws = np.random.default_rng(seed).integers(0, len(ratios), (n_boot, len(ratios)))
-    return float(np.median(ratios)), *map(float, np.quantile(np.median(ratios[draws], 1), [0.025, 0.975]))
+    return float(np.median(ratios)), *map(
+        float, np.quantile(np.median(ratios[draws], 1), [0.025, 0.975])
+    )
 
 # %% ../nbs/03b_timing.ipynb #4e32dd06
-PEAK_TFLOPS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "V100-PCIE": 112, "V100": 125}   # the first that is in the name
+PEAK_TFLOPS = {
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H100": 989,
+    "H200": 989,
+    "A100": 312,
+    "V100-PCIE": 112,
+    "V100": 125,
+}  # the first that is in the name
 
 
 def peak_tflops(
     device: str,  # name of a GPU, as PyTorch gives it
-) -> float:       # NaN: not known
+) -> float:  # NaN: not known
     "The operations that a GPU could do, in 10^12 per second, dense and in half precision, as its maker states it."
-    return next((float(rate) for name, rate in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device)), math.nan)
+    return next(
+        (float(rate) for name, rate in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device)),
+        math.nan,
+    )
 
 # %% ../nbs/03b_timing.ipynb #a3cf8511
 def exponent(
     lengths: np.ndarray,  # [N] of every measurement
-    values: np.ndarray,   # [N] seconds or bytes, all above zero
-    longest: int = 4,     # how many lengths, counted from the longest
+    values: np.ndarray,  # [N] seconds or bytes, all above zero
+    longest: int = 4,  # how many lengths, counted from the longest
     n_boot: int = 500,
     seed: int = 0,
-) -> dict:                # exponent, lo, hi (95 % bootstrap over repeats), from_length, to_length, n (measurements)
+) -> (
+    dict
+):  # exponent, lo, hi (95 % bootstrap over repeats), from_length, to_length, n (measurements)
     "The power of the length with which a cost grows. Raises ValueError for fewer than two lengths."
-    cost = pd.DataFrame({"length": lengths, "value": values}).groupby("length").value.apply(np.asarray).tail(longest)
-    if len(cost) < 2: raise ValueError(f"an exponent needs measurements at two lengths or more and has {len(cost)}.")
+    cost = (
+        pd.DataFrame({"length": lengths, "value": values})
+        .groupby("length")
+        .value.apply(np.asarray)
+        .tail(longest)
+    )
+    if len(cost) < 2:
+        raise ValueError(
+            f"an exponent needs measurements at two lengths or more and has {len(cost)}."
+        )
     rng, x = np.random.default_rng(seed), np.log(cost.index.to_numpy(float))
     slope = lambda samples: np.polyfit(x, np.log([np.median(s) for s in samples]), 1)[0]
     draws = [slope([rng.choice(s, len(s)) for s in cost]) for _ in range(n_boot)]
     lo, hi = np.quantile(draws, [0.025, 0.975])
-    return {"exponent": slope(cost), "lo": lo, "hi": hi, "from_length": cost.index[0], "to_length": cost.index[-1], "n": sum(map(len, cost))}
+    return {
+        "exponent": slope(cost),
+        "lo": lo,
+        "hi": hi,
+        "from_length": cost.index[0],
+        "to_length": cost.index[-1],
+        "n": sum(map(len, cost)),
+    }
 
 # %% ../nbs/03b_timing.ipynb #1fec126b
 ESM_SHAPES = {"esm_1b": ESM_1B, **TABLE_S2}
 
 
 def random_model(
-    shape: str,    # a size of Table S1 or S2, or esm_1b; a Transformer may end in ":plain"
+    shape: str,  # a size of Table S1 or S2, or esm_1b; a Transformer may end in ":plain"
     longest: int,  # residues that it must read
     device: torch.device | str = "cpu",
-) -> CARP | ESM:   # eval mode, fp32, random weights
+) -> CARP | ESM:  # eval mode, fp32, random weights
     "An architecture without its training. Raises ValueError for an unknown shape."
     size, _, attention = shape.partition(":")
     with torch.device(device):
-        if size in TABLE_S1 and not attention: return CARP(TABLE_S1[size], shape).eval()
+        if size in TABLE_S1 and not attention:
+            return CARP(TABLE_S1[size], shape).eval()
         if size in ESM_SHAPES and attention in ("", "plain", "sdpa"):
-            return ESM(replace(ESM_SHAPES[size], max_positions=max(longest + 2, ESM_SHAPES[size].max_positions)), shape, attention or "sdpa").eval()
-    raise ValueError(f"{shape!r} is no shape to measure; use one of {', '.join([*TABLE_S1, *ESM_SHAPES])}, an ESM with or without ':plain'.")
+            return ESM(
+                replace(
+                    ESM_SHAPES[size], max_positions=max(longest + 2, ESM_SHAPES[size].max_positions)
+                ),
+                shape,
+                attention or "sdpa",
+            ).eval()
+    raise ValueError(
+        f"{shape!r} is no shape to measure; use one of {', '.join([*TABLE_S1, *ESM_SHAPES])}, an ESM with or without ':plain'."
+    )
 
 # %% ../nbs/03b_timing.ipynb #6ba73960
 def _status(field: str) -> int:  # bytes
     "VmRSS, VmHWM (largest VmRSS) or VmSize of this process; where there is no /proc, the largest resident set so far. Raises OSError on Windows."
-    try: return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
+    try:
+        return next(
+            int(line.split()[1]) * 1024
+            for line in open("/proc/self/status")
+            if line.startswith(field)
+        )
     except OSError:
-        if resource is None: raise OSError("the memory of a process is read on Linux and macOS only; measure there, or in a container.") from None
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if resource is None:
+            raise OSError(
+                "the memory of a process is read on Linux and macOS only; measure there, or in a container."
+            ) from None
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
 
 
 def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda": torch.cuda.reset_peak_memory_stats(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     else:
-        try: Path("/proc/self/clear_refs").write_text("5")
-        except OSError: pass   # not Linux: the mark only rises
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass  # not Linux: the mark only rises
 
 
 def _peak(device: torch.device) -> int:  # bytes
@@ -147,27 +213,43 @@ def _peak(device: torch.device) -> int:  # bytes
 
 # %% ../nbs/03b_timing.ipynb #2d14074c
 def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error) for w in ("allocate memory", "not enough memory", "bad_alloc"))
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        w in str(error) for w in ("allocate memory", "not enough memory", "bad_alloc")
+    )
 
 
 def _limit(device: torch.device, total: float, weights: int) -> None:
     "Let the weights, which are there already, and the activations have `total` bytes."
     if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index   # the call below takes no device without one
-        torch.cuda.set_per_process_memory_fraction(min(1.0, total / torch.cuda.get_device_properties(index).total_memory), index)
+        index = (
+            torch.cuda.current_device() if device.index is None else device.index
+        )  # the call below takes no device without one
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, total / torch.cuda.get_device_properties(index).total_memory), index
+        )
     else:
-        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + max(0, int(total) - weights), resource.getrlimit(resource.RLIMIT_AS)[1]))
+        resource.setrlimit(
+            resource.RLIMIT_AS,
+            (
+                _status("VmSize") + max(0, int(total) - weights),
+                resource.getrlimit(resource.RLIMIT_AS)[1],
+            ),
+        )
 
 # %% ../nbs/03b_timing.ipynb #33194a7b
 def training_memory(
-    train: Callable[[], nn.Module],  # makes its model in fp32, trains it with Adam for two updates or more, and returns it
-    residues: int,                   # of a part of an update on one device, padding included
+    train: Callable[
+        [], nn.Module
+    ],  # makes its model in fp32, trains it with Adam for two updates or more, and returns it
+    residues: int,  # of a part of an update on one device, padding included
     device: torch.device | str,
-) -> float:                          # bytes per residue; NaN on a CPU
+) -> float:  # bytes per residue; NaN on a CPU
     "Train, and say what a GPU held at its peak above weights and optimizer: activations, gradients and work space."
-    if torch.device(device).type == "cpu": train(); return math.nan
+    if torch.device(device).type == "cpu":
+        train()
+        return math.nan
     gc.collect()
-    torch.cuda.init()   # before it there is no peak to reset
+    torch.cuda.init()  # before it there is no peak to reset
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     held = 3 * 4 * n_parameters(train())
@@ -186,95 +268,150 @@ def _serve(task: str) -> None:
     device = torch.device(task["device"])
     torch.set_num_threads(task["threads"])
     model = random_model(task["shape"], task["longest"], device)
-    if task["dtype"] != "autocast": model = as_dtype(model, task["dtype"])
+    if task["dtype"] != "autocast":
+        model = as_dtype(model, task["dtype"])
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     rng = np.random.default_rng(0)
-    tokens = lambda length: model.alphabet.batch(["".join(rng.choice(list(AMINO_ACIDS), length))])[0].to(device)
-    _forward(model, tokens(8), task["dtype"], device)   # loads what is loaded at first use
+    tokens = lambda length: model.alphabet.batch(["".join(rng.choice(list(AMINO_ACIDS), length))])[
+        0
+    ].to(device)
+    _forward(model, tokens(8), task["dtype"], device)  # loads what is loaded at first use
     rest = _status("VmRSS")
-    if task["memory"]: _limit(device, task["memory"], weights)
+    if task["memory"]:
+        _limit(device, task["memory"], weights)
     print(json.dumps({"weights": weights}), flush=True)
     for line in sys.stdin:
         answer = {"weights": weights, **_forward(model, tokens(int(line)), task["dtype"], device)}
-        if "peak" in answer and device.type == "cpu": answer["peak"] += weights - rest
+        if "peak" in answer and device.type == "cpu":
+            answer["peak"] += weights - rest
         print(json.dumps(answer), flush=True)
 
 
-def _forward(model: nn.Module, tokens: torch.Tensor, dtype: str, device: torch.device) -> dict:  # wall, cpu, peak; nothing if memory is short
+def _forward(
+    model: nn.Module, tokens: torch.Tensor, dtype: str, device: torch.device
+) -> dict:  # wall, cpu, peak; nothing if memory is short
     "One forward pass, measured; on a GPU the second of two, because the first waits for the driver to map memory."
     try:
         for _ in range(2 if device.type == "cuda" else 1):
             _reset_peak(device)
-            with torch.inference_mode(), _precision(dtype, device): wall, cpu = measured(lambda: model(tokens), device)
+            with torch.inference_mode(), _precision(dtype, device):
+                wall, cpu = measured(lambda: model(tokens), device)
         return {"wall": wall, "cpu": cpu, "peak": _peak(device)}
     except Exception as error:
-        if not _out_of_memory(error): raise
+        if not _out_of_memory(error):
+            raise
     finally:
-        if device.type == "cuda": torch.cuda.empty_cache()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return {}
 
 # %% ../nbs/03b_timing.ipynb #89c5f800
 @dataclass
 class ModelProcess:
     "An architecture with random weights in a process of its own, to be asked for forward passes."
-    shape: str              # as for `random_model`
-    longest: int            # residues that it must read
+
+    shape: str  # as for `random_model`
+    longest: int  # residues that it must read
     dtype: str = "float32"  # float32, bfloat16, auto, or autocast (automatic mixed precision)
     device: str = "cpu"
-    memory: float = 0.0     # bytes for weights and activations; 0: all there is
-    exact: bool = False     # memory to within a percent, time too long (CPU, glibc)
+    memory: float = 0.0  # bytes for weights and activations; 0: all there is
+    exact: bool = False  # memory to within a percent, time too long (CPU, glibc)
 
     def __enter__(self) -> "ModelProcess":
-        random_model(self.shape, 1, "meta")   # refuses an unknown shape here
-        task = json.dumps({**self.__dict__, "device": str(self.device), "threads": torch.get_num_threads()})
+        random_model(self.shape, 1, "meta")  # refuses an unknown shape here
+        task = json.dumps(
+            {**self.__dict__, "device": str(self.device), "threads": torch.get_num_threads()}
+        )
         self.errors = tempfile.TemporaryFile("w+")
         code = "import sys; from carp_nb.timing import _serve; _serve(sys.argv[1])"
-        pages = {"MALLOC_MMAP_THRESHOLD_": "131072"} if self.exact else {}   # stated, it stays; otherwise it rises to the largest tensor freed
-        self.process = subprocess.Popen([sys.executable, "-c", code, task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=os.environ | pages)
-        self.weights = self._answer().get("weights")   # None: not even the weights fit
+        pages = (
+            {"MALLOC_MMAP_THRESHOLD_": "131072"} if self.exact else {}
+        )  # stated, it stays; otherwise it rises to the largest tensor freed
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, task],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env=os.environ | pages,
+        )
+        self.weights = self._answer().get("weights")  # None: not even the weights fit
         return self
 
     def __exit__(self, *_) -> None:
-        self.process.stdin.close(); self.process.wait()
-        self.process.stdout.close(); self.errors.close()
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        self.errors.close()
 
-    def forward(self, length: int) -> dict:  # wall, cpu (seconds), peak, weights (bytes); empty if memory is short
+    def forward(
+        self, length: int
+    ) -> dict:  # wall, cpu (seconds), peak, weights (bytes); empty if memory is short
         "Ask for one forward pass. Raises RuntimeError if the process fails for another reason than memory."
-        if self.process.poll() is not None: return {}
-        self.process.stdin.write(f"{length}\n"); self.process.stdin.flush()
+        if self.process.poll() is not None:
+            return {}
+        self.process.stdin.write(f"{length}\n")
+        self.process.stdin.flush()
         answer = self._answer()
         return answer if "wall" in answer else {}
 
     def _answer(self) -> dict:
         line = self.process.stdout.readline()
-        if line: return json.loads(line)
+        if line:
+            return json.loads(line)
         self.errors.seek(0)
         said = self.errors.read().strip()
-        if self.process.wait() == -signal.SIGKILL or _out_of_memory(RuntimeError(said)) or "OutOfMemory" in said or "MemoryError" in said: return {}
-        raise RuntimeError(f"measuring {self.shape} failed: {said.splitlines()[-1] if said else f'exit status {self.process.returncode}'}")
+        if (
+            self.process.wait() == -signal.SIGKILL
+            or _out_of_memory(RuntimeError(said))
+            or "OutOfMemory" in said
+            or "MemoryError" in said
+        ):
+            return {}
+        raise RuntimeError(
+            f"measuring {self.shape} failed: {said.splitlines()[-1] if said else f'exit status {self.process.returncode}'}"
+        )
 
 # %% ../nbs/03b_timing.ipynb #1ff25b46
 def cost_against_length(
-    shapes: list[str],    # as for `random_model`
-    lengths: list[int],   # residues, one sequence per forward pass
-    repeats: int = 5,     # one more is done first and not counted
+    shapes: list[str],  # as for `random_model`
+    lengths: list[int],  # residues, one sequence per forward pass
+    repeats: int = 5,  # one more is done first and not counted
     dtype: str = "float32",  # float32, bfloat16, auto, or autocast (automatic mixed precision)
     device: torch.device | str = "cpu",
     memory: float = 0.0,  # bytes for weights and activations; 0: all there is
     progress: bool = True,
-) -> pd.DataFrame:        # shape, length, repeat, wall, cpu (seconds), peak (one of a length on a CPU), weights (bytes); without numbers where memory is short
+) -> pd.DataFrame:  # shape, length, repeat, wall, cpu (seconds), peak (one of a length on a CPU), weights (bytes); without numbers where memory is short
     "Run time and peak memory of forward passes (Figure 1f)."
     process = partial(ModelProcess, longest=max(lengths), dtype=dtype, device=device, memory=memory)
     rows, ended, peaks = [], set(), {}
     with ExitStack() as started:
         timed = [started.enter_context(process(s)) for s in shapes]
-        exact = [started.enter_context(process(s, exact=True)) for s in shapes] if torch.device(device).type == "cpu" else []
+        exact = (
+            [started.enter_context(process(s, exact=True)) for s in shapes]
+            if torch.device(device).type == "cpu"
+            else []
+        )
         for length in tqdm(sorted(lengths), disable=not progress, desc="lengths"):
             for repeat in range(-1, repeats):
                 for model in (exact if repeat < 0 else []) + timed:
-                    if model.shape in ended: continue
+                    if model.shape in ended:
+                        continue
                     answer = model.forward(length)
-                    if not answer: ended.add(model.shape)
-                    elif model.exact: peaks[model.shape] = {"peak": answer["peak"]}
-                    if not answer or repeat >= 0: rows.append({"shape": model.shape, "length": length, "repeat": max(0, repeat), **answer, **(peaks.get(model.shape, {}) if answer else {})})
-    return pd.DataFrame(rows, columns=["shape", "length", "repeat", "wall", "cpu", "peak", "weights"])
+                    if not answer:
+                        ended.add(model.shape)
+                    elif model.exact:
+                        peaks[model.shape] = {"peak": answer["peak"]}
+                    if not answer or repeat >= 0:
+                        rows.append(
+                            {
+                                "shape": model.shape,
+                                "length": length,
+                                "repeat": max(0, repeat),
+                                **answer,
+                                **(peaks.get(model.shape, {}) if answer else {}),
+                            }
+                        )
+    return pd.DataFrame(
+        rows, columns=["shape", "length", "repeat", "wall", "cpu", "peak", "weights"]
+    )

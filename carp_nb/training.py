@@ -32,22 +32,30 @@ from .fetch import replacing
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train; defaults are the paper's for pretraining (section 4.3)."
-    steps: int                        # planned updates
-    lr: float = 1e-3                  # peak learning rate
-    warmup: int = 16_000              # linear warmup, capped at 5 % of `steps`
-    cooldown: float = 0.0             # share of the steps, at the end, over which the rate falls to zero
+
+    steps: int  # planned updates
+    lr: float = 1e-3  # peak learning rate
+    warmup: int = 16_000  # linear warmup, capped at 5 % of `steps`
+    cooldown: float = 0.0  # share of the steps, at the end, over which the rate falls to zero
     seed: int = 0
-    dtype: str = "float32"            # float32, or bfloat16 (autocast)
-    accumulate: int = 1               # parts that a batch is cut into, one after the other; less memory, the same update
-    log_every: int = 50               # steps per row of metrics
+    dtype: str = "float32"  # float32, or bfloat16 (autocast)
+    accumulate: int = (
+        1  # parts that a batch is cut into, one after the other; less memory, the same update
+    )
+    log_every: int = 50  # steps per row of metrics
     checkpoint_minutes: float = 10.0  # time between checkpoints
 
     def __post_init__(self):
-        if self.dtype not in ("float32", "bfloat16"): raise ValueError(f"dtype is {self.dtype!r}; training takes float32 or bfloat16.")
-        if self.accumulate < 1: raise ValueError(f"accumulate is {self.accumulate}; a batch is cut into at least one part.")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is {self.dtype!r}; training takes float32 or bfloat16.")
+        if self.accumulate < 1:
+            raise ValueError(
+                f"accumulate is {self.accumulate}; a batch is cut into at least one part."
+            )
 
     @property
-    def warmup_steps(self) -> int: return min(self.warmup, self.steps // 20)
+    def warmup_steps(self) -> int:
+        return min(self.warmup, self.steps // 20)
 
     def lr_at(self, step: int) -> float:  # step counts from 0
         "Learning rate of an update."
@@ -58,9 +66,11 @@ class TrainConfig:
 # %% ../nbs/09_training.ipynb #5d9471c8
 def _save_checkpoint(folder: Path, step: int, state: dict) -> None:
     path = folder / f"{step:09d}.pt"
-    with replacing(path) as temporary: torch.save(state, temporary)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
     older = sorted(p for p in folder.glob("*.pt") if p != path)
-    for old in older[:-1]: old.unlink()
+    for old in older[:-1]:
+        old.unlink()
 
 
 def _load_checkpoint(folder: Path) -> dict | None:
@@ -69,9 +79,12 @@ def _load_checkpoint(folder: Path) -> dict | None:
         try:
             return torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:  # truncated by a full disk, damaged ...
-            if isinstance(error, (MemoryError, PermissionError)) or "allocate memory" in str(error): raise
+            if isinstance(error, (MemoryError, PermissionError)) or "allocate memory" in str(error):
+                raise
             os.replace(path, path.with_suffix(".damaged"))
-            warnings.warn(f"checkpoint {path} cannot be read ({type(error).__name__}); falling back to the one before it, or to the start if there is none.")
+            warnings.warn(
+                f"checkpoint {path} cannot be read ({type(error).__name__}); falling back to the one before it, or to the start if there is none."
+            )
     return None
 
 # %% ../nbs/09_training.ipynb #3372aab4
@@ -80,122 +93,220 @@ class NonFiniteLoss(RuntimeError):
 
 
 def step_generator(
-    seed: int,              # of the run
-    step: int,              # update, counted from 0
-) -> torch.Generator:       # on the CPU
+    seed: int,  # of the run
+    step: int,  # update, counted from 0
+) -> torch.Generator:  # on the CPU
     "The randomness of one update: a function of seed and step alone, so that a resumed run draws what an undisturbed one draws."
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step, 2]).generate_state(1)[0]))
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, step, 2]).generate_state(1)[0])
+    )
 
 
 def _stop_on(batch, value: float, step: int, run) -> None:
     path = run.folder / "non_finite_batch.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if run.main: torch.save({"batch": batch, "step": step}, path)
-    processes().wait_for_everyone()   # a launcher ends all processes as soon as one has failed
-    raise NonFiniteLoss(f"the loss of update {step + 1} is {value}; the batch is saved in {path}. Lower the learning rate or look at the batch.")
+    if run.main:
+        torch.save({"batch": batch, "step": step}, path)
+    processes().wait_for_everyone()  # a launcher ends all processes as soon as one has failed
+    raise NonFiniteLoss(
+        f"the loss of update {step + 1} is {value}; the batch is saved in {path}. Lower the learning rate or look at the batch."
+    )
 
 # %% ../nbs/09_training.ipynb #d6b30175
 def _rows(batch, part: int, parts: int):
     "Every `parts`-th row of a batch, which is a tensor or a tuple of tensors."
-    return batch[part::parts] if isinstance(batch, Tensor) else tuple(_rows(b, part, parts) for b in batch)
+    return (
+        batch[part::parts]
+        if isinstance(batch, Tensor)
+        else tuple(_rows(b, part, parts) for b in batch)
+    )
 
 
-def _n_rows(batch) -> int: return len(batch) if isinstance(batch, Tensor) else _n_rows(batch[0])
+def _n_rows(batch) -> int:
+    return len(batch) if isinstance(batch, Tensor) else _n_rows(batch[0])
 
 # %% ../nbs/09_training.ipynb #9e0f4c53
 def processes() -> PartialState:
     "The processes of this run: one, unless a launcher started more."
-    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
-    return PartialState(cpu=cpu, timeout=timedelta(days=1))   # the others wait while the first one measures the held-out loss
+    cpu = (
+        os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        or not torch.cuda.is_available()
+    )
+    return PartialState(
+        cpu=cpu, timeout=timedelta(days=1)
+    )  # the others wait while the first one measures the held-out loss
 
 # %% ../nbs/09_training.ipynb #d51e4498
-def _gradients(model, batch, loss, config: TrainConfig, step: int, accelerator: Accelerator) -> tuple[float, int]:
+def _gradients(
+    model, batch, loss, config: TrainConfig, step: int, accelerator: Accelerator
+) -> tuple[float, int]:
     "Leave the gradient of the mean loss over the whole batch in the parameters; return that loss and the tokens of the batch."
     device, generator = next(model.parameters()).device, step_generator(config.seed, step)
     ranks, rank = accelerator.num_processes, accelerator.process_index
     parts = min(config.accumulate, max(1, _n_rows(batch) // ranks)) * ranks
-    sums = torch.zeros(3, dtype=torch.float64, device=device)   # loss, terms, tokens
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, terms, tokens
     for part in range(rank, parts, ranks):
         share = _rows(batch, part, parts) if parts > 1 else batch
-        spare = _n_rows(share) == 0   # fewer rows than processes: this one computes the first again, and it counts for nothing
-        if spare: share = _rows(batch, 0, parts)
-        with nullcontext() if part + ranks >= parts or ranks == 1 else accelerator.no_sync(model):   # only the last part is summed over ranks
+        spare = (
+            _n_rows(share) == 0
+        )  # fewer rows than processes: this one computes the first again, and it counts for nothing
+        if spare:
+            share = _rows(batch, 0, parts)
+        with (
+            nullcontext() if part + ranks >= parts or ranks == 1 else accelerator.no_sync(model)
+        ):  # only the last part is summed over ranks
             with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                 value, tokens, *terms = loss(model, share, generator)
             terms = 0 if spare else terms[0] if terms else _n_rows(share) if parts > 1 else 1
-            sums += torch.stack([value.detach().double() * terms, torch.tensor(terms, device=device), torch.tensor(0 if spare else tokens, device=device)])
+            sums += torch.stack(
+                [
+                    value.detach().double() * terms,
+                    torch.tensor(terms, device=device),
+                    torch.tensor(0 if spare else tokens, device=device),
+                ]
+            )
             failed = (~torch.isfinite(sums[0])).float()
-            if ranks > 1: failed = accelerator.reduce(failed, "sum")   # before the backward, which waits for all
-            if failed: break
+            if ranks > 1:
+                failed = accelerator.reduce(
+                    failed, "sum"
+                )  # before the backward, which waits for all
+            if failed:
+                break
             accelerator.backward(value if parts == 1 else value * terms)
-    if ranks > 1: sums = accelerator.reduce(sums, "sum")
-    if parts > 1:   # a distributed backward takes the mean over ranks
+    if ranks > 1:
+        sums = accelerator.reduce(sums, "sum")
+    if parts > 1:  # a distributed backward takes the mean over ranks
         for p in model.parameters():
-            if p.grad is not None: p.grad *= (ranks / sums[1].clamp(min=1)).to(p.dtype)
+            if p.grad is not None:
+                p.grad *= (ranks / sums[1].clamp(min=1)).to(p.dtype)
     return float(sums[0] / sums[1].clamp(min=1)) if parts > 1 else value.item(), int(sums[2])
 
 # %% ../nbs/09_training.ipynb #923bc7ed
-METRICS = ["step", "tokens", "loss", "lr", "seconds", "tokens_per_second"]  # of metrics.parquet; loss and rate since the row before
+METRICS = [
+    "step",
+    "tokens",
+    "loss",
+    "lr",
+    "seconds",
+    "tokens_per_second",
+]  # of metrics.parquet; loss and rate since the row before
 
 
 def write_table(
     table: pd.DataFrame,
-    path: Path,          # .parquet or .csv
-) -> pd.DataFrame:       # the same table
+    path: Path,  # .parquet or .csv
+) -> pd.DataFrame:  # the same table
     "Write a table under a temporary name and rename it, so that it is never half there."
     with replacing(path) as temporary:
-        table.to_parquet(temporary, index=False) if Path(path).suffix == ".parquet" else table.to_csv(temporary, index=False)
+        table.to_parquet(temporary, index=False) if Path(
+            path
+        ).suffix == ".parquet" else table.to_csv(temporary, index=False)
     return table
 
 # %% ../nbs/09_training.ipynb #554cf4fb
 class _Run:
     "What changes while a run goes on: weights, optimizer, counters, metrics; saved and restored as one."
 
-    def __init__(self, model: nn.Module, config: TrainConfig, folder: Path, memory: dict, accelerator: Accelerator):
-        self.model, self.config, self.folder, self.memory, self.main = model, config, Path(folder), memory, accelerator.is_main_process
-        if accelerator.num_processes > 1: model.to(accelerator.device)
-        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
-        self.at = {"step": 0, "tokens": 0, "seconds": 0.0, "rows": [], "recent": []}
-        with accelerator.main_process_first(): saved = _load_checkpoint(self.folder / "checkpoints")
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        folder: Path,
+        memory: dict,
+        accelerator: Accelerator,
+    ):
+        self.model, self.config, self.folder, self.memory, self.main = (
+            model,
+            config,
+            Path(folder),
+            memory,
+            accelerator.is_main_process,
+        )
         if accelerator.num_processes > 1:
-            begins = accelerator.gather(torch.tensor([saved["at"]["step"] if saved else 0], device=accelerator.device)).tolist()
-            if len(set(begins)) > 1: raise RuntimeError(f"the processes would go on from updates {begins}; {self.folder} must be one folder that all of them see.")
+            model.to(accelerator.device)
+        optimizer = torch.optim.Adam(
+            [p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True
+        )
+        self.at = {"step": 0, "tokens": 0, "seconds": 0.0, "rows": [], "recent": []}
+        with accelerator.main_process_first():
+            saved = _load_checkpoint(self.folder / "checkpoints")
+        if accelerator.num_processes > 1:
+            begins = accelerator.gather(
+                torch.tensor([saved["at"]["step"] if saved else 0], device=accelerator.device)
+            ).tolist()
+            if len(set(begins)) > 1:
+                raise RuntimeError(
+                    f"the processes would go on from updates {begins}; {self.folder} must be one folder that all of them see."
+                )
         if saved:
-            model.load_state_dict(saved["model"]); optimizer.load_state_dict(saved["optimizer"]); self.at = saved["at"]
-            memory.clear(); memory.update(saved["memory"])
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            self.at = saved["at"]
+            memory.clear()
+            memory.update(saved["memory"])
         # The gradient is scaled after backward, so the plain optimizer is stepped; the wrapped model is what a loss calls.
         self.optimizer = optimizer
-        self.wrapped = accelerator.prepare_model(model, device_placement=False) if accelerator.num_processes > 1 else model
+        self.wrapped = (
+            accelerator.prepare_model(model, device_placement=False)
+            if accelerator.num_processes > 1
+            else model
+        )
         self._saved = self._since = time.monotonic()
 
     @contextmanager
     def apart(self):
         "Within this block the time is not the training's."
         began = time.monotonic()
-        try: yield
-        finally: self._since += time.monotonic() - began
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - began
 
     def advance(self, value: float, tokens: int) -> None:
         at, now = self.at, time.monotonic()
-        at["step"] += 1; at["tokens"] += tokens; at["seconds"] += now - self._since; at["recent"].append(value)
+        at["step"] += 1
+        at["tokens"] += tokens
+        at["seconds"] += now - self._since
+        at["recent"].append(value)
         self._since = now
         if at["step"] % self.config.log_every == 0 or at["step"] == self.config.steps:
-            before_tokens, before_seconds = (at["rows"][-1][1], at["rows"][-1][4]) if at["rows"] else (0, 0.0)
+            before_tokens, before_seconds = (
+                (at["rows"][-1][1], at["rows"][-1][4]) if at["rows"] else (0, 0.0)
+            )
             rate = (at["tokens"] - before_tokens) / max(at["seconds"] - before_seconds, 1e-9)
-            at["rows"].append([at["step"], at["tokens"], float(np.mean(at["recent"])), self.config.lr_at(at["step"] - 1), at["seconds"], rate])
+            at["rows"].append(
+                [
+                    at["step"],
+                    at["tokens"],
+                    float(np.mean(at["recent"])),
+                    self.config.lr_at(at["step"] - 1),
+                    at["seconds"],
+                    rate,
+                ]
+            )
             at["recent"] = []
 
     def save(self) -> pd.DataFrame:
         table = pd.DataFrame(self.at["rows"], columns=METRICS)
-        if not self.main: return table
+        if not self.main:
+            return table
         with self.apart():
-            _save_checkpoint(self.folder / "checkpoints", self.at["step"],
-                             {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "at": self.at, "memory": self.memory})
+            _save_checkpoint(
+                self.folder / "checkpoints",
+                self.at["step"],
+                {
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "at": self.at,
+                    "memory": self.memory,
+                },
+            )
         self._saved = time.monotonic()
         return write_table(table, self.folder / "metrics.parquet")
 
     def save_when_due(self) -> None:
-        if time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes: self.save()
+        if time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes:
+            self.save()
 
 # %% ../nbs/09_training.ipynb #d7d60a62
 def _ahead(batches, first: int, stop: int):
@@ -210,11 +321,15 @@ def _ahead(batches, first: int, stop: int):
 # %% ../nbs/09_training.ipynb #f7477c1a
 def recompute_activations(
     model: nn.Module,  # with its blocks in .blocks (CARP) or .layers (ESM); changed in place
-) -> nn.Module:        # the same model
+) -> nn.Module:  # the same model
     "Keep only the input of every block for the backward pass (activation checkpointing). Raises ValueError for a model without blocks."
     blocks = getattr(model, "blocks", getattr(model, "layers", None))
-    if blocks is None: raise ValueError(f"{type(model).__name__} has neither .blocks nor .layers, so there is nothing to recompute.")
-    for block in blocks: block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if blocks is None:
+        raise ValueError(
+            f"{type(model).__name__} has neither .blocks nor .layers, so there is nothing to recompute."
+        )
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return model
 
 # %% ../nbs/09_training.ipynb #eb7457c6
@@ -223,50 +338,73 @@ def _call(action: Callable[[], bool | None], model: nn.Module, accelerator: Acce
     model.eval()
     ends = accelerator.is_main_process and bool(action())
     model.train()
-    if accelerator.num_processes > 1: ends = bool(accelerator.reduce(torch.tensor(float(ends), device=accelerator.device), "sum"))
+    if accelerator.num_processes > 1:
+        ends = bool(accelerator.reduce(torch.tensor(float(ends), device=accelerator.device), "sum"))
     return ends
 
 # %% ../nbs/09_training.ipynb #f7d0381c
 def train(
-    model: nn.Module,            # trained in place, left in eval mode
-    batches,                     # batches[step] -> tensor, or tuple of tensors, rows first; a function of the step alone
-    loss: Callable[[nn.Module, object, torch.Generator], tuple],  # -> mean loss (scalar), tokens seen, terms in the mean (default: rows)
+    model: nn.Module,  # trained in place, left in eval mode
+    batches,  # batches[step] -> tensor, or tuple of tensors, rows first; a function of the step alone
+    loss: Callable[
+        [nn.Module, object, torch.Generator], tuple
+    ],  # -> mean loss (scalar), tokens seen, terms in the mean (default: rows)
     config: TrainConfig,
-    folder: Path,                # run folder: checkpoints/ and metrics.parquet
-    after: dict[int, Callable[[], bool | None]] | None = None,  # called after that many updates, in eval mode; True ends the training
+    folder: Path,  # run folder: checkpoints/ and metrics.parquet
+    after: dict[int, Callable[[], bool | None]]
+    | None = None,  # called after that many updates, in eval mode; True ends the training
     progress: bool = True,
-    memory: dict | None = None,  # what the calls of `after` remember (numbers, text, tensors); saved and restored with the weights
-    save_at: frozenset[int] = frozenset(),  # updates after which a checkpoint is written, besides those due by time
-) -> pd.DataFrame:               # the metrics: step, tokens, loss, lr, seconds, tokens_per_second
+    memory: dict
+    | None = None,  # what the calls of `after` remember (numbers, text, tensors); saved and restored with the weights
+    save_at: frozenset[
+        int
+    ] = frozenset(),  # updates after which a checkpoint is written, besides those due by time
+) -> pd.DataFrame:  # the metrics: step, tokens, loss, lr, seconds, tokens_per_second
     """Train, or go on from the last checkpoint in `folder`. Ctrl-C saves one, unless it falls between an update and what is done after it:
     then the run goes on from the one before. Under `accelerate launch`, or `torchrun` on CPUs, every process
     takes its share of each batch, and the first one writes; on several machines `folder` must be on a disk that they share. Raises NonFiniteLoss."""
-    processes()   # before the accelerator, which would not look for them on a CPU
-    accelerator, after = Accelerator(mixed_precision="no"), after or {}   # `config.dtype` says it
+    processes()  # before the accelerator, which would not look for them on a CPU
+    accelerator, after = Accelerator(mixed_precision="no"), after or {}  # `config.dtype` says it
     run = _Run(model, config, folder, {} if memory is None else memory, accelerator)
-    bar = tqdm(total=config.steps, initial=run.at["step"], disable=not progress or not run.main, desc="updates", mininterval=5)
+    bar = tqdm(
+        total=config.steps,
+        initial=run.at["step"],
+        disable=not progress or not run.main,
+        desc="updates",
+        mininterval=5,
+    )
     model.train()
-    whole = True   # weights, counters and `memory` are of one step
+    whole = True  # weights, counters and `memory` are of one step
     try:
-        for batch in _ahead(batches, run.at["step"], config.steps if not run.at.get("ended") else 0):
+        for batch in _ahead(
+            batches, run.at["step"], config.steps if not run.at.get("ended") else 0
+        ):
             step = run.at["step"]
-            for group in run.optimizer.param_groups: group["lr"] = config.lr_at(step)
+            for group in run.optimizer.param_groups:
+                group["lr"] = config.lr_at(step)
             run.optimizer.zero_grad(set_to_none=True)
             value, tokens = _gradients(run.wrapped, batch, loss, config, step, accelerator)
-            if not np.isfinite(value): _stop_on(batch, value, step, run)
+            if not np.isfinite(value):
+                _stop_on(batch, value, step, run)
             whole = False
             run.optimizer.step()
             run.advance(value, tokens)
             if step + 1 in after:
-                with run.apart(): run.at["ended"] = _call(after[step + 1], model, accelerator)
+                with run.apart():
+                    run.at["ended"] = _call(after[step + 1], model, accelerator)
             whole = True
-            bar.update(); bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-            if step + 1 in save_at: run.save()
-            if run.at.get("ended"): break
+            bar.update()
+            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+            if step + 1 in save_at:
+                run.save()
+            if run.at.get("ended"):
+                break
             run.save_when_due()
         return run.save()
     except KeyboardInterrupt:
-        if whole: run.save()
+        if whole:
+            run.save()
         raise
     finally:
-        bar.close(); model.eval()
+        bar.close()
+        model.eval()

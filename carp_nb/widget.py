@@ -20,35 +20,64 @@ import numpy as np
 import pandas as pd
 from biotite.sequence import ProteinSequence
 from biotite.sequence.align import SubstitutionMatrix, align_optimal
-from biotite.structure import AtomArray, filter_amino_acids, get_chains, get_residue_starts, spread_residue_wise
+from biotite.structure import (
+    AtomArray,
+    filter_amino_acids,
+    get_chains,
+    get_residue_starts,
+    spread_residue_wise,
+)
 from biotite.structure.io import load_structure
 from biotite.structure.io.pdb import PDBFile
 from matplotlib.figure import Figure
 
 import carp_nb
 from .alphabet import AMINO_ACIDS
-from .datasets import _THREE, SOURCES, Mutation, format_mutant, list_datasets, load_dataset, parse_mutant, read_dms
+from carp_nb.datasets import (
+    _THREE,
+    SOURCES,
+    Mutation,
+    format_mutant,
+    list_datasets,
+    load_dataset,
+    parse_mutant,
+    read_dms,
+)
 from .fetch import cache_dir, replacing
 from .kernels import as_dtype
 from .pretrained import list_models, load_model, own_weights, shipped_weights
 from .protbert import ProtBert
 from .results import _STATES, scan_figure
-from .scoring import clean_sequence, mutation_scan, read_proteins, score_mutants, spearman_interval
+from carp_nb.scoring import (
+    clean_sequence,
+    mutation_scan,
+    read_proteins,
+    score_mutants,
+    spearman_interval,
+)
 
 # %% ../nbs/19_widget.ipynb #afe72b17
 def parse_positions(
-    text: str,           # residue numbers and ranges, separated by commas or blanks; may be empty
-    offset: int, length: int,
-) -> frozenset[int]:     # 0-based
+    text: str,  # residue numbers and ranges, separated by commas or blanks; may be empty
+    offset: int,
+    length: int,
+) -> frozenset[int]:  # 0-based
     "Read a set of positions. Raises ValueError for what is not a range, and for a position outside the protein."
     found = set()
     for part in re.split(r"[,;\s]+", re.sub(r"(?<=\d)\s*(?:-|–|to)\s*(?=-?\d)", "-", text.strip())):
-        if not part: continue
-        if not (match := re.fullmatch(r"(-?\d+)(?:-(-?\d+))?", part)): raise ValueError(f"{part!r} is not a position; write numbers and ranges, such as 24-30, 41.")
+        if not part:
+            continue
+        if not (match := re.fullmatch(r"(-?\d+)(?:-(-?\d+))?", part)):
+            raise ValueError(
+                f"{part!r} is not a position; write numbers and ranges, such as 24-30, 41."
+            )
         first, last = int(match[1]), int(match[2] or match[1])
-        if first > last: raise ValueError(f"the range {part} is reversed; write {last}-{first}.")
+        if first > last:
+            raise ValueError(f"the range {part} is reversed; write {last}-{first}.")
         if not offset <= first <= last <= offset + length - 1:
-            raise ValueError(f"positions {part} are not within the protein, which has residues {offset} to {offset + length - 1}.")
+            raise ValueError(
+                f"positions {part} are not within the protein, which has residues {offset} to {offset + length - 1}."
+            )
         found |= set(range(first - offset, last - offset + 1))
     return frozenset(found)
 
@@ -56,7 +85,7 @@ def parse_positions(
 def format_positions(
     positions: frozenset[int],  # 0-based
     offset: int,
-) -> str:                       # "24-30, 41"
+) -> str:  # "24-30, 41"
     "Write a set of positions as ranges."
     numbers = sorted(p + offset for p in positions)
     starts = [n for n in numbers if n - 1 - offset not in positions]
@@ -67,18 +96,22 @@ def format_positions(
 @dataclass(frozen=True)
 class Mutant:
     "A wild type, what is changed in it, and what may be changed."
+
     wild_type: str
-    offset: int = 1                              # number of the first residue
+    offset: int = 1  # number of the first residue
     mutations: tuple[tuple[int, str], ...] = ()  # 0-based position and new letter, by position
-    frozen: frozenset[int] = frozenset()         # 0-based
-    allowed: str = AMINO_ACIDS                   # letters that may be put in
+    frozen: frozenset[int] = frozenset()  # 0-based
+    allowed: str = AMINO_ACIDS  # letters that may be put in
 
     @property
-    def last(self) -> int: return self.offset + len(self.wild_type) - 1
+    def last(self) -> int:
+        return self.offset + len(self.wild_type) - 1
 
     @property
     def text(self) -> str:  # "A24C:D30E", or "WT"
-        return format_mutant(Mutation(self.wild_type[i], i + self.offset, letter) for i, letter in self.mutations)
+        return format_mutant(
+            Mutation(self.wild_type[i], i + self.offset, letter) for i, letter in self.mutations
+        )
 
     @property
     def sequence(self) -> str:
@@ -88,14 +121,29 @@ class Mutant:
     def put(self, number: int, letter: str) -> "Mutant":
         "Put a letter at a residue number; the wild type's takes a mutation back. Raises ValueError where it may not be."
         i, letter = number - self.offset, letter.upper()
-        if not 0 <= i < len(self.wild_type): raise ValueError(f"position {number} is outside the protein, which has residues {self.offset} to {self.last}.")
+        if not 0 <= i < len(self.wild_type):
+            raise ValueError(
+                f"position {number} is outside the protein, which has residues {self.offset} to {self.last}."
+            )
         wt, now = self.wild_type[i], dict(self.mutations)
-        if letter == now.get(i, wt): return self
-        if i in self.frozen: raise ValueError(f"position {number} is frozen; take it out of the frozen positions first.")
-        if letter != wt and wt not in AMINO_ACIDS: raise ValueError(f"position {number} is {wt}, which is not one of the 20 amino acids, so its odds are not defined.")
-        if letter != wt and letter not in self.allowed: raise ValueError(f"{letter or 'an empty letter'} is not among the allowed residues {self.allowed}.")
+        if letter == now.get(i, wt):
+            return self
+        if i in self.frozen:
+            raise ValueError(
+                f"position {number} is frozen; take it out of the frozen positions first."
+            )
+        if letter != wt and wt not in AMINO_ACIDS:
+            raise ValueError(
+                f"position {number} is {wt}, which is not one of the 20 amino acids, so its odds are not defined."
+            )
+        if letter != wt and letter not in self.allowed:
+            raise ValueError(
+                f"{letter or 'an empty letter'} is not among the allowed residues {self.allowed}."
+            )
         now.pop(i, None)
-        return replace(self, mutations=tuple(sorted((now if letter == wt else now | {i: letter}).items())))
+        return replace(
+            self, mutations=tuple(sorted((now if letter == wt else now | {i: letter}).items()))
+        )
 
 # %% ../nbs/19_widget.ipynb #d104da5b
 def _toggle(m: Mutant, number: int, letter: str) -> Mutant:
@@ -109,8 +157,11 @@ def _with_text(m: Mutant, text: str, back: bool = False) -> Mutant:
     for mutation in parse_mutant(re.sub(r"(?<=\w)\s+(?=\w)", ",", text.strip())):
         i = mutation.number - m.offset
         if 0 <= i < len(m.wild_type) and m.wild_type[i] != mutation.wt:
-            raise ValueError(f"{mutation}: the wild type has {m.wild_type[i]} at position {mutation.number}, not {mutation.wt}; check the number of the first residue, {m.offset} now.")
-        if back and dict(m.mutations).get(i) != mutation.mt: raise ValueError(f"{mutation} is not in the mutant, which is {m.text}.")
+            raise ValueError(
+                f"{mutation}: the wild type has {m.wild_type[i]} at position {mutation.number}, not {mutation.wt}; check the number of the first residue, {m.offset} now."
+            )
+        if back and dict(m.mutations).get(i) != mutation.mt:
+            raise ValueError(f"{mutation} is not in the mutant, which is {m.text}.")
         m = m.put(mutation.number, mutation.wt if back else mutation.mt)
     return m
 
@@ -118,8 +169,10 @@ def _with_text(m: Mutant, text: str, back: bool = False) -> Mutant:
 def _allow(m: Mutant, letters: str) -> Mutant:
     "Set the residues that may be put in; what is in already stays."
     wanted = set(re.sub(r"[,\s]", "", letters.upper()))
-    if odd := sorted(wanted - set(AMINO_ACIDS)): raise ValueError(f"{odd[0]!r} is not one of the 20 amino acids {AMINO_ACIDS}.")
-    if not wanted: raise ValueError("no residue would be allowed; give at least one letter.")
+    if odd := sorted(wanted - set(AMINO_ACIDS)):
+        raise ValueError(f"{odd[0]!r} is not one of the 20 amino acids {AMINO_ACIDS}.")
+    if not wanted:
+        raise ValueError("no residue would be allowed; give at least one letter.")
     return replace(m, allowed="".join(a for a in AMINO_ACIDS if a in wanted))
 
 
@@ -131,7 +184,10 @@ def _reset(m: Mutant, text: str = "") -> Mutant:
 
 def _renumber(m: Mutant, offset: int | float | str) -> Mutant:
     "Give the first residue another number."
-    if not re.fullmatch(r"[+-]?\d+(\.0*)?", text := str(offset).strip()): raise ValueError(f"the number of the first residue is {text!r}; give a whole number, such as 24.")
+    if not re.fullmatch(r"[+-]?\d+(\.0*)?", text := str(offset).strip()):
+        raise ValueError(
+            f"the number of the first residue is {text!r}; give a whole number, such as 24."
+        )
     return replace(m, offset=int(text.partition(".")[0]))
 
 
@@ -150,6 +206,7 @@ ACTIONS = {
 @dataclass
 class History:
     "A mutant with its past and its future."
+
     now: Mutant
     past: list[Mutant] = field(default_factory=list)
     future: list[Mutant] = field(default_factory=list)
@@ -158,21 +215,27 @@ class History:
         self,
         action: str,  # a key of ACTIONS
         *arguments,
-    ) -> Mutant:      # the mutant that it gives
+    ) -> Mutant:  # the mutant that it gives
         "Act. Raises ValueError, and changes nothing, when the action may not be done or is unknown."
-        if action not in ACTIONS: raise ValueError(f"there is no action {action!r}; there are {', '.join(ACTIONS)}.")
+        if action not in ACTIONS:
+            raise ValueError(f"there is no action {action!r}; there are {', '.join(ACTIONS)}.")
         new = ACTIONS[action](self.now, *arguments)
-        if new != self.now: self.past, self.future, self.now = [*self.past, self.now], [], new
+        if new != self.now:
+            self.past, self.future, self.now = [*self.past, self.now], [], new
         return new
 
     def undo(self) -> Mutant:
         "Go back one action; at the beginning nothing happens."
-        if self.past: self.future.append(self.now); self.now = self.past.pop()
+        if self.past:
+            self.future.append(self.now)
+            self.now = self.past.pop()
         return self.now
 
     def redo(self) -> Mutant:
         "Do again what was undone."
-        if self.future: self.past.append(self.now); self.now = self.future.pop()
+        if self.future:
+            self.past.append(self.now)
+            self.now = self.future.pop()
         return self.now
 
 # %% ../nbs/19_widget.ipynb #af641763
@@ -182,10 +245,17 @@ _HEAD = "carp-nb-mutant-1?"
 def write_state(
     m: Mutant,
     **settings: str,  # whatever else belongs to the state, such as model
-) -> str:             # one line
+) -> str:  # one line
     "Write a mutant, and settings, as one string."
-    fields = {"residues": len(m.wild_type), **{k: v for k, v in settings.items() if v}, "offset": m.offset, "mutant": m.text,
-              "frozen": format_positions(m.frozen, m.offset).replace(" ", ""), "allowed": m.allowed, "wild_type": m.wild_type}
+    fields = {
+        "residues": len(m.wild_type),
+        **{k: v for k, v in settings.items() if v},
+        "offset": m.offset,
+        "mutant": m.text,
+        "frozen": format_positions(m.frozen, m.offset).replace(" ", ""),
+        "allowed": m.allowed,
+        "wild_type": m.wild_type,
+    }
     return _HEAD + urlencode(fields, safe=":,/")
 
 
@@ -194,16 +264,27 @@ def read_state(
 ) -> tuple[Mutant, dict[str, str]]:  # the mutant, and the settings
     "Read what `write_state` wrote. Raises ValueError for a string that is something else, is cut off, or contradicts itself."
     fields = dict(parse_qsl("".join(text.split()).removeprefix(_HEAD), keep_blank_values=True))
-    if not "".join(text.split()).startswith(_HEAD): raise ValueError(f"the state does not begin with {_HEAD!r}; copy the whole string.")
-    if missing := [k for k in ("residues", "offset", "mutant", "frozen", "allowed", "wild_type") if k not in fields]:
+    if not "".join(text.split()).startswith(_HEAD):
+        raise ValueError(f"the state does not begin with {_HEAD!r}; copy the whole string.")
+    if missing := [
+        k
+        for k in ("residues", "offset", "mutant", "frozen", "allowed", "wild_type")
+        if k not in fields
+    ]:
         raise ValueError(f"the state lacks {missing[0]}; copy the whole string.")
     wild_type = clean_sequence(fields.pop("wild_type"))
-    if str(len(wild_type)) != (said := fields.pop("residues")): raise ValueError(f"the state says {said} residues and holds {len(wild_type)}; copy the whole string.")
+    if str(len(wild_type)) != (said := fields.pop("residues")):
+        raise ValueError(
+            f"the state says {said} residues and holds {len(wild_type)}; copy the whole string."
+        )
     for key in ("offset", "scan_offset"):
-        if not re.fullmatch(r"-?\d+", fields.get(key, "1")): raise ValueError(f"the state says {key}={fields[key]!r}, which is not a whole number.")
+        if not re.fullmatch(r"-?\d+", fields.get(key, "1")):
+            raise ValueError(f"the state says {key}={fields[key]!r}, which is not a whole number.")
     m = Mutant(wild_type, int(fields.pop("offset")))
     for action in ("mutant", "freeze", "allow"):
-        m = ACTIONS["add" if action == "mutant" else action](m, fields.pop({"freeze": "frozen", "allow": "allowed"}.get(action, action)))
+        m = ACTIONS["add" if action == "mutant" else action](
+            m, fields.pop({"freeze": "frozen", "allow": "allowed"}.get(action, action))
+        )
     return m, fields
 
 # %% ../nbs/19_widget.ipynb #597cf38e
@@ -227,24 +308,27 @@ class _Scan:
 
 # %% ../nbs/19_widget.ipynb #fda4bca3
 def tracks(
-    scan: np.ndarray,     # [L, 20] log-odds, NaN where unknown
-    sequence: str,        # the residues that they refer to
-) -> pd.DataFrame:        # mean_effect: mean log-odds of the 19 others, nats; entropy: of the 20 probabilities, bits
+    scan: np.ndarray,  # [L, 20] log-odds, NaN where unknown
+    sequence: str,  # the residues that they refer to
+) -> (
+    pd.DataFrame
+):  # mean_effect: mean log-odds of the 19 others, nats; entropy: of the 20 probabilities, bits
     "What each position says in one number. Probabilities are over the 20 amino acids."
     known = np.isfinite(scan).all(1)
     table = pd.DataFrame({"mean_effect": np.nan, "entropy": np.nan}, index=range(len(scan)))
-    table.loc[known, "mean_effect"] = scan[known].sum(1) / 19   # the residue's own entry is zero
+    table.loc[known, "mean_effect"] = scan[known].sum(1) / 19  # the residue's own entry is zero
     weights = np.exp(scan[known] - scan[known].max(1, keepdims=True))
     p = weights / weights.sum(1, keepdims=True)
     table.loc[known, "entropy"] = -(p * np.log2(np.maximum(p, 1e-300))).sum(1)
     return table
 
 # %% ../nbs/19_widget.ipynb #6225e230
-_TRIALS = (2, 1, 8)   # positions of the first three steps
+_TRIALS = (2, 1, 8)  # positions of the first three steps
 
 
 def _chunk_size(
-    one: float, eight: float,  # seconds for one position, and for eight
+    one: float,
+    eight: float,  # seconds for one position, and for eight
 ) -> int:
     "Positions per step: a quarter of a second of them, and no fewer than cost as much as the call itself."
     each = max((eight - one) / 7, 1e-4)
@@ -254,8 +338,14 @@ def _chunk_size(
 def _source(model) -> str:
     "What opens a model again: its name, or the file that it was read from."
     path = getattr(model, "path", None)
-    if isinstance(model, ProtBert): path = path.parent   # a folder in the layout of Hugging Face
-    if path is None or path.parent == cache_dir() / "weights" or path in {**shipped_weights(), **own_weights()}.values(): return model.name
+    if isinstance(model, ProtBert):
+        path = path.parent  # a folder in the layout of Hugging Face
+    if (
+        path is None
+        or path.parent == cache_dir() / "weights"
+        or path in {**shipped_weights(), **own_weights()}.values()
+    ):
+        return model.name
     return str(path.resolve())
 
 # %% ../nbs/19_widget.ipynb #2f675145
@@ -264,30 +354,52 @@ class Explorer:
 
     def __init__(
         self,
-        model,                       # a scorer: CARP, ESM, PSSM, BLOSUM62 ...
+        model,  # a scorer: CARP, ESM, PSSM, BLOSUM62 ...
         mutant: Mutant,
-        measured: pd.DataFrame | None = None,  # mutant, score, in the numbering that .attrs["offset"] states
-        direction: int = 1,          # +1: a higher measurement is fitter; -1: it is harm
-        dtype: str = "float32",      # float32, bfloat16, auto
-        label: str = "",             # the protein's name, for files and titles
-        scan: str = "",              # the measurements' name in list_datasets(), or their file: without it the state string does not hold them
+        measured: pd.DataFrame
+        | None = None,  # mutant, score, in the numbering that .attrs["offset"] states
+        direction: int = 1,  # +1: a higher measurement is fitter; -1: it is harm
+        dtype: str = "float32",  # float32, bfloat16, auto
+        label: str = "",  # the protein's name, for files and titles
+        scan: str = "",  # the measurements' name in list_datasets(), or their file: without it the state string does not hold them
     ):
         if model.max_length and len(mutant.wild_type) > model.max_length:
-            raise ValueError(f"{model.name} takes at most {model.max_length} residues and the protein has {len(mutant.wild_type)}; cut it to a domain and set the offset.")
+            raise ValueError(
+                f"{model.name} takes at most {model.max_length} residues and the protein has {len(mutant.wild_type)}; cut it to a domain and set the offset."
+            )
         self.model, self.source, self.history = model, _source(model), History(mutant)
-        self.measured, self.direction, self.label, self.scan = measured, direction, label or "protein", scan if measured is not None else ""
-        self.given = "wild type"     # or "mutant": what the list of additions starts from
+        self.measured, self.direction, self.label, self.scan = (
+            measured,
+            direction,
+            label or "protein",
+            scan if measured is not None else "",
+        )
+        self.given = "wild type"  # or "mutant": what the list of additions starts from
         self.cancelled, self.focus = False, 0
-        self._computing, self._chunk, self._trials = as_dtype(model, dtype), _TRIALS[0], []   # converted once, not for every step
+        self._computing, self._chunk, self._trials = (
+            as_dtype(model, dtype),
+            _TRIALS[0],
+            [],
+        )  # converted once, not for every step
         self.map, self._mutant_scan = _Scan(mutant.wild_type), None
-        self._scores: dict[tuple, float] = {(): 0.0}               # by mutations
-        self._by_mutant = {} if measured is None else {_sites(m, measured.attrs["offset"]): s for m, s in zip(measured.mutant, measured.score)}
+        self._scores: dict[tuple, float] = {(): 0.0}  # by mutations
+        self._by_mutant = (
+            {}
+            if measured is None
+            else {
+                _sites(m, measured.attrs["offset"]): s
+                for m, s in zip(measured.mutant, measured.score)
+            }
+        )
         self._measured = _measured_map(len(mutant.wild_type), self._by_mutant, direction)
         self.agreement: tuple[float, float, float, int] | None = None
-        self.given_up: tuple | None = None                         # mutations at which computing failed; nothing is tried again for them
+        self.given_up: tuple | None = (
+            None  # mutations at which computing failed; nothing is tried again for them
+        )
 
     @property
-    def mutant(self) -> Mutant: return self.history.now
+    def mutant(self) -> Mutant:
+        return self.history.now
 
 # %% ../nbs/19_widget.ipynb #1dedfe63
 def _sites(mutant: str, offset: int) -> tuple[tuple[int, str], ...]:
@@ -299,38 +411,55 @@ def _measured_map(
     length: int,
     by_mutant: dict[tuple, float],  # measurements by mutations
     direction: int,
-) -> np.ndarray | None:             # [L, 20], higher is fitter, NaN where not measured; None without single mutants
+) -> (
+    np.ndarray | None
+):  # [L, 20], higher is fitter, NaN where not measured; None without single mutants
     "The single mutants of a scan."
     values = np.full((length, 20), np.nan)
     for sites, score in by_mutant.items():
-        if len(sites) == 1: values[sites[0][0], AMINO_ACIDS.index(sites[0][1])] = direction * score
+        if len(sites) == 1:
+            values[sites[0][0], AMINO_ACIDS.index(sites[0][1])] = direction * score
     return values if np.isfinite(values).any() else None
 
 # %% ../nbs/19_widget.ipynb #9bd9ec39
 def _next_job(self: Explorer) -> tuple | None:  # what, and its arguments
     "What to compute next."
     m = self.mutant
-    if m.mutations == self.given_up: return None
-    if m.mutations not in self._scores: return "score", m
+    if m.mutations == self.given_up:
+        return None
+    if m.mutations not in self._scores:
+        return "score", m
     needed = np.array([i for i, _ in m.mutations if not self.map.done[i]], int)
-    if len(needed): return "fill", self.map, needed
-    if self.cancelled: return None
+    if len(needed):
+        return "fill", self.map, needed
+    if self.cancelled:
+        return None
     if self.given == "mutant" and m.mutations:
-        if self._mutant_scan is None or self._mutant_scan.sequence != m.sequence: self._mutant_scan = _Scan(m.sequence)
-        if len(left := self._mutant_scan.missing(0, self._chunk)): return "fill", self._mutant_scan, left
-    if len(left := self.map.missing(self.focus, self._chunk)): return "fill", self.map, left
-    if self.agreement is None and self._measured is not None: return ("compare",)
+        if self._mutant_scan is None or self._mutant_scan.sequence != m.sequence:
+            self._mutant_scan = _Scan(m.sequence)
+        if len(left := self._mutant_scan.missing(0, self._chunk)):
+            return "fill", self._mutant_scan, left
+    if len(left := self.map.missing(self.focus, self._chunk)):
+        return "fill", self.map, left
+    if self.agreement is None and self._measured is not None:
+        return ("compare",)
 
 
 def _step(self: Explorer) -> bool:  # was there anything to do?
     "Do the next piece of work."
     job, began = _next_job(self), time.perf_counter()
-    if job is None: return False
-    if job[0] == "score": self._scores[job[1].mutations] = float(score_mutants(self._computing, job[1].wild_type, [job[1].text], job[1].offset)[0])
-    elif job[0] == "compare": self.agreement = _compare(self.map.values, self._measured)
+    if job is None:
+        return False
+    if job[0] == "score":
+        self._scores[job[1].mutations] = float(
+            score_mutants(self._computing, job[1].wild_type, [job[1].text], job[1].offset)[0]
+        )
+    elif job[0] == "compare":
+        self.agreement = _compare(self.map.values, self._measured)
     else:
         job[1].fill(self._computing, job[2])
-        if len(job[2]) == self._chunk: self._next_chunk(time.perf_counter() - began)
+        if len(job[2]) == self._chunk:
+            self._next_chunk(time.perf_counter() - began)
     return True
 
 
@@ -338,22 +467,33 @@ def _next_chunk(self: Explorer, seconds: float) -> None:
     "How many positions the next step takes, after one that took so long: the machine may have other work."
     self._trials.append(seconds)
     n = len(self._trials)
-    if n < len(_TRIALS): self._chunk = _TRIALS[n]
-    elif n == len(_TRIALS): self._chunk = _chunk_size(*self._trials[1:])
-    elif seconds > 1: self._chunk = max(min(8, self._chunk), self._chunk // 2)
+    if n < len(_TRIALS):
+        self._chunk = _TRIALS[n]
+    elif n == len(_TRIALS):
+        self._chunk = _chunk_size(*self._trials[1:])
+    elif seconds > 1:
+        self._chunk = max(min(8, self._chunk), self._chunk // 2)
 
 
-Explorer.step, Explorer._next_chunk, Explorer.pending = _step, _next_chunk, property(lambda self: _next_job(self) is not None)
+Explorer.step, Explorer._next_chunk, Explorer.pending = (
+    _step,
+    _next_chunk,
+    property(lambda self: _next_job(self) is not None),
+)
 
 # %% ../nbs/19_widget.ipynb #a2bb2468
 def _compare(
-    predicted: np.ndarray, measured: np.ndarray,  # [L, 20], measured with higher as fitter
-) -> tuple[float, float, float, int]:             # Spearman, its 95 % interval, number of single mutants
+    predicted: np.ndarray,
+    measured: np.ndarray,  # [L, 20], measured with higher as fitter
+) -> tuple[float, float, float, int]:  # Spearman, its 95 % interval, number of single mutants
     "How far the map agrees with the scan's single mutants."
     both = np.isfinite(predicted) & np.isfinite(measured)
-    if both.sum() < 3: return np.nan, np.nan, np.nan, int(both.sum())
+    if both.sum() < 3:
+        return np.nan, np.nan, np.nan, int(both.sum())
     positions = [(int(i),) for i in np.nonzero(both)[0]]
-    return *spearman_interval(predicted[both], measured[both], positions, n_boot=200), int(both.sum())
+    return *spearman_interval(predicted[both], measured[both], positions, n_boot=200), int(
+        both.sum()
+    )
 
 # %% ../nbs/19_widget.ipynb #425860a0
 def _singles(self: Explorer) -> np.ndarray:
@@ -366,12 +506,25 @@ def _summary(self: Explorer) -> dict:
     "The numbers of the mutant; None while they are being computed."
     m, singles = self.mutant, _singles(self)
     score, at = self._scores.get(m.mutations), [i for i, _ in m.mutations]
-    total = float(sum(self.map.values[i, AMINO_ACIDS.index(a)] for i, a in m.mutations)) if self.map.done[at].all() else None
+    total = (
+        float(sum(self.map.values[i, AMINO_ACIDS.index(a)] for i, a in m.mutations))
+        if self.map.done[at].all()
+        else None
+    )
     known = score is not None
-    return {"mutant": m.text, "sequence": m.sequence, "n": len(at), "score": score, "sum": total,
-            "difference": score - total if known and total is not None else None,
-            "percentile": 100 * float((singles <= score).mean()) if known and at and len(singles) else None, "singles": len(singles),
-            "measured": self._by_mutant.get(m.mutations)}
+    return {
+        "mutant": m.text,
+        "sequence": m.sequence,
+        "n": len(at),
+        "score": score,
+        "sum": total,
+        "difference": score - total if known and total is not None else None,
+        "percentile": 100 * float((singles <= score).mean())
+        if known and at and len(singles)
+        else None,
+        "singles": len(singles),
+        "measured": self._by_mutant.get(m.mutations),
+    }
 
 
 Explorer.summary = property(_summary)
@@ -384,14 +537,32 @@ def _additions(
     "The best single substitutions to add."
     m = self.mutant
     scan = self._mutant_scan if self.given == "mutant" and m.mutations else self.map
-    effects = np.full((len(m.wild_type), 20), np.nan) if scan is None or scan.sequence not in (m.sequence, m.wild_type) else scan.values.copy()
-    for i in {*m.frozen, *(i for i, _ in m.mutations)}: effects[i] = np.nan
+    effects = (
+        np.full((len(m.wild_type), 20), np.nan)
+        if scan is None or scan.sequence not in (m.sequence, m.wild_type)
+        else scan.values.copy()
+    )
+    for i in {*m.frozen, *(i for i, _ in m.mutations)}:
+        effects[i] = np.nan
     for k, a in enumerate(AMINO_ACIDS):
-        if a not in m.allowed: effects[:, k] = np.nan
+        if a not in m.allowed:
+            effects[:, k] = np.nan
         effects[[wt == a for wt in m.wild_type], k] = np.nan
-    order = np.argsort(-np.where(np.isnan(effects), -np.inf, effects), axis=None, kind="stable")[:most]
-    rows = [(i, k) for i, k in zip(*np.unravel_index(order, effects.shape)) if np.isfinite(effects[i, k])]
-    return pd.DataFrame([{"mutation": f"{m.wild_type[i]}{i + m.offset}{AMINO_ACIDS[k]}", "effect": effects[i, k]} for i, k in rows], columns=["mutation", "effect"])
+    order = np.argsort(-np.where(np.isnan(effects), -np.inf, effects), axis=None, kind="stable")[
+        :most
+    ]
+    rows = [
+        (i, k)
+        for i, k in zip(*np.unravel_index(order, effects.shape))
+        if np.isfinite(effects[i, k])
+    ]
+    return pd.DataFrame(
+        [
+            {"mutation": f"{m.wild_type[i]}{i + m.offset}{AMINO_ACIDS[k]}", "effect": effects[i, k]}
+            for i, k in rows
+        ],
+        columns=["mutation", "effect"],
+    )
 
 
 Explorer.additions = _additions
@@ -400,35 +571,73 @@ Explorer.additions = _additions
 def _table(self: Explorer) -> pd.DataFrame:
     "Every single substitution computed so far: position, wild_type, amino_acid, mutant, log_odds, mean_effect, entropy, in_mutant, frozen, and measured."
     m, summary = self.mutant, tracks(self.map.values, self.map.sequence)
-    known = [(i, k) for i in np.flatnonzero(self.map.done) for k, a in enumerate(AMINO_ACIDS) if a != m.wild_type[i] and np.isfinite(self.map.values[i, k])]
+    known = [
+        (i, k)
+        for i in np.flatnonzero(self.map.done)
+        for k, a in enumerate(AMINO_ACIDS)
+        if a != m.wild_type[i] and np.isfinite(self.map.values[i, k])
+    ]
     i, k = np.array(known, int).reshape(-1, 2).T
     letters, own = np.array(list(AMINO_ACIDS)), np.array(list(m.wild_type))
     table = pd.DataFrame({"position": i + m.offset, "wild_type": own[i], "amino_acid": letters[k]})
     table["mutant"] = table.wild_type + table.position.astype(str) + table.amino_acid
-    table = table.assign(log_odds=self.map.values[i, k], mean_effect=summary.mean_effect.to_numpy()[i], entropy=summary.entropy.to_numpy()[i],
-                         in_mutant=[(a, letters[b]) in set(m.mutations) for a, b in known], frozen=[a in m.frozen for a, _ in known])
-    return table if self._measured is None else table.assign(measured=self.direction * self._measured[i, k])
+    table = table.assign(
+        log_odds=self.map.values[i, k],
+        mean_effect=summary.mean_effect.to_numpy()[i],
+        entropy=summary.entropy.to_numpy()[i],
+        in_mutant=[(a, letters[b]) in set(m.mutations) for a, b in known],
+        frozen=[a in m.frozen for a, _ in known],
+    )
+    return (
+        table
+        if self._measured is None
+        else table.assign(measured=self.direction * self._measured[i, k])
+    )
 
 
 def _fasta(self: Explorer) -> str:
     "Wild type and mutant."
-    rows = [(self.label, self.mutant.wild_type)] + ([(f"{self.label}_{self.mutant.text.replace(':', '_')}", self.mutant.sequence)] if self.mutant.mutations else [])
-    return "".join(f">{name}\n" + "".join(s[i:i + 60] + "\n" for i in range(0, len(s), 60)) for name, s in rows)
+    rows = [(self.label, self.mutant.wild_type)] + (
+        [(f"{self.label}_{self.mutant.text.replace(':', '_')}", self.mutant.sequence)]
+        if self.mutant.mutations
+        else []
+    )
+    return "".join(
+        f">{name}\n" + "".join(s[i : i + 60] + "\n" for i in range(0, len(s), 60))
+        for name, s in rows
+    )
 
 
 Explorer.table, Explorer.fasta = _table, _fasta
-Explorer.state = property(lambda self: write_state(self.mutant, label=self.label, model=self.source, scan=self.scan, scan_offset=str(self.measured.attrs["offset"]) if Path(self.scan).is_absolute() else ""))
+Explorer.state = property(
+    lambda self: write_state(
+        self.mutant,
+        label=self.label,
+        model=self.source,
+        scan=self.scan,
+        scan_offset=str(self.measured.attrs["offset"]) if Path(self.scan).is_absolute() else "",
+    )
+)
 
 # %% ../nbs/19_widget.ipynb #61a57a7e
 def _figure(self: Explorer) -> Figure:
     "The map with the mutations in boxes."
     m = self.mutant
-    scan = pd.DataFrame(self.map.values, index=range(m.offset, m.last + 1), columns=list(AMINO_ACIDS))
+    scan = pd.DataFrame(
+        self.map.values, index=range(m.offset, m.last + 1), columns=list(AMINO_ACIDS)
+    )
     figure = scan_figure(scan, m.wild_type)
-    for k, axes in enumerate(figure.axes[:-(-len(scan) // 120)]):
+    for k, axes in enumerate(figure.axes[: -(-len(scan) // 120)]):
         here = [(i + m.offset, AMINO_ACIDS.index(a)) for i, a in m.mutations if i // 120 == k]
-        if here: axes.scatter(*zip(*here), s=30, marker="s", facecolor="none", edgecolor="black", lw=1.2)
-    figure.axes[0].set_title(f"{self.label}  {m.text}" if len(m.text) < 60 else f"{self.label}, {len(m.mutations)} mutations", fontsize=8, loc="left")
+        if here:
+            axes.scatter(*zip(*here), s=30, marker="s", facecolor="none", edgecolor="black", lw=1.2)
+    figure.axes[0].set_title(
+        f"{self.label}  {m.text}"
+        if len(m.text) < 60
+        else f"{self.label}, {len(m.mutations)} mutations",
+        fontsize=8,
+        loc="left",
+    )
     return figure
 
 
@@ -444,12 +653,18 @@ Explorer.figure, Explorer.picture = _figure, _picture
 # %% ../nbs/19_widget.ipynb #ef070427
 def _export(
     self: Explorer,
-    kind: str,          # csv, fasta, png, svg, state
-) -> tuple[str, bytes]: # a file name, its content
+    kind: str,  # csv, fasta, png, svg, state
+) -> tuple[str, bytes]:  # a file name, its content
     "One file. Raises ValueError for another kind."
-    makers = {"csv": lambda: self.table().to_csv(index=False).encode(), "fasta": lambda: self.fasta().encode(), "state": lambda: (self.state + "\n").encode(),
-              "png": lambda: self.picture("png"), "svg": lambda: self.picture("svg")}
-    if kind not in makers: raise ValueError(f"{kind!r} cannot be exported; choose {', '.join(makers)}.")
+    makers = {
+        "csv": lambda: self.table().to_csv(index=False).encode(),
+        "fasta": lambda: self.fasta().encode(),
+        "state": lambda: (self.state + "\n").encode(),
+        "png": lambda: self.picture("png"),
+        "svg": lambda: self.picture("svg"),
+    }
+    if kind not in makers:
+        raise ValueError(f"{kind!r} cannot be exported; choose {', '.join(makers)}.")
     name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", f"{self.label}-{self.model.name}")
     return f"{name}.{'txt' if kind == 'state' else kind}", makers[kind]()
 
@@ -463,7 +678,8 @@ def _save(
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("csv", "fasta", "png", "svg", "state"):
         name, content = self.export(kind)
-        with replacing(folder / name) as temporary: temporary.write_bytes(content)
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
         written.append(folder / name)
     return written
 
@@ -472,37 +688,59 @@ Explorer.export, Explorer.save = _export, _save
 
 # %% ../nbs/19_widget.ipynb #f3bf91af
 def explore(
-    sequence: str = "abeta42",           # residues, the name of a scan, or a FASTA file, of which the first record is taken
-    model="",                            # a name or file for `load_model`, or any scorer; empty: the state's, else carp_600k_sprot50
-    scan: str = "",                      # measurements: a name out of list_datasets(), or a table with mutants and scores; empty: the state's
-    offset: int = 1,                     # number of the first residue; a named scan brings its own
-    state: str = "",                     # a state string: its protein, numbering and mutant go before the others
-    device: str = "auto", dtype: str = "auto",
+    sequence: str = "abeta42",  # residues, the name of a scan, or a FASTA file, of which the first record is taken
+    model="",  # a name or file for `load_model`, or any scorer; empty: the state's, else carp_600k_sprot50
+    scan: str = "",  # measurements: a name out of list_datasets(), or a table with mutants and scores; empty: the state's
+    offset: int = 1,  # number of the first residue; a named scan brings its own
+    state: str = "",  # a state string: its protein, numbering and mutant go before the others
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> Explorer:
     "Everything that a map needs. Raises ValueError for a scan of another protein, and for a word that is no protein; else as the readers do."
-    if state: (mutant, settings), found = read_state(state), None
+    if state:
+        (mutant, settings), found = read_state(state), None
     else:
         records, found = read_proteins(sequence)
         label, residues = next(records)
-        mutant, settings = _renumber(Mutant(residues), found.offset if found else offset), {"label": label}
-    first = mutant.offset if scan else int(settings.get("scan_offset", mutant.offset))   # a file keeps its numbers when the protein gets others
+        mutant, settings = (
+            _renumber(Mutant(residues), found.offset if found else offset),
+            {"label": label},
+        )
+    first = (
+        mutant.offset if scan else int(settings.get("scan_offset", mutant.offset))
+    )  # a file keeps its numbers when the protein gets others
     scan = scan or settings.get("scan", "") or (found.name if found else "")
     if named := any(s.name == scan and s.kind == "dms" for s in SOURCES):
         found = found if found and found.name == scan else load_dataset(scan)
         if found.wild_type != mutant.wild_type:
-            raise ValueError(f"the scan {scan} is of another protein; its wild type is {found.wild_type[:10]}... with {len(found.wild_type)} residues.")
+            raise ValueError(
+                f"the scan {scan} is of another protein; its wild type is {found.wild_type[:10]}... with {len(found.wild_type)} residues."
+            )
         measured, direction = found.table, found.direction
-    else: measured, direction = read_dms(scan, mutant.wild_type, first) if scan else None, 1
-    if isinstance(model, (str, Path)): model = load_model(model or settings.get("model") or "carp_600k_sprot50", device)
-    return Explorer(model, mutant, measured, direction, dtype, settings.get("label", ""), scan if named or not scan else str(Path(scan).resolve()))
+    else:
+        measured, direction = read_dms(scan, mutant.wild_type, first) if scan else None, 1
+    if isinstance(model, (str, Path)):
+        model = load_model(model or settings.get("model") or "carp_600k_sprot50", device)
+    return Explorer(
+        model,
+        mutant,
+        measured,
+        direction,
+        dtype,
+        settings.get("label", ""),
+        scan if named or not scan else str(Path(scan).resolve()),
+    )
 
 # %% ../nbs/19_widget.ipynb #29d83490
 def placed_chain(
     path: str | Path,  # a PDB, mmCIF or BinaryCIF file
     wild_type: str,
-) -> AtomArray:        # atoms of the residues that are aligned; res_id is the position in the wild type, from 1
+) -> (
+    AtomArray
+):  # atoms of the residues that are aligned; res_id is the position in the wild type, from 1
     "The chain of a file that fits best. Raises ValueError when none shares half of its aligned residues with the wild type."
-    if not Path(path).is_file(): raise FileNotFoundError(f"there is no file {path}; give the path of a structure.")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}; give the path of a structure.")
     atoms = load_structure(path)
     atoms = atoms[0] if atoms.coord.ndim == 3 else atoms
     atoms = atoms[filter_amino_acids(atoms)]
@@ -511,13 +749,24 @@ def placed_chain(
         own = atoms[atoms.chain_id == chain]
         starts = get_residue_starts(own)
         letters = [_THREE.get(r, "X").replace("U", "X") for r in own.res_name[starts]]
-        aligned = align_optimal(target, ProteinSequence(letters), SubstitutionMatrix.std_protein_matrix(), (-10, -1), terminal_penalty=False, max_number=1)[0]
+        aligned = align_optimal(
+            target,
+            ProteinSequence(letters),
+            SubstitutionMatrix.std_protein_matrix(),
+            (-10, -1),
+            terminal_penalty=False,
+            max_number=1,
+        )[0]
         pairs = aligned.trace[(aligned.trace >= 0).all(1)]
         same = np.mean([wild_type[i] == letters[j] for i, j in pairs]) if len(pairs) else 0.0
         places = np.zeros(len(starts), int)
         places[pairs[:, 1]] = pairs[:, 0] + 1
-        if same > best: best, found = same, (own, spread_residue_wise(own, places))
-    if found is None: raise ValueError(f"{path}: none of its chains fits the protein; give a structure of this sequence.")
+        if same > best:
+            best, found = same, (own, spread_residue_wise(own, places))
+    if found is None:
+        raise ValueError(
+            f"{path}: none of its chains fits the protein; give a structure of this sequence."
+        )
     chain, chain.res_id = found
     return chain[chain.res_id > 0]
 
@@ -525,17 +774,32 @@ def placed_chain(
 def _with_oxygen(chain: AtomArray) -> AtomArray:
     "Files of backbones often lack the oxygen, along which a ribbon is laid: it lies in the peptide plane, 1.23 Å from C."
     unit = lambda v: v / np.linalg.norm(v)
-    ca, c, n = ({i: x for i, x in zip(chain.res_id[chain.atom_name == name], chain.coord[chain.atom_name == name])} for name in ("CA", "C", "N"))
-    made = chain[(chain.atom_name == "C") & np.array([i in ca and i + 1 in n for i in chain.res_id])]
+    ca, c, n = (
+        {
+            i: x
+            for i, x in zip(
+                chain.res_id[chain.atom_name == name], chain.coord[chain.atom_name == name]
+            )
+        }
+        for name in ("CA", "C", "N")
+    )
+    made = chain[
+        (chain.atom_name == "C") & np.array([i in ca and i + 1 in n for i in chain.res_id])
+    ]
     made.atom_name[:], made.element[:] = "O", "O"
-    made.coord = np.array([c[i] + 1.23 * unit(unit(c[i] - ca[i]) + unit(c[i] - n[i + 1])) for i in made.res_id]).reshape(-1, 3)
+    made.coord = np.array(
+        [c[i] + 1.23 * unit(unit(c[i] - ca[i]) + unit(c[i] - n[i + 1])) for i in made.res_id]
+    ).reshape(-1, 3)
     both = chain + made
     return both[np.argsort(both.res_id, kind="stable")]
 
 
 def _pdb_text(chain: AtomArray) -> bytes:
     "A placed chain as a PDB file, the layout that every viewer reads."
-    if chain.res_id.max() > 9999: raise ValueError(f"a structure is drawn up to position 9,999, and this one reaches {chain.res_id.max():,}; give no structure file.")
+    if chain.res_id.max() > 9999:
+        raise ValueError(
+            f"a structure is drawn up to position 9,999, and this one reaches {chain.res_id.max():,}; give no structure file."
+        )
     chain = chain.copy() if "O" in chain.atom_name else _with_oxygen(chain)
     chain.chain_id[:], chain.ins_code[:], chain.hetero[:] = "A", "", False
     (file := PDBFile()).set_structure(chain)
@@ -554,19 +818,24 @@ def _structure(path: str | Path, wild_type: str) -> list[bytes]:
 
 class MutationMap(anywidget.AnyWidget):
     "The view of an `Explorer`: a heat map to click on. Use `wait` before reading results in a notebook that nobody watches."
+
     _esm, _css = _CARTOON + (_STATIC / "map.js").read_text(encoding="utf-8"), _STATIC / "map.css"
 
     def __init__(
         self,
         explorer: Explorer,
         pdb: str | Path = "",  # a structure to colour by mean effect
-        device: str = "auto", dtype: str = "auto",  # for models chosen in the view
+        device: str = "auto",
+        dtype: str = "auto",  # for models chosen in the view
     ):
         super().__init__()
         self.explorer, self._device, self._dtype = explorer, device, dtype
         self._structure = _structure(pdb, explorer.mutant.wild_type) if pdb else []
         self._lock, self._thread, self._requests = threading.RLock(), None, []
-        self._sent, self._offered = np.zeros(len(explorer.mutant.wild_type), bool), []   # rows, models
+        self._sent, self._offered = (
+            np.zeros(len(explorer.mutant.wild_type), bool),
+            [],
+        )  # rows, models
         self.on_msg(lambda _, message, buffers: self.receive(message))
         self._work()
 
@@ -579,17 +848,28 @@ def _receive(
     word, arguments = message["do"], message.get("with", [])
     try:
         with self._lock:
-            if word == "hello": self._sent[:] = False
-            elif word == "look": self.explorer.focus = int(arguments[0])
-            elif word == "given": self.explorer.given = "mutant" if arguments[0] == "mutant" else "wild type"
-            elif word in ("cancel", "resume"): self.explorer.cancelled, self.explorer.given_up = word == "cancel", None
-            elif word in ("undo", "redo"): getattr(self.explorer.history, word)()
-            elif word == "export": self._hand_over(*arguments)
-            elif word == "open": self._requests.append(dict(arguments[0]))
-            else: self.explorer.history.do(word, *arguments)
-    except (ValueError, TypeError) as error: self.send({"kind": "error", "text": str(error)})
-    if word == "hello": self._introduce()
-    if word != "look": self._publish()
+            if word == "hello":
+                self._sent[:] = False
+            elif word == "look":
+                self.explorer.focus = int(arguments[0])
+            elif word == "given":
+                self.explorer.given = "mutant" if arguments[0] == "mutant" else "wild type"
+            elif word in ("cancel", "resume"):
+                self.explorer.cancelled, self.explorer.given_up = word == "cancel", None
+            elif word in ("undo", "redo"):
+                getattr(self.explorer.history, word)()
+            elif word == "export":
+                self._hand_over(*arguments)
+            elif word == "open":
+                self._requests.append(dict(arguments[0]))
+            else:
+                self.explorer.history.do(word, *arguments)
+    except (ValueError, TypeError) as error:
+        self.send({"kind": "error", "text": str(error)})
+    if word == "hello":
+        self._introduce()
+    if word != "look":
+        self._publish()
     self._work()
 
 
@@ -606,11 +886,21 @@ def _introduce(self: MutationMap) -> None:
     "What does not change while a protein is open: its letters, what can be chosen instead, measurements and structure."
     e, packed = self.explorer, []
     data = list_datasets().query("kind == 'dms' and here")
-    self._offered = list(dict.fromkeys([*self._offered, e.source, *list_models().query("cached").name]))
-    message = {"kind": "protein", "wild_type": e.mutant.wild_type, "label": e.label, "model": e.source, "measured": e._measured is not None,
-               "structure": bool(self._structure), "proteins": data.sort_values("ships", ascending=False, kind="stable").index.tolist(),
-               "models": self._offered}
-    if e._measured is not None: packed.append(_centred(e._measured).astype(np.float32).tobytes())
+    self._offered = list(
+        dict.fromkeys([*self._offered, e.source, *list_models().query("cached").name])
+    )
+    message = {
+        "kind": "protein",
+        "wild_type": e.mutant.wild_type,
+        "label": e.label,
+        "model": e.source,
+        "measured": e._measured is not None,
+        "structure": bool(self._structure),
+        "proteins": data.sort_values("ships", ascending=False, kind="stable").index.tolist(),
+        "models": self._offered,
+    }
+    if e._measured is not None:
+        packed.append(_centred(e._measured).astype(np.float32).tobytes())
     self.send(message, packed + self._structure)
 
 
@@ -628,17 +918,45 @@ def _publish(self: MutationMap) -> None:
     with self._lock:
         e = self.explorer
         new = np.flatnonzero(e.map.done & ~self._sent)
-        rows = np.column_stack([e.map.values[new], tracks(e.map.values[new], "").to_numpy()]).astype(np.float32)
+        rows = np.column_stack(
+            [e.map.values[new], tracks(e.map.values[new], "").to_numpy()]
+        ).astype(np.float32)
         sizes = np.abs(e.map.values[np.isfinite(e.map.values)])
         m, wanted = e.mutant, e.given == "mutant" and bool(e.mutant.mutations)
-        background = e._mutant_scan.done if wanted and e._mutant_scan and e._mutant_scan.sequence == m.sequence else None
-        self.send({"kind": "now", **e.summary, "offset": m.offset, "cells": [[i, AMINO_ACIDS.index(a)] for i, a in m.mutations],
-                   "frozen": format_positions(m.frozen, m.offset), "frozen_at": sorted(m.frozen), "allowed": m.allowed, "state": e.state,
-                   "undo": len(e.history.past), "redo": len(e.history.future), "done": int(e.map.done.sum()), "cancelled": e.cancelled,
-                   "given": e.given, "given_done": 1.0 if background is None and not wanted else 0.0 if background is None else float(background.mean()),
-                   "additions": e.additions().to_dict("records"), "limit": int(np.ceil(np.percentile(sizes, 98))) or 1 if len(sizes) else 1,
-                   "agreement": e.agreement if e.agreement and np.isfinite(e.agreement).all() else None, "busy": e.pending},
-                  [new.astype(np.int32).tobytes(), rows.tobytes()])
+        background = (
+            e._mutant_scan.done
+            if wanted and e._mutant_scan and e._mutant_scan.sequence == m.sequence
+            else None
+        )
+        self.send(
+            {
+                "kind": "now",
+                **e.summary,
+                "offset": m.offset,
+                "cells": [[i, AMINO_ACIDS.index(a)] for i, a in m.mutations],
+                "frozen": format_positions(m.frozen, m.offset),
+                "frozen_at": sorted(m.frozen),
+                "allowed": m.allowed,
+                "state": e.state,
+                "undo": len(e.history.past),
+                "redo": len(e.history.future),
+                "done": int(e.map.done.sum()),
+                "cancelled": e.cancelled,
+                "given": e.given,
+                "given_done": 1.0
+                if background is None and not wanted
+                else 0.0
+                if background is None
+                else float(background.mean()),
+                "additions": e.additions().to_dict("records"),
+                "limit": int(np.ceil(np.percentile(sizes, 98))) or 1 if len(sizes) else 1,
+                "agreement": e.agreement
+                if e.agreement and np.isfinite(e.agreement).all()
+                else None,
+                "busy": e.pending,
+            },
+            [new.astype(np.int32).tobytes(), rows.tobytes()],
+        )
         self._sent[new] = True
 
 
@@ -656,13 +974,29 @@ def _work(self: MutationMap) -> None:
 def _loop(self: MutationMap) -> None:
     "Compute until nothing is left to do."
     while True:
-        with self._lock: request = self._requests.pop(0) if self._requests else None
+        with self._lock:
+            request = self._requests.pop(0) if self._requests else None
         try:
-            if request: self._open(**request)
-            elif self.explorer.step(): self._publish()
-        except Exception as error:   # out of memory, a file that is gone: the page has to say so, whatever it was
-            if not request: self.explorer.cancelled, self.explorer.given_up = True, self.explorer.mutant.mutations
-            self.send({"kind": "error", "text": f"{type(error).__name__}: {error}" if not isinstance(error, (ValueError, OSError)) else str(error)})
+            if request:
+                self._open(**request)
+            elif self.explorer.step():
+                self._publish()
+        except (
+            Exception
+        ) as error:  # out of memory, a file that is gone: the page has to say so, whatever it was
+            if not request:
+                self.explorer.cancelled, self.explorer.given_up = (
+                    True,
+                    self.explorer.mutant.mutations,
+                )
+            self.send(
+                {
+                    "kind": "error",
+                    "text": f"{type(error).__name__}: {error}"
+                    if not isinstance(error, (ValueError, OSError))
+                    else str(error),
+                }
+            )
         with self._lock:
             if not self._requests and not self.explorer.pending:
                 self._thread = None
@@ -671,15 +1005,27 @@ def _loop(self: MutationMap) -> None:
 
 def _open(self: MutationMap, model: str = "", **given) -> None:
     "Another protein or state, as for `explore`; or another model alone, which keeps all else. What is open stays if that fails."
-    old, asked = self.explorer, model or (read_state(given["state"])[1].get("model", "") if given.get("state") else "")
+    old, asked = (
+        self.explorer,
+        model or (read_state(given["state"])[1].get("model", "") if given.get("state") else ""),
+    )
     self.send({"kind": "opening", "text": asked or old.source})
     model = old.model if asked in ("", old.source) else load_model(asked, self._device)
-    new = explore(**given, model=model, dtype=self._dtype) if given else Explorer(model, old.mutant, old.measured, old.direction, self._dtype, old.label, old.scan)
+    new = (
+        explore(**given, model=model, dtype=self._dtype)
+        if given
+        else Explorer(
+            model, old.mutant, old.measured, old.direction, self._dtype, old.label, old.scan
+        )
+    )
     with self._lock:
-        if not given: new.history, new.given, new.focus = old.history, old.given, old.focus
-        if new.mutant.wild_type != old.mutant.wild_type: self._structure = []
+        if not given:
+            new.history, new.given, new.focus = old.history, old.given, old.focus
+        if new.mutant.wild_type != old.mutant.wild_type:
+            self._structure = []
         self.explorer, self._sent = new, np.zeros(len(new.mutant.wild_type), bool)
-        self._introduce(); self._publish()
+        self._introduce()
+        self._publish()
 
 
 MutationMap._work, MutationMap._loop, MutationMap._open = _work, _loop, _open
@@ -691,7 +1037,10 @@ def _wait(
 ) -> Explorer:
     "Wait for the work to end; the map itself goes on answering clicks where the kernel has subshells."
     began = time.monotonic()
-    while (thread := self._thread) is not None and (seconds is None or time.monotonic() - began < seconds): thread.join(0.1)
+    while (thread := self._thread) is not None and (
+        seconds is None or time.monotonic() - began < seconds
+    ):
+        thread.join(0.1)
     return self.explorer
 
 
@@ -700,22 +1049,35 @@ MutationMap.wait = _wait
 # %% ../nbs/19_widget.ipynb #f047504a
 class StructureView(anywidget.AnyWidget):
     "A chain as a cartoon to turn, once for each colouring; turning one turns all."
+
     _esm = _CARTOON + "export default { render: renderStructures };"
 
     def __init__(
         self,
-        path: str | Path,        # a PDB, mmCIF or BinaryCIF file
-        sequence: str,           # of the chain, unresolved residues included
-        states: dict[str, str],  # title -> H, E or C per residue; anything else is drawn grey as "other"
+        path: str | Path,  # a PDB, mmCIF or BinaryCIF file
+        sequence: str,  # of the chain, unresolved residues included
+        states: dict[
+            str, str
+        ],  # title -> H, E or C per residue; anything else is drawn grey as "other"
     ):
         super().__init__()
         if odd := [title for title, letters in states.items() if len(letters) != len(sequence)]:
-            raise ValueError(f"{odd[0]}: {len(states[odd[0]])} states for {len(sequence)} residues; give one letter per residue.")
+            raise ValueError(
+                f"{odd[0]}: {len(states[odd[0]])} states for {len(sequence)} residues; give one letter per residue."
+            )
         self._name, self._buffers = Path(path).name, _structure(path, sequence)
         names = {letter: name for letter, (name, _) in _STATES.items()}
-        panels = {title: [names.get(letter, "other") for letter in letters] for title, letters in states.items()}
-        legend = {name: colour for name, colour in [*_STATES.values(), ("other", "#e4e4e4")] if any(name in p for p in panels.values())}
+        panels = {
+            title: [names.get(letter, "other") for letter in letters]
+            for title, letters in states.items()
+        }
+        legend = {
+            name: colour
+            for name, colour in [*_STATES.values(), ("other", "#e4e4e4")]
+            if any(name in p for p in panels.values())
+        }
         self._message = {"sequence": sequence, "panels": panels, "legend": legend}
         self.on_msg(lambda _, message, buffers: self.send(self._message, self._buffers))
 
-    def __repr__(self) -> str: return f"{self._name}: run this cell to turn the structure"
+    def __repr__(self) -> str:
+        return f"{self._name}: run this cell to turn the structure"

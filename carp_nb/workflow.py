@@ -27,65 +27,117 @@ from .results import Results
 @dataclass(frozen=True)
 class PlannedRun:
     "One section notebook with its parameters."
+
     name: str
-    notebook: str                   # of nbs/, without .ipynb
+    notebook: str  # of nbs/, without .ipynb
     parameters: dict = field(default_factory=dict)  # for papermill
-    needs: tuple[str, ...] = ()     # runs that it reads
-    fetch: tuple[str, ...] = ()     # datasets and models that it needs by name
+    needs: tuple[str, ...] = ()  # runs that it reads
+    fetch: tuple[str, ...] = ()  # datasets and models that it needs by name
     gpus: int = 0
     cpus: int = 1
     memory_gb: float = 4
-    minutes: float = 10             # wall time that is asked for
-    trains: tuple = ()              # of (size, residues): trained on
-    reads: tuple = ()               # of (size, residues): forward passes
+    minutes: float = 10  # wall time that is asked for
+    trains: tuple = ()  # of (size, residues): trained on
+    reads: tuple = ()  # of (size, residues): forward passes
 
-    def folder(self, plan: str) -> str: return f"outputs/{plan}/{self.name}"  # below the project
+    def folder(self, plan: str) -> str:
+        return f"outputs/{plan}/{self.name}"  # below the project
 
 # %% ../nbs/19a_workflow.ipynb #87d0accf
 def read_plan(
-    plan: str,                       # smoke or paper
+    plan: str,  # smoke or paper
     path: str | Path | None = None,  # None: profiles/runs.toml of the project
-) -> list[PlannedRun]:               # every run after those that it needs
+) -> list[PlannedRun]:  # every run after those that it needs
     "The runs of a plan. Raises FileNotFoundError outside the repository, ValueError for a plan, field or run that does not exist."
     if path is None:
-        if (root := project_root()) is None: raise FileNotFoundError("profiles/runs.toml belongs to the repository of carp_nb, and this is not run inside one.")
+        if (root := project_root()) is None:
+            raise FileNotFoundError(
+                "profiles/runs.toml belongs to the repository of carp_nb, and this is not run inside one."
+            )
         path = root / "profiles" / "runs.toml"
     plans = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    if plan not in plans: raise ValueError(f"there is no plan {plan!r} in {path}; it has {', '.join(plans)}.")
-    runs = {name: _run(name, {**plans[plan].get("every", {}), **given}, path) for name, given in plans[plan].items() if name != "every"}
+    if plan not in plans:
+        raise ValueError(f"there is no plan {plan!r} in {path}; it has {', '.join(plans)}.")
+    runs = {
+        name: _run(name, {**plans[plan].get("every", {}), **given}, path)
+        for name, given in plans[plan].items()
+        if name != "every"
+    }
     if missing := [(r.name, need) for r in runs.values() for need in r.needs if need not in runs]:
-        raise ValueError(f"{path}: {missing[0][0]} needs {missing[0][1]}, which is no run of the plan {plan}; it has {', '.join(runs)}.")
-    try: order = list(TopologicalSorter({r.name: r.needs for r in runs.values()}).static_order())
-    except CycleError as error: raise ValueError(f"{path}: these runs wait for each other: {', '.join(error.args[1])}.") from error
+        raise ValueError(
+            f"{path}: {missing[0][0]} needs {missing[0][1]}, which is no run of the plan {plan}; it has {', '.join(runs)}."
+        )
+    try:
+        order = list(TopologicalSorter({r.name: r.needs for r in runs.values()}).static_order())
+    except CycleError as error:
+        raise ValueError(
+            f"{path}: these runs wait for each other: {', '.join(error.args[1])}."
+        ) from error
     return [runs[name] for name in order]
 
 
 def _run(name: str, given: dict, path: Path) -> PlannedRun:
     fields = PlannedRun.__dataclass_fields__
-    if unknown := sorted(set(given) - set(fields) - {"common"}): raise ValueError(f"{path}: {name} has a field {unknown[0]!r}; the fields are {', '.join(fields)}.")
+    if unknown := sorted(set(given) - set(fields) - {"common"}):
+        raise ValueError(
+            f"{path}: {name} has a field {unknown[0]!r}; the fields are {', '.join(fields)}."
+        )
     given = {**given, "parameters": {**given.get("common", {}), **given.get("parameters", {})}}
-    return PlannedRun(name, **{"notebook": name} | {key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if key != "common"})
+    return PlannedRun(
+        name,
+        **{"notebook": name}
+        | {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in given.items()
+            if key != "common"
+        },
+    )
 
 # %% ../nbs/19a_workflow.ipynb #87267138
 def _parameters(size: str) -> int:
     if size in TABLE_S1 or size in TABLE_S2:
-        with torch.device("meta"): return n_parameters(PretrainConfig(size).untrained())
+        with torch.device("meta"):
+            return n_parameters(PretrainConfig(size).untrained())
     return int(list_models().set_index("name").parameters[size])
 
 
 def measured_rates(
     outputs: str | Path,  # a folder with runs and benchmarks below it
-) -> pd.DataFrame:        # size, work (train, read), device, residues_per_second (of one device), source
+) -> pd.DataFrame:  # size, work (train, read), device, residues_per_second (of one device), source
     """Residues per second that were measured: rows with the metric `train residues/s` or `read residues/s`, and histories of pretraining: the median of a run,
     divided by its processes, of which each has a GPU; a record that does not say is of one."""
-    rows = [{"size": r.model, "work": r.metric.split()[0], "device": r.device, "residues_per_second": r.value, "source": r.section}
-            for r in Results.read(outputs).rows.query("metric in ('train residues/s', 'read residues/s')").itertuples()]
+    rows = [
+        {
+            "size": r.model,
+            "work": r.metric.split()[0],
+            "device": r.device,
+            "residues_per_second": r.value,
+            "source": r.section,
+        }
+        for r in Results.read(outputs)
+        .rows.query("metric in ('train residues/s', 'read residues/s')")
+        .itertuples()
+    ]
     for path in sorted(Path(outputs).rglob("metrics.parquet")):
-        record = json.loads((path.parent / "config.json").read_text()) if (path.parent / "config.json").exists() else {}
+        record = (
+            json.loads((path.parent / "config.json").read_text())
+            if (path.parent / "config.json").exists()
+            else {}
+        )
         history = pd.read_parquet(path)
-        if "tokens_per_second" in history and "size" in record.get("config", {}):   # else of another kind of training
-            rows.append({"size": record["config"]["size"], "work": "train", "device": record.get("device", "not recorded"),
-                         "residues_per_second": history.tokens_per_second.median() / record.get("processes", 1), "source": str(path.parent)})
+        if "tokens_per_second" in history and "size" in record.get(
+            "config", {}
+        ):  # else of another kind of training
+            rows.append(
+                {
+                    "size": record["config"]["size"],
+                    "work": "train",
+                    "device": record.get("device", "not recorded"),
+                    "residues_per_second": history.tokens_per_second.median()
+                    / record.get("processes", 1),
+                    "source": str(path.parent),
+                }
+            )
     return pd.DataFrame(rows, columns=["size", "work", "device", "residues_per_second", "source"])
 
 # %% ../nbs/19a_workflow.ipynb #87f5051c
@@ -94,13 +146,27 @@ def _traffic(size: str) -> float:  # bytes per residue in a forward pass, bfloat
     return 2 * 20 * shape.n_layers * shape.d_model if shape else 0.0
 
 
-def _rate(size: str, work: str, rates: pd.DataFrame, tflops: float, bandwidth: float, utilisation: float) -> tuple[float, str]:
+def _rate(
+    size: str, work: str, rates: pd.DataFrame, tflops: float, bandwidth: float, utilisation: float
+) -> tuple[float, str]:
     "Residues per second of one GPU, and where the number is from."
-    here = rates[(rates["size"] == size) & (rates.work == work) & ~rates.device.str.contains("cpu|core", case=False)]
-    if len(here): return float(here.residues_per_second.median()), f"measured on {here.device.iloc[0]}"
+    here = rates[
+        (rates["size"] == size)
+        & (rates.work == work)
+        & ~rates.device.str.contains("cpu|core", case=False)
+    ]
+    if len(here):
+        return float(here.residues_per_second.median()), f"measured on {here.device.iloc[0]}"
     passes = {"train": 3, "read": 1}[work]
-    seconds = passes * max(2 * _parameters(size) / (tflops * 1e12), _traffic(size) / (bandwidth * 1e12)) / utilisation
-    return 1 / seconds, f"not measured; estimate from {utilisation:.0%} of {tflops:g} TFLOP/s and {bandwidth:g} TB/s"
+    seconds = (
+        passes
+        * max(2 * _parameters(size) / (tflops * 1e12), _traffic(size) / (bandwidth * 1e12))
+        / utilisation
+    )
+    return (
+        1 / seconds,
+        f"not measured; estimate from {utilisation:.0%} of {tflops:g} TFLOP/s and {bandwidth:g} TB/s",
+    )
 
 
 def _disk(run: PlannedRun) -> float:  # bytes
@@ -110,23 +176,41 @@ def _disk(run: PlannedRun) -> float:  # bytes
 
 # %% ../nbs/19a_workflow.ipynb #19afbb4d
 def estimate(
-    runs: list[PlannedRun],       # of `read_plan`
-    rates: pd.DataFrame,          # of `measured_rates`
-    tflops: float = 989,          # peak of one GPU: an H100 in bfloat16 without sparsity, as its maker states it
-    bandwidth: float = 3.35,      # TB/s of its memory, likewise
-    utilisation: float = 0.25,    # share of either that is assumed where nothing was measured
-) -> pd.DataFrame:                # index: run; GPUs, GPU hours, minutes asked for, disk (GB), from
+    runs: list[PlannedRun],  # of `read_plan`
+    rates: pd.DataFrame,  # of `measured_rates`
+    tflops: float = 989,  # peak of one GPU: an H100 in bfloat16 without sparsity, as its maker states it
+    bandwidth: float = 3.35,  # TB/s of its memory, likewise
+    utilisation: float = 0.25,  # share of either that is assumed where nothing was measured
+) -> pd.DataFrame:  # index: run; GPUs, GPU hours, minutes asked for, disk (GB), from
     "What every run of a plan costs. Raises ValueError for a peak or a share that cannot be."
-    for name, value, most in (("tflops", tflops, math.inf), ("bandwidth", bandwidth, math.inf), ("utilisation", utilisation, 1)):
-        if not 0 < value <= most: raise ValueError(f"{name} is {value:g}; it has to be above 0" + (" and at most 1." if most == 1 else "."))
+    for name, value, most in (
+        ("tflops", tflops, math.inf),
+        ("bandwidth", bandwidth, math.inf),
+        ("utilisation", utilisation, 1),
+    ):
+        if not 0 < value <= most:
+            raise ValueError(
+                f"{name} is {value:g}; it has to be above 0"
+                + (" and at most 1." if most == 1 else ".")
+            )
     rows = []
     for run in runs:
         hours, sources = 0.0, []
         for work, parts in (("train", run.trains), ("read", run.reads)):
             for size, residues in parts:
                 rate, source = _rate(size, work, rates, tflops, bandwidth, utilisation)
-                hours += residues / rate / 3600; sources.append(source)
-        rows.append({"run": run.name, "GPUs": run.gpus, "GPU hours": hours, "minutes asked for": run.minutes, "disk (GB)": _disk(run) / 1e9, "from": "; ".join(dict.fromkeys(sources)) or "no GPU"})
+                hours += residues / rate / 3600
+                sources.append(source)
+        rows.append(
+            {
+                "run": run.name,
+                "GPUs": run.gpus,
+                "GPU hours": hours,
+                "minutes asked for": run.minutes,
+                "disk (GB)": _disk(run) / 1e9,
+                "from": "; ".join(dict.fromkeys(sources)) or "no GPU",
+            }
+        )
     return pd.DataFrame(rows).set_index("run")
 
 
@@ -134,4 +218,6 @@ def fetched_bytes(runs: list[PlannedRun]) -> tuple[float, list[str]]:  # bytes, 
     "What a plan downloads."
     sizes = {**list_datasets().bytes, **(1e6 * list_models().set_index("name").size_mb)}
     wanted = dict.fromkeys(name for run in runs for name in run.fetch)
-    return sum(sizes.get(name, 0) for name in wanted), [name for name in wanted if not sizes.get(name, 0)]
+    return sum(sizes.get(name, 0) for name in wanted), [
+        name for name in wanted if not sizes.get(name, 0)
+    ]

@@ -7,6 +7,7 @@
 
 The same inputs always give the same content. `--out FOLDER` writes elsewhere, which is how the test compares.
 """
+
 import argparse
 import gzip
 import importlib.util
@@ -21,14 +22,20 @@ import pandas as pd
 HERE = Path(__file__).resolve().parent
 SEED = 20220525
 # mavenn's file, our name, number of the first residue, rows kept (None: all)
-SCANS = [("amyloid", "abeta42", 1, None),
-         ("tdp43", "tdp43", 290, None),
-         ("gb1", "gb1_olson_sample", 2, 10_000)]
+SCANS = [
+    ("amyloid", "abeta42", 1, None),
+    ("tdp43", "tdp43", 290, None),
+    ("gb1", "gb1_olson_sample", 2, 10_000),
+]
 # Debian-sourced entries only: these can be shipped with their licence
 DEBIAN = ("src=SwissProt_2014_01", "src=UniProtKB_MMseqs2_example")
 CHAINS = {"train": 40, "valid": 8, "test": 12}
 # the held-out sample comes from test alone: the sample of valid steers training
-SAMPLES = [("sprot_train_sample", "train", 2000), ("sprot_valid_sample", "valid", 200), ("sprot_heldout_sample", "test", 400)]
+SAMPLES = [
+    ("sprot_train_sample", "train", 2000),
+    ("sprot_valid_sample", "valid", 200),
+    ("sprot_heldout_sample", "test", 400),
+]
 
 
 def official(path: str) -> Path:
@@ -51,7 +58,8 @@ def write_gz(path: Path, text: str | bytes):
 def mavenn_table(name: str) -> tuple[pd.DataFrame, str]:
     "One of mavenn's tables (numbers as text) and its wild type: the commonest letter of every column."
     spec = importlib.util.find_spec("mavenn")
-    if spec is None: raise SystemExit("the package mavenn is not installed; pip install mavenn.")
+    if spec is None:
+        raise SystemExit("the package mavenn is not installed; pip install mavenn.")
     folder = Path(spec.submodule_search_locations[0]) / "examples" / "datasets"
     table = pd.read_csv(folder / f"{name}_data.csv.gz", dtype=str)
     wild_type = "".join(table.x.str[i].mode()[0] for i in range(len(table.x[0])))
@@ -60,7 +68,11 @@ def mavenn_table(name: str) -> tuple[pd.DataFrame, str]:
 
 def mutant(sequence: str, wild_type: str, first: int) -> str:
     "A full variant sequence as A24C:D30E."
-    return ":".join(f"{a}{i}{b}" for i, (a, b) in enumerate(zip(wild_type, sequence, strict=True), first) if a != b)
+    return ":".join(
+        f"{a}{i}{b}"
+        for i, (a, b) in enumerate(zip(wild_type, sequence, strict=True), first)
+        if a != b
+    )
 
 
 def scans(out: Path):
@@ -73,19 +85,27 @@ def scans(out: Path):
         mutants = [mutant(x, wild_type, first) for x in table.x]
         # mavenn's own count of mutations per row proves that this is its wild type
         assert [m.count(":") + 1 for m in mutants] == table.dist.astype(int).tolist(), name
-        write_gz(out / "scans" / f"{ours}.csv.gz",
-                 pd.DataFrame({"mutant": mutants, "score": table.y}).to_csv(index=False, lineterminator="\n"))
+        write_gz(
+            out / "scans" / f"{ours}.csv.gz",
+            pd.DataFrame({"mutant": mutants, "score": table.y}).to_csv(
+                index=False, lineterminator="\n"
+            ),
+        )
 
 
 def wild_types(out: Path):
     "The proteins of the three scans: the molecule that was assayed where the source says what it was."
-    reference = pd.read_csv(official("proteingym/DMS_substitutions.csv")).set_index("DMS_id").target_seq
+    reference = (
+        pd.read_csv(official("proteingym/DMS_substitutions.csv")).set_index("DMS_id").target_seq
+    )
     abeta, tdp43, gb1 = (mavenn_table(n)[1] for n, *_ in SCANS)
     full = reference["TADBP_HUMAN_Bolognesi_2019"]
     assert full[289:373] == tdp43
-    records = [("abeta42", abeta, "amyloid-beta 1-42, residues 672-713 of UniProt P05067"),
-               ("tdp43", full, "UniProt Q13148, full length; mutated region 290-373"),
-               ("gb1", "M" + gb1, "IgG-binding domain GB1 of protein G, 56 residues; mutated region 2-56")]
+    records = [
+        ("abeta42", abeta, "amyloid-beta 1-42, residues 672-713 of UniProt P05067"),
+        ("tdp43", full, "UniProt Q13148, full length; mutated region 290-373"),
+        ("gb1", "M" + gb1, "IgG-binding domain GB1 of protein G, 56 residues; mutated region 2-56"),
+    ]
     path = out / "scans" / "wild_types.fasta"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f">{name} {what}\n{sequence}\n" for name, sequence, what in records))
@@ -96,17 +116,31 @@ def sequences(out: Path):
     "Fixed-seed samples of the pretraining corpus, headers kept."
     for ours, split, keep in SAMPLES:
         text = gzip.open(official(f"pretrain/{split}.fasta.gz"), "rt").read()
-        records = [r for r in text[1:].split("\n>") if r.split("\n", 1)[0].split(" [")[0].split()[2] in DEBIAN]
+        records = [
+            r
+            for r in text[1:].split("\n>")
+            if r.split("\n", 1)[0].split(" [")[0].split()[2] in DEBIAN
+        ]
         rows = np.random.default_rng(SEED).choice(len(records), keep, replace=False)
-        write_gz(out / "sequences" / f"{ours}.fasta.gz", "".join(f">{records[i].rstrip()}\n" for i in np.sort(rows)))
+        write_gz(
+            out / "sequences" / f"{ours}.fasta.gz",
+            "".join(f">{records[i].rstrip()}\n" for i in np.sort(rows)),
+        )
 
 
 def chains(out: Path):
     "A fixed-seed sample of the PDB chains, with the split they have; chains without a long-range contact are left out."
-    table = pd.read_csv(official("structures/chains.tsv.gz"), sep="\t", dtype=str, keep_default_na=False)
+    table = pd.read_csv(
+        official("structures/chains.tsv.gz"), sep="\t", dtype=str, keep_default_na=False
+    )
     table = table[table.contacts_sep24_8A != "0"]
     rng = np.random.default_rng(SEED)
-    rows = [table[table.split == s].iloc[np.sort(rng.choice((table.split == s).sum(), n, replace=False))] for s, n in CHAINS.items()]
+    rows = [
+        table[table.split == s].iloc[
+            np.sort(rng.choice((table.split == s).sum(), n, replace=False))
+        ]
+        for s, n in CHAINS.items()
+    ]
     kept, packed = pd.concat(rows), io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for split, part in kept.groupby("split", sort=False):
@@ -116,14 +150,20 @@ def chains(out: Path):
                     member = tarfile.TarInfo(f"{split}/{chain}.pdb")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-    write_gz(out / "chains" / "pdb_chains_sample.tsv.gz", kept.to_csv(sep="\t", index=False, lineterminator="\n"))
+    write_gz(
+        out / "chains" / "pdb_chains_sample.tsv.gz",
+        kept.to_csv(sep="\t", index=False, lineterminator="\n"),
+    )
     write_gz(out / "chains" / "pdb_chains_sample.tar.gz", packed.getvalue())
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     makers = {"scans": scans, "sequences": sequences, "wild_types": wild_types, "chains": chains}
     parser.add_argument("what", nargs="*", choices=[*makers, []], help="default: all")
     parser.add_argument("--out", type=Path, default=HERE)
     chosen = parser.parse_args()
-    for what in chosen.what or makers: makers[what](chosen.out)
+    for what in chosen.what or makers:
+        makers[what](chosen.out)

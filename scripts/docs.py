@@ -1,8 +1,9 @@
 """The documentation as a site: the notebooks, the how-to pages of docs/, and a reference read out of the package.
 
-    python scripts/docs.py             # into _docs/; open _docs/index.html
-    python scripts/docs.py FOLDER
+python scripts/docs.py             # into _docs/; open _docs/index.html
+python scripts/docs.py FOLDER
 """
+
 import argparse
 import ast
 import io
@@ -27,12 +28,17 @@ NOTE = "*This page shows the notebook without its output. `mkdir -p outputs/{0}/
 
 # the reference: signatures and their comments, out of the modules' text
 
+
 def markdown(text: str) -> str:
     "Text as markdown shows it letter by letter, except what stands in backticks."
-    return "".join(part if i % 2 else re.sub(r"([\\*_<>|\[\]$#])", r"\\\1", part) for i, part in enumerate(re.split(r"(`[^`\n]+`)", " ".join(text.split()))))
+    return "".join(
+        part if i % 2 else re.sub(r"([\\*_<>|\[\]$#])", r"\\\1", part)
+        for i, part in enumerate(re.split(r"(`[^`\n]+`)", " ".join(text.split())))
+    )
 
 
-def code(text: str) -> str: return f"`{text}`".replace("|", "\\|") if text else ""
+def code(text: str) -> str:
+    return f"`{text}`".replace("|", "\\|") if text else ""
 
 
 class Module:
@@ -41,69 +47,139 @@ class Module:
     def __init__(self, path: Path):
         text = path.read_text()
         self.name, self.tree = path.stem, ast.parse(text)
-        self.comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(text).readline)
-                         if t.type == tokenize.COMMENT and not t.string.startswith(("# %%", "#|"))}
+        self.comments = {
+            t.start[0]: t.string.lstrip("# ")
+            for t in tokenize.generate_tokens(io.StringIO(text).readline)
+            if t.type == tokenize.COMMENT and not t.string.startswith(("# %%", "#|"))
+        }
         self.notebook = re.search(r"File to edit: \.\./nbs/(\S+)\.ipynb", text)[1]
-        self.named = {t.id: n for n in self.tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
-        self.named |= {n.name: n for n in self.tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-        self.public = ast.literal_eval(self.named["__all__"].value) if "__all__" in self.named else []
+        self.named = {
+            t.id: n
+            for n in self.tree.body
+            if isinstance(n, ast.Assign)
+            for t in n.targets
+            if isinstance(t, ast.Name)
+        }
+        self.named |= {
+            n.name: n for n in self.tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+        }
+        self.public = (
+            ast.literal_eval(self.named["__all__"].value) if "__all__" in self.named else []
+        )
 
     def row(self, name: str, annotation, default, line: int) -> list[str]:
         "A parameter: name, type, default, what it is. `Annotated` of the command line gives its help."
         what = self.comments.get(line, "")
         known = self.named.get(annotation.id) if isinstance(annotation, ast.Name) else None
-        if isinstance(known, ast.Assign): annotation = known.value
+        if isinstance(known, ast.Assign):
+            annotation = known.value
         if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
             annotation, option = annotation.slice.elts[:2]
-            what = next((k.value.value for k in getattr(option, "keywords", ()) if k.arg == "help"), what)
-        return [code(name), code(ast.unparse(annotation)) if annotation else "", code(ast.unparse(default)) if default else "", markdown(what)]
+            what = next(
+                (k.value.value for k in getattr(option, "keywords", ()) if k.arg == "help"), what
+            )
+        return [
+            code(name),
+            code(ast.unparse(annotation)) if annotation else "",
+            code(ast.unparse(default)) if default else "",
+            markdown(what),
+        ]
 
     def function(self, node: ast.FunctionDef, level: int, owner: str = "") -> list[str]:
         a = node.args
         plain = a.posonlyargs + a.args
-        pairs = list(zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults)) + list(zip(a.kwonlyargs, a.kw_defaults))
+        pairs = list(zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults)) + list(
+            zip(a.kwonlyargs, a.kw_defaults)
+        )
         pairs = [(arg, default) for arg, default in pairs if arg.arg not in ("self", "cls")]
-        rows = [self.row(arg.arg, arg.annotation, default, (default or arg).end_lineno) for arg, default in pairs]
-        rows += [self.row(star + arg.arg, arg.annotation, None, arg.end_lineno) for star, arg in (("*", a.vararg), ("**", a.kwarg)) if arg]
+        rows = [
+            self.row(arg.arg, arg.annotation, default, (default or arg).end_lineno)
+            for arg, default in pairs
+        ]
+        rows += [
+            self.row(star + arg.arg, arg.annotation, None, arg.end_lineno)
+            for star, arg in (("*", a.vararg), ("**", a.kwarg))
+            if arg
+        ]
         if node.returns and ast.unparse(node.returns) != "None":
             line = node.returns.end_lineno
-            rows.append(["returns", code(ast.unparse(node.returns)), "", markdown(self.comments.get(line, "") if line not in {arg.end_lineno for arg, _ in pairs} else "")])
+            rows.append(
+                [
+                    "returns",
+                    code(ast.unparse(node.returns)),
+                    "",
+                    markdown(
+                        self.comments.get(line, "")
+                        if line not in {arg.end_lineno for arg, _ in pairs}
+                        else ""
+                    ),
+                ]
+            )
         return [f"{'#' * level} {markdown(owner + node.name)}", self.doc(node), self.table(rows)]
 
     def cls(self, node: ast.ClassDef) -> list[str]:
-        fields = [self.row(n.target.id, n.annotation, n.value, n.end_lineno) for n in node.body
-                  if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
+        fields = [
+            self.row(n.target.id, n.annotation, n.value, n.end_lineno)
+            for n in node.body
+            if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")
+        ]
         parts = [f"## {markdown(node.name)}", self.doc(node), self.table(fields)]
         for n in node.body:
-            if isinstance(n, ast.FunctionDef) and n.name == "__init__": parts.append(self.function(n, 3)[2])
-            elif isinstance(n, ast.FunctionDef) and not n.name.startswith("_"): parts += self.function(n, 3, f"{node.name}.")
+            if isinstance(n, ast.FunctionDef) and n.name == "__init__":
+                parts.append(self.function(n, 3)[2])
+            elif isinstance(n, ast.FunctionDef) and not n.name.startswith("_"):
+                parts += self.function(n, 3, f"{node.name}.")
         return parts
 
     def doc(self, node) -> str:
         return "\n\n".join(markdown(part) for part in (ast.get_docstring(node) or "").split("\n\n"))
 
     def table(self, rows: list[list[str]]) -> str:
-        if not rows: return ""
-        return "\n".join(["| name | type | default | what it is |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+        if not rows:
+            return ""
+        return "\n".join(
+            [
+                "| name | type | default | what it is |",
+                "|---|---|---|---|",
+                *(f"| {' | '.join(row)} |" for row in rows),
+            ]
+        )
 
     def page(self) -> str:
-        parts = [f"# carp\\_nb.{markdown(self.name)}", self.doc(self.tree), f"Told step by step, with its tests, in [{markdown(self.notebook)}](../nbs/{self.notebook}.ipynb)."]
+        parts = [
+            f"# carp\\_nb.{markdown(self.name)}",
+            self.doc(self.tree),
+            f"Told step by step, with its tests, in [{markdown(self.notebook)}](../nbs/{self.notebook}.ipynb).",
+        ]
         for name in self.public:
             node = self.named.get(name)
-            if isinstance(node, ast.FunctionDef): parts += self.function(node, 2)
-            elif isinstance(node, ast.ClassDef): parts += self.cls(node)
+            if isinstance(node, ast.FunctionDef):
+                parts += self.function(node, 2)
+            elif isinstance(node, ast.ClassDef):
+                parts += self.cls(node)
             elif node:
                 value = ast.unparse(node.value)
-                parts += [f"## {markdown(name)}", markdown(self.comments.get(node.end_lineno, "")), f"```python\n{name} = {value if len(value) < 300 else value[:300] + ' ...'}\n```"]
+                parts += [
+                    f"## {markdown(name)}",
+                    markdown(self.comments.get(node.end_lineno, "")),
+                    f"```python\n{name} = {value if len(value) < 300 else value[:300] + ' ...'}\n```",
+                ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
 # the notebooks
 
+
 def executed(section: str) -> list[Path]:
     "Kept runs of a section notebook that hold its output, newest first."
-    found = [p for p in (ROOT / "outputs" / section).glob("*/notebook.ipynb") if (p.parent / "run.json").is_file()]
-    return sorted(found, key=lambda p: json.loads((p.parent / "run.json").read_text())["when"], reverse=True)
+    found = [
+        p
+        for p in (ROOT / "outputs" / section).glob("*/notebook.ipynb")
+        if (p.parent / "run.json").is_file()
+    ]
+    return sorted(
+        found, key=lambda p: json.loads((p.parent / "run.json").read_text())["when"], reverse=True
+    )
 
 
 def anchor(run: str) -> str:
@@ -114,38 +190,58 @@ def anchor(run: str) -> str:
 def with_runs(file: Path) -> nbformat.NotebookNode:
     "A notebook followed by its kept runs, each under a heading with its name; as it stands if there is none."
     nb = nbformat.read(file, as_version=4)
-    if runs := executed(file.stem): nb.cells = nb.cells[:1]
+    if runs := executed(file.stem):
+        nb.cells = nb.cells[:1]
     for n, run in enumerate(runs):
         cells = nbformat.read(run, as_version=4).cells[1:]
         for i, cell in enumerate(cells):
             cell.id = f"run{n}-{i}"
-            if cell.cell_type == "markdown": cell.source = re.sub(r"^(#+ )", r"#\1", cell.source, flags=re.M)
-        nb.cells += [nbformat.v4.new_markdown_cell(f"## Run `{run.parent.name}`", id=f"run{n}"), *cells]
+            if cell.cell_type == "markdown":
+                cell.source = re.sub(r"^(#+ )", r"#\1", cell.source, flags=re.M)
+        nb.cells += [
+            nbformat.v4.new_markdown_cell(f"## Run `{run.parent.name}`", id=f"run{n}"),
+            *cells,
+        ]
     return nb
 
 
 def stage(folder: Path) -> None:
     "Lay out pages under the paths that they have in the project, so that their links hold."
-    moved = {f"outputs/{s}/{p.parent.name}/notebook.ipynb": f"nbs/{s}.ipynb#{anchor(p.parent.name)}" for s in PAPER + OWN for p in executed(s)}
+    moved = {
+        f"outputs/{s}/{p.parent.name}/notebook.ipynb": f"nbs/{s}.ipynb#{anchor(p.parent.name)}"
+        for s in PAPER + OWN
+        for p in executed(s)
+    }
 
     def place(text: str, page: str, at: str = "") -> str:
         "Links of a page, which moves to `at`: to a run that a page shows, to that page; to another file of the project, to a copy."
+
         def link(match):
             target, _, section = match[2].partition("#")
-            if not target or re.match(r"[a-z]+:", target): return match[0]
+            if not target or re.match(r"[a-z]+:", target):
+                return match[0]
             file = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
             file, _, run = moved.get(file, file).partition("#")
             source = ROOT / file
-            if source.is_dir(): return match[0]
+            if source.is_dir():
+                return match[0]
             if source.is_file() and not (folder / file).exists() and file != page:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, folder / file)
-            return match[1] + posixpath.relpath(file, posixpath.dirname(at or page) or ".") + (f"#{section or run}" if section or run else "")
+            return (
+                match[1]
+                + posixpath.relpath(file, posixpath.dirname(at or page) or ".")
+                + (f"#{section or run}" if section or run else "")
+            )
+
         return re.sub(r"(\]\()([^)\s]+)", link, text)
 
     pages = {f"docs/{name}.md": (ROOT / f"docs/{name}.md").read_text() for name in HOW_TO}
     pages["index.md"] = place((ROOT / "docs/index.md").read_text(), "docs/index.md", "index.md")
-    modules = sorted((Module(p) for p in (ROOT / "carp_nb").glob("*.py") if not p.stem.startswith("_")), key=lambda m: m.notebook)
+    modules = sorted(
+        (Module(p) for p in (ROOT / "carp_nb").glob("*.py") if not p.stem.startswith("_")),
+        key=lambda m: m.notebook,
+    )
     pages |= {f"api/{m.name}.md": m.page() for m in modules}
     notebooks = sorted((ROOT / "nbs").glob("*.ipynb"))
     library = [p.stem for p in notebooks if p.stem[:2].isdigit()]
@@ -155,15 +251,27 @@ def stage(folder: Path) -> None:
         nb = with_runs(file)
         nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*(default_exp|hide)\b", c.source)]
         shows = any(c.get("outputs") for c in nb.cells)
-        if file.stem not in library and not shows: nb.cells.insert(1, nbformat.v4.new_markdown_cell(NOTE.format(file.stem), id="note"))
+        if file.stem not in library and not shows:
+            nb.cells.insert(1, nbformat.v4.new_markdown_cell(NOTE.format(file.stem), id="note"))
         for cell in nb.cells:
-            if cell.cell_type == "markdown": cell.source = place(cell.source, f"nbs/{file.name}")
+            if cell.cell_type == "markdown":
+                cell.source = place(cell.source, f"nbs/{file.name}")
         pages[f"nbs/{file.name}"] = nbformat.writes(nb)
 
-    tree = {"First": ["nbs/index"], "How to": [f"docs/{n}" for n in HOW_TO], "The paper": [f"nbs/{n}" for n in sections], "Your own": [f"nbs/{n}" for n in own],
-            "Reference": [f"api/{m.name}" for m in modules], "The library, read as notebooks": [f"nbs/{n}" for n in library]}
+    tree = {
+        "First": ["nbs/index"],
+        "How to": [f"docs/{n}" for n in HOW_TO],
+        "The paper": [f"nbs/{n}" for n in sections],
+        "Your own": [f"nbs/{n}" for n in own],
+        "Reference": [f"api/{m.name}" for m in modules],
+        "The library, read as notebooks": [f"nbs/{n}" for n in library],
+    }
     for title, names in tree.items():
-        pages["index.md"] += f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```\n"
+        pages["index.md"] += (
+            f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n:maxdepth: 1\n\n"
+            + "\n".join(names)
+            + "\n```\n"
+        )
     for page, text in pages.items():
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         (folder / page).write_text(text if page.endswith(".ipynb") else place(text, page))
@@ -176,8 +284,24 @@ def main():
     output = parser.parse_args().output.resolve()
     with tempfile.TemporaryDirectory() as source:
         stage(Path(source))
-        done = subprocess.run([sys.executable, "-m", "sphinx", "-b", "html", "-q", "-W", "--keep-going", "-d", f"{source}/.doctrees", source, str(output)])
-    if done.returncode: sys.exit(done.returncode)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "sphinx",
+                "-b",
+                "html",
+                "-q",
+                "-W",
+                "--keep-going",
+                "-d",
+                f"{source}/.doctrees",
+                source,
+                str(output),
+            ]
+        )
+    if done.returncode:
+        sys.exit(done.returncode)
     print(f"wrote {output / 'index.html'}")
 
 

@@ -1,8 +1,9 @@
 """README.md from nbs/index.ipynb: nbconvert's markdown, with links that work from the project's root.
 
-    python scripts/readme.py           # write README.md and the figures in README_files/
-    python scripts/readme.py --check   # exit 1 if they are not what the notebook gives
+python scripts/readme.py           # write README.md and the figures in README_files/
+python scripts/readme.py --check   # exit 1 if they are not what the notebook gives
 """
+
 import argparse
 import posixpath
 import re
@@ -19,7 +20,8 @@ FIGURES = "README_files"
 def from_root(match: re.Match) -> str:
     "A link relative to nbs/ as a link relative to the root; web addresses, anchors and absolute paths as they are."
     target = match["target"]
-    if re.match(r"[a-z][a-z0-9+.-]*:|#|/", target, re.I): return match[0]
+    if re.match(r"[a-z][a-z0-9+.-]*:|#|/", target, re.I):
+        return match[0]
     return match["open"] + posixpath.normpath(posixpath.join("nbs", target))
 
 
@@ -28,10 +30,14 @@ def prepare(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     nb.cells = [cell for cell in nb.cells if not re.search(r"^#\|\s*hide\b", cell.source, re.M)]
     for cell in nb.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"""(?P<open>\]\(|(?:src|href)=")(?P<target>[^)"\s]+)""", from_root, cell.source)
+            cell.source = re.sub(
+                r"""(?P<open>\]\(|(?:src|href)=")(?P<target>[^)"\s]+)""", from_root, cell.source
+            )
         else:
             cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
-    nb.metadata.language_info = {"name": "python"}  # nbdev_clean strips it, code fences are coloured by it
+    nb.metadata.language_info = {
+        "name": "python"
+    }  # nbdev_clean strips it, code fences are coloured by it
     return nb
 
 
@@ -50,15 +56,24 @@ def main():
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args().check
     index = ROOT / "nbs/index.ipynb"
-    if not index.exists(): sys.exit("nbs/index.ipynb is missing, and README.md is made from it.")
+    if not index.exists():
+        sys.exit("nbs/index.ipynb is missing, and README.md is made from it.")
     files = render(nbformat.read(index, as_version=4))
-    stale = [old for old in ROOT.glob(f"{FIGURES}/*") if old.relative_to(ROOT).as_posix() not in files]
+    stale = [
+        old for old in ROOT.glob(f"{FIGURES}/*") if old.relative_to(ROOT).as_posix() not in files
+    ]
     if check:
-        different = [name for name, data in files.items() if not (ROOT / name).exists() or (ROOT / name).read_bytes() != data]
+        different = [
+            name
+            for name, data in files.items()
+            if not (ROOT / name).exists() or (ROOT / name).read_bytes() != data
+        ]
         different += [old.relative_to(ROOT).as_posix() for old in stale]
-        if different: sys.exit(f"{', '.join(different)}: not what nbs/index.ipynb gives; run `make readme`.")
+        if different:
+            sys.exit(f"{', '.join(different)}: not what nbs/index.ipynb gives; run `make readme`.")
         return
-    for old in stale: old.unlink()
+    for old in stale:
+        old.unlink()
     for name, data in files.items():
         (ROOT / name).parent.mkdir(exist_ok=True)
         (ROOT / name).write_bytes(data)

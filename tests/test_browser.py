@@ -1,6 +1,7 @@
 """Notebooks in JupyterLab, in Chromium, by mouse and keyboard; no request leaves this machine.
 
 JupyterLab is started by the command of `make lab`. `pytest -m slow tests/test_browser.py` adds what takes more than half a minute: the structure view, and zero_shot.ipynb."""
+
 import io
 import os
 import re
@@ -26,28 +27,51 @@ from carp_nb.scoring import rank_mutants, score_mutants
 from carp_nb.widget import History, Mutant, read_state
 
 sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = "--no-sandbox --disable-gpu --enable-unsafe-swiftshader --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
 WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
-MINUTES = 5 * 60 * 1000   # milliseconds: a machine may be busy
+MINUTES = 5 * 60 * 1000  # milliseconds: a machine may be busy
 
 
 def serve(place: Path, command: list, address: str, **environment):
     "Start a JupyterLab of the folder root/, whose settings lie beside it, and wait until it answers."
-    own = {name: str(place / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
+    own = {
+        name: str(place / name.lower())
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "JUPYTERLAB_SETTINGS_DIR",
+            "JUPYTERLAB_WORKSPACES_DIR",
+            "IPYTHONDIR",
+        )
+    }
     with open(place / "log", "w") as log:
-        server = subprocess.Popen(command, env={**os.environ, **own, "OMP_NUM_THREADS": "1", **environment}, cwd=place / "root", stdout=log, stderr=log)
+        server = subprocess.Popen(
+            command,
+            env={**os.environ, **own, "OMP_NUM_THREADS": "1", **environment},
+            cwd=place / "root",
+            stdout=log,
+            stderr=log,
+        )
     for _ in range(240):
-        try: urllib.request.urlopen(f"{address}/api/status", timeout=5); return server
-        except OSError: time.sleep(0.5)
+        try:
+            urllib.request.urlopen(f"{address}/api/status", timeout=5)
+            return server
+        except OSError:
+            time.sleep(0.5)
     server.terminate()
     pytest.fail((place / "log").read_text()[-2000:])
 
 
 def free_port() -> int:
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +81,11 @@ def lab(tmp_path_factory):
     (place / "root/nbs").mkdir(parents=True)
     shutil.copy(ROOT / "nbs/index.ipynb", place / "root/nbs")
     shutil.copytree(ROOT / "profiles/lab", place / "root/profiles/lab")
-    recipe, = re.findall(r"^lab:.*\n\t(.+)", (ROOT / "Makefile").read_text(), re.M)
-    command = recipe.replace("$(BIN)/jupyter", f"{sys.executable} -m jupyter").replace("$(ARGS)", f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --IdentityProvider.token=")
+    (recipe,) = re.findall(r"^lab:.*\n\t(.+)", (ROOT / "Makefile").read_text(), re.M)
+    command = recipe.replace("$(BIN)/jupyter", f"{sys.executable} -m jupyter").replace(
+        "$(ARGS)",
+        f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --IdentityProvider.token=",
+    )
     server = serve(place, shlex.split(command), f"http://127.0.0.1:{port}")
     yield f"http://127.0.0.1:{port}", place / "root"
     server.terminate()
@@ -71,10 +98,22 @@ def chromium(address: str):
     outside, failed = [], []
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1500, "height": 1250}, device_scale_factor=1.5, accept_downloads=True)
+        page = browser.new_page(
+            viewport={"width": 1500, "height": 1250}, device_scale_factor=1.5, accept_downloads=True
+        )
         page.set_default_timeout(MINUTES)
-        page.on("request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else outside.append(r.url))
-        page.on("websocket", lambda w: None if w.url.startswith(address.replace("http", "ws")) else outside.append(w.url))
+        page.on(
+            "request",
+            lambda r: (
+                None if r.url.startswith((address, "data:", "blob:")) else outside.append(r.url)
+            ),
+        )
+        page.on(
+            "websocket",
+            lambda w: (
+                None if w.url.startswith(address.replace("http", "ws")) else outside.append(w.url)
+            ),
+        )
         page.on("pageerror", lambda e: failed.append(str(e)))
         yield page
         browser.close()
@@ -88,7 +127,7 @@ def test_lab_opens_at_the_index_and_asks_nobody_for_news(lab):
         assert page.locator(".lm-TabBar-tabLabel:text-is('index.ipynb')").count() == 1
         page.wait_for_selector("text=/\\| Idle/")
         page.wait_for_timeout(1000)
-        assert not page.locator(".Toastify__toast").count()   # no question about news or updates
+        assert not page.locator(".Toastify__toast").count()  # no question about news or updates
 
 
 @contextmanager
@@ -96,17 +135,21 @@ def run_in(lab, source: str, code: str = "", **parameters):
     "A notebook of ours, run from top to bottom in a page: with other values in its parameters cell, and one more cell."
     address, root = lab
     notebook = nbformat.read(ROOT / "nbs" / source, as_version=4)
-    cell, = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
     for name, value in parameters.items():
-        cell.source, found = re.subn(rf"^({name}: \w+ = ).*$", lambda m: m[1] + repr(value), cell.source, flags=re.M)
+        cell.source, found = re.subn(
+            rf"^({name}: \w+ = ).*$", lambda m: m[1] + repr(value), cell.source, flags=re.M
+        )
         assert found == 1, name
-    if code: notebook.cells.append(nbformat.v4.new_code_cell(code))
+    if code:
+        notebook.cells.append(nbformat.v4.new_code_cell(code))
     nbformat.write(notebook, root / source)
     with chromium(address) as page:
         page.goto(f"{address}/lab/tree/{source}?reset", timeout=MINUTES)
         page.wait_for_selector("text=/\\| Idle/")
         menu(page, "Run", "Run All Cells")
-        if page.locator(".jp-Dialog .jp-mod-accept").count(): page.click(".jp-Dialog .jp-mod-accept")
+        if page.locator(".jp-Dialog .jp-mod-accept").count():
+            page.click(".jp-Dialog .jp-mod-accept")
         yield page
 
 
@@ -123,9 +166,12 @@ def complaints(page, notebook: Path) -> list:
     "Save a notebook: its cells that did not run, its errors, and what went to standard error."
     before = notebook.stat().st_mtime_ns
     menu(page, "File", "Save Notebook")
-    while notebook.stat().st_mtime_ns == before: page.wait_for_timeout(200)
+    while notebook.stat().st_mtime_ns == before:
+        page.wait_for_timeout(200)
     cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
-    return [c.source for c in cells if not c.execution_count] + [o for c in cells for o in c.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    return [c.source for c in cells if not c.execution_count] + [
+        o for c in cells for o in c.outputs if o.output_type == "error" or o.get("name") == "stderr"
+    ]
 
 
 def pictures(tmp_path) -> Path:
@@ -137,7 +183,8 @@ def pictures(tmp_path) -> Path:
 
 def menu(page, bar: str, *items: str) -> None:
     page.click(f".lm-MenuBar-itemLabel:text-is('{bar}')")
-    for item in items: page.click(f".lm-Menu-itemLabel:text-is('{item}')")
+    for item in items:
+        page.click(f".lm-Menu-itemLabel:text-is('{item}')")
 
 
 def click_cell(page, number: int, letter: str, offset: int) -> None:
@@ -147,99 +194,169 @@ def click_cell(page, number: int, letter: str, offset: int) -> None:
     page.wait_for_timeout(300)
     box, length = page.locator("[data-is=map]").bounding_box(), len(WILD_TYPE)
     width = min(26, (box["width"] - 34) / length)
-    page.mouse.click(box["x"] + 34 + (number - offset + 0.5) * width, box["y"] + 76 + ("GAVLIMPCFWYSTNQHKRDE".index(letter) + 0.5) * 15)
+    page.mouse.click(
+        box["x"] + 34 + (number - offset + 0.5) * width,
+        box["y"] + 76 + ("GAVLIMPCFWYSTNQHKRDE".index(letter) + 0.5) * 15,
+    )
 
 
 def settled(page, mutant: str) -> float:
     "The score on screen, once it is that of this mutant."
-    page.wait_for_selector(f"[data-is=numbers][data-mutant='{mutant}']:not([data-score=''])", state="attached")
+    page.wait_for_selector(
+        f"[data-is=numbers][data-mutant='{mutant}']:not([data-score=''])", state="attached"
+    )
     return float(page.locator("[data-is=numbers]").get_attribute("data-score"))
 
 
 def saved(page, what: str, folder: Path) -> Path:
-    with page.expect_download() as download: page.click(f"[data-is={what}]")
+    with page.expect_download() as download:
+        page.click(f"[data-is={what}]")
     download.value.save_as(folder / download.value.suggested_filename)
     return folder / download.value.suggested_filename
 
 
 def number_of(page, row: str) -> float:
     "A number out of the table beside the map."
-    return float(page.locator(f"[data-is=numbers] tr:has-text('{row}') td:nth-child(2)").inner_text().replace("−", "-"))
+    return float(
+        page.locator(f"[data-is=numbers] tr:has-text('{row}') td:nth-child(2)")
+        .inner_text()
+        .replace("−", "-")
+    )
 
 
 def test_sequence_two_clicks_score_export_and_both_themes(page, lab, tmp_path):
-    scan = load_dataset("abeta42")                # what the notebook opens brings its measurements
+    scan = load_dataset("abeta42")  # what the notebook opens brings its measurements
     measured = scan.table.set_index("mutant").score
     single = next(m for m in measured.index if ":" not in m)
-    page.fill("[data-is=mutant]", single); page.press("[data-is=mutant]", "Enter"); settled(page, single)
+    page.fill("[data-is=mutant]", single)
+    page.press("[data-is=mutant]", "Enter")
+    settled(page, single)
     assert abs(number_of(page, "Measured") - measured[single]) < 0.006
     page.select_option("[data-is=model]", "carp_2_4m_sprot50")
-    page.wait_for_function("document.querySelector('[data-is=model]').selectedOptions[0].value === 'carp_2_4m_sprot50' && document.querySelector('[data-is=count]').textContent === '42 positions'", timeout=MINUTES)
-    settled(page, single)                         # the mutant, its measurement and its history stay
-    assert abs(number_of(page, "Measured") - measured[single]) < 0.006 and page.is_enabled("[data-is=undo]")
+    page.wait_for_function(
+        "document.querySelector('[data-is=model]').selectedOptions[0].value === 'carp_2_4m_sprot50' && document.querySelector('[data-is=count]').textContent === '42 positions'",
+        timeout=MINUTES,
+    )
+    settled(page, single)  # the mutant, its measurement and its history stay
+    assert abs(number_of(page, "Measured") - measured[single]) < 0.006 and page.is_enabled(
+        "[data-is=undo]"
+    )
     page.select_option("[data-is=model]", "carp_600k_sprot50")
     page.click("[data-is=other]")
     page.fill("[data-is=offset]", "228")
     page.fill("[data-is=paste]", f">gb1\n{WILD_TYPE}")
     page.click("[data-is=openit]")
-    page.wait_for_function("[...document.querySelectorAll('[data-is=count]')].some(c => c.textContent === '56 positions')", timeout=MINUTES)
+    page.wait_for_function(
+        "[...document.querySelectorAll('[data-is=count]')].some(c => c.textContent === '56 positions')",
+        timeout=MINUTES,
+    )
     assert page.input_value("[data-is=offset]") == "228"
     click_cell(page, 252, "W", 228)
     settled(page, "T252W")
     click_cell(page, 267, "E", 228)
     score = settled(page, "T252W:D267E")
     model = load_model("carp_600k_sprot50", "cpu")
-    assert abs(score - score_mutants(model, WILD_TYPE, ["T252W:D267E"], 228, dtype="auto")[0]) < 1e-4
+    assert (
+        abs(score - score_mutants(model, WILD_TYPE, ["T252W:D267E"], 228, dtype="auto")[0]) < 1e-4
+    )
     shown = page.locator("[data-is=numbers] tr:first-child td:nth-child(2)").inner_text()
     assert abs(float(shown.replace("−", "-")) - score) < 0.006
     # the same by keyboard: the cursor stands where the last click was; take it back, move down... and put another one in
-    page.keyboard.press("Enter"); settled(page, "T252W")
-    page.keyboard.press("ArrowUp"); page.keyboard.press("Enter"); page.wait_for_timeout(500)   # D is the wild type: nothing to add
-    page.keyboard.press("ArrowUp"); page.keyboard.press("Enter"); settled(page, "T252W:D267R")
-    page.keyboard.press("Control+z"); settled(page, "T252W")
+    page.keyboard.press("Enter")
+    settled(page, "T252W")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(500)  # D is the wild type: nothing to add
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    settled(page, "T252W:D267R")
+    page.keyboard.press("Control+z")
+    settled(page, "T252W")
     page.keyboard.press("Escape")
     assert not page.evaluate("document.activeElement.matches('[data-is=map]')")
-    page.fill("[data-is=mutant]", "T252A"); page.press("[data-is=mutant]", "Enter"); settled(page, "T252A")
-    page.fill("[data-is=mutant]", "K252A"); page.press("[data-is=mutant]", "Enter")
-    assert "the wild type has T at position 252, not K" in page.locator("[data-is=error]:not([hidden])").inner_text()
-    page.fill("[data-is=mutant]", "T252W:D267E"); page.press("[data-is=mutant]", "Enter"); settled(page, "T252W:D267E")
+    page.fill("[data-is=mutant]", "T252A")
+    page.press("[data-is=mutant]", "Enter")
+    settled(page, "T252A")
+    page.fill("[data-is=mutant]", "K252A")
+    page.press("[data-is=mutant]", "Enter")
+    assert (
+        "the wild type has T at position 252, not K"
+        in page.locator("[data-is=error]:not([hidden])").inner_text()
+    )
+    page.fill("[data-is=mutant]", "T252W:D267E")
+    page.press("[data-is=mutant]", "Enter")
+    settled(page, "T252W:D267E")
     table = pd.read_csv(saved(page, "csv", tmp_path))
     assert len(table) == 56 * 19 and table[table.in_mutant].mutant.tolist() == ["T252W", "D267E"]
     assert saved(page, "fasta", tmp_path).read_text().count(">") == 2
-    assert saved(page, "png", tmp_path).read_bytes().startswith(b"\x89PNG") and b"<svg" in saved(page, "svg", tmp_path).read_bytes()
+    assert (
+        saved(page, "png", tmp_path).read_bytes().startswith(b"\x89PNG")
+        and b"<svg" in saved(page, "svg", tmp_path).read_bytes()
+    )
     # frozen positions and allowed residues, the list of additions given the mutant, back and forth
     page.click("summary:text-is('Frozen positions and allowed residues')")
-    page.fill("[data-is=frozen]", "252, 260-262"); page.press("[data-is=frozen]", "Enter")
+    page.fill("[data-is=frozen]", "252, 260-262")
+    page.press("[data-is=frozen]", "Enter")
     page.click("[data-is=letters] button:text-is('W')")
     page.wait_for_selector("[data-is=letters] button:text-is('W')[aria-pressed=false]")
     given_wild_type = page.locator("[data-is=additions] button").all_inner_texts()
     page.click("[data-is=givenmut]")
-    page.wait_for_function("before => { const now = [...document.querySelectorAll('[data-is=additions] button')].map(b => b.innerText); return now.length === 10 && now.join() !== before; }", arg=",".join(given_wild_type))
+    page.wait_for_function(
+        "before => { const now = [...document.querySelectorAll('[data-is=additions] button')].map(b => b.innerText); return now.length === 10 && now.join() !== before; }",
+        arg=",".join(given_wild_type),
+    )
     page.wait_for_selector(".cm-root[data-busy=false]", state="attached")
-    best = rank_mutants(model, History(Mutant(WILD_TYPE, 228)).do("set", "T252W:D267E").sequence, offset=228, dtype="auto").mutant
+    best = rank_mutants(
+        model,
+        History(Mutant(WILD_TYPE, 228)).do("set", "T252W:D267E").sequence,
+        offset=228,
+        dtype="auto",
+    ).mutant
     added = page.locator("[data-is=additions] button > span:first-child").all_inner_texts()
-    assert added == [m for m in best if m[-1] != "W" and int(m[1:-1]) not in (252, 260, 261, 262, 267)][:10]
-    page.click("[data-is=reset]"); settled(page, "T252W")   # frozen, so it stays
-    page.click("[data-is=undo]"); settled(page, "T252W:D267E")
-    page.click("[data-is=redo]"); settled(page, "T252W")
-    page.click("[data-is=undo]"); settled(page, "T252W:D267E")
+    assert (
+        added
+        == [m for m in best if m[-1] != "W" and int(m[1:-1]) not in (252, 260, 261, 262, 267)][:10]
+    )
+    page.click("[data-is=reset]")
+    settled(page, "T252W")  # frozen, so it stays
+    page.click("[data-is=undo]")
+    settled(page, "T252W:D267E")
+    page.click("[data-is=redo]")
+    settled(page, "T252W")
+    page.click("[data-is=undo]")
+    settled(page, "T252W:D267E")
     page.click("[data-is=copy]")
     state = page.input_value("[data-is=paste]")
-    assert read_state(state)[0].text == "T252W:D267E" and read_state(state)[0].frozen == {24, 32, 33, 34}
-    page.fill("[data-is=paste]", state[:-2]); page.click("[data-is=openit]")   # cut off: told, and nothing else happens
+    assert read_state(state)[0].text == "T252W:D267E" and read_state(state)[0].frozen == {
+        24,
+        32,
+        33,
+        34,
+    }
+    page.fill("[data-is=paste]", state[:-2])
+    page.click("[data-is=openit]")  # cut off: told, and nothing else happens
     assert "copy the whole string" in page.locator("[data-is=error]:not([hidden])").inner_text()
     page.select_option("[data-is=protein]", "abeta42")
-    page.wait_for_function("document.querySelector('[data-is=count]').textContent === '42 positions'")
-    page.fill("[data-is=paste]", state); page.click("[data-is=openit]")
+    page.wait_for_function(
+        "document.querySelector('[data-is=count]').textContent === '42 positions'"
+    )
+    page.fill("[data-is=paste]", state)
+    page.click("[data-is=openit]")
     settled(page, "T252W:D267E")
-    assert page.input_value("[data-is=frozen]") == "252, 260-262" and page.locator("[data-is=letters] [aria-pressed=false]").inner_text() == "W"
+    assert (
+        page.input_value("[data-is=frozen]") == "252, 260-262"
+        and page.locator("[data-is=letters] [aria-pressed=false]").inner_text() == "W"
+    )
     page.click("[data-is=other]")
     assert not complaints(page, lab[1] / "mutate.ipynb")
     for theme in ("Light", "Dark"):
         menu(page, "Settings", "Theme", f"JupyterLab {theme}")
         page.wait_for_selector(f".cm-root[data-theme={theme.lower()}]")
-        page.wait_for_function("""dark => { const map = document.querySelector('[data-is=legend]'), middle = map.getContext('2d').getImageData(184 * map.width / map.clientWidth, 9 * map.height / map.clientHeight, 1, 1).data;
-            return dark === (middle[0] + middle[1] + middle[2] < 3 * 128); }""", arg=theme == "Dark")   # zero is the middle colour of the theme
+        page.wait_for_function(
+            """dark => { const map = document.querySelector('[data-is=legend]'), middle = map.getContext('2d').getImageData(184 * map.width / map.clientWidth, 9 * map.height / map.clientHeight, 1, 1).data;
+            return dark === (middle[0] + middle[1] + middle[2] < 3 * 128); }""",
+            arg=theme == "Dark",
+        )  # zero is the middle colour of the theme
         page.locator(".cm-root").screenshot(path=pictures(tmp_path) / f"map-{theme.lower()}.png")
         assert (pictures(tmp_path) / f"map-{theme.lower()}.png").stat().st_size > 20_000
 
@@ -253,13 +370,17 @@ def test_three_thousand_residues_do_not_freeze_the_page(page):
     page.click("[data-is=openit]")
     page.wait_for_selector("text=/of 3,000 positions/")
     page.click("[data-is=all]")
-    for _ in range(8): page.click("[data-is=in]")
-    page.fill("[data-is=mutant]", "M2801W"); page.press("[data-is=mutant]", "Enter")
-    settled(page, "M2801W")                       # far from where the map is filled: a question passes in front
+    for _ in range(8):
+        page.click("[data-is=in]")
+    page.fill("[data-is=mutant]", "M2801W")
+    page.press("[data-is=mutant]", "Enter")
+    settled(page, "M2801W")  # far from where the map is filled: a question passes in front
     page.click("[data-is=cancel]:text-is('Cancel')")
     page.wait_for_selector("[data-is=cancel]:text-is('Go on')")
     assert not page.locator("text=/^3,000 positions/").count()
-    assert page.evaluate("window.worst") < 5000   # milliseconds between two pictures, on a machine that computes at the same time
+    assert (
+        page.evaluate("window.worst") < 5000
+    )  # milliseconds between two pictures, on a machine that computes at the same time
 
 
 def colours(page, box) -> int:
@@ -272,32 +393,60 @@ def colours(page, box) -> int:
 def test_structure_is_coloured_by_mean_effect_and_by_state(lab, tmp_path):
     chain = load_dataset("pdb_chains_sample").set_index("id").loc["1NKO_A"]
     seen = f"from carp_nb.widget import StructureView\nStructureView(pdb, sequence, {{'one state': 'C' * len(sequence), 'three states': {chain.dssp8.translate(str.maketrans('GIBTS', 'HHECC'))!r}}})"
-    with run_in(lab, "mutate.ipynb", seen, sequence=chain.sequence, pdb=chain.target, mutant=f"{chain.sequence[9]}10W", output_dir=str(tmp_path / "run")) as page:
-        page.wait_for_selector(".cm-root [data-is=structure][data-painted] canvas", state="attached")
+    with run_in(
+        lab,
+        "mutate.ipynb",
+        seen,
+        sequence=chain.sequence,
+        pdb=chain.target,
+        mutant=f"{chain.sequence[9]}10W",
+        output_dir=str(tmp_path / "run"),
+    ) as page:
+        page.wait_for_selector(
+            ".cm-root [data-is=structure][data-painted] canvas", state="attached"
+        )
         page.wait_for_selector(".cm-root[data-busy=false]", state="attached")
         drawn = page.locator(".cm-root [data-is=structure]")
-        drawn.scroll_into_view_if_needed(); page.wait_for_timeout(3000)
-        assert colours(page, drawn) > 30                        # red, blue and what lies between
+        drawn.scroll_into_view_if_needed()
+        page.wait_for_timeout(3000)
+        assert colours(page, drawn) > 30  # red, blue and what lies between
         before = drawn.get_attribute("data-painted")
-        page.fill("[data-is=mutant]", ""); page.press("[data-is=mutant]", "Enter"); settled(page, "WT")
-        page.wait_for_function("n => document.querySelector('[data-is=structure]').dataset.painted > n", arg=int(before))   # the side chain goes
-        page.fill("[data-is=mutant]", f"{chain.sequence[9]}10W"); page.press("[data-is=mutant]", "Enter"); settled(page, f"{chain.sequence[9]}10W")
+        page.fill("[data-is=mutant]", "")
+        page.press("[data-is=mutant]", "Enter")
+        settled(page, "WT")
+        page.wait_for_function(
+            "n => document.querySelector('[data-is=structure]').dataset.painted > n",
+            arg=int(before),
+        )  # the side chain goes
+        page.fill("[data-is=mutant]", f"{chain.sequence[9]}10W")
+        page.press("[data-is=mutant]", "Enter")
+        settled(page, f"{chain.sequence[9]}10W")
         for theme in ("Light", "Dark"):
-            menu(page, "Settings", "Theme", f"JupyterLab {theme}"); page.wait_for_timeout(2000)
+            menu(page, "Settings", "Theme", f"JupyterLab {theme}")
+            page.wait_for_timeout(2000)
             page.locator("[data-is=structurebox]").scroll_into_view_if_needed()
-            page.locator("[data-is=structurebox]").screenshot(path=pictures(tmp_path) / f"structure-{theme.lower()}.png")
+            page.locator("[data-is=structurebox]").screenshot(
+                path=pictures(tmp_path) / f"structure-{theme.lower()}.png"
+            )
         menu(page, "Settings", "Theme", "JupyterLab Light")
         boxes = page.locator(".cm-structures .cm-structure")
-        boxes.last.scroll_into_view_if_needed(); page.wait_for_timeout(2000)
+        boxes.last.scroll_into_view_if_needed()
+        page.wait_for_timeout(2000)
         page.locator(".cm-structures").screenshot(path=pictures(tmp_path) / "states.png")
-        assert boxes.count() == 2 and colours(page, boxes.last) > 1.5 * colours(page, boxes.first) > 6
+        assert (
+            boxes.count() == 2 and colours(page, boxes.last) > 1.5 * colours(page, boxes.first) > 6
+        )
 
 
 @pytest.mark.slow
 def test_zero_shot_runs_without_an_error(lab, tmp_path):
-    budget, folder = "laptop" if "CARP_NB_SCREENSHOTS" in os.environ else "smoke", "outputs/zero_shot/carp_600k_sprot50"   # a picture to keep is of a whole run
+    budget, folder = (
+        "laptop" if "CARP_NB_SCREENSHOTS" in os.environ else "smoke",
+        "outputs/zero_shot/carp_600k_sprot50",
+    )  # a picture to keep is of a whole run
     with run_in(lab, "zero_shot.ipynb", budget=budget, output_dir=folder) as page:
-        while not (lab[1] / folder / "results.parquet").is_file(): page.wait_for_timeout(1000)
+        while not (lab[1] / folder / "results.parquet").is_file():
+            page.wait_for_timeout(1000)
         page.wait_for_selector("text=/\\| Idle/")
         assert pd.read_parquet(lab[1] / folder / "results.parquet").task.nunique() == 3
         assert not complaints(page, lab[1] / "zero_shot.ipynb")

@@ -1,4 +1,5 @@
 """The command line: what it prints, what it refuses in one sentence, and downloads from a server that misbehaves."""
+
 import hashlib
 import os
 import subprocess
@@ -23,12 +24,17 @@ WILD_TYPE = "MKTAYIAKQR"
 
 @pytest.fixture(autouse=True)
 def _one_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())   # its list of fonts takes long to make again
-    for name in ("XDG_CACHE_HOME", "HOME"): monkeypatch.setenv(name, str(tmp_path))
-    for name in ("CARP_NB_DATA", "CARP_NB_WEIGHTS"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(
+        "MPLCONFIGDIR", matplotlib.get_cachedir()
+    )  # its list of fonts takes long to make again
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for name in ("CARP_NB_DATA", "CARP_NB_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
 
 
-def typed(*words): return CliRunner().invoke(app, [str(w) for w in words])
+def typed(*words):
+    return CliRunner().invoke(app, [str(w) for w in words])
 
 
 def refused(*words, contains: str) -> None:
@@ -45,32 +51,58 @@ def test_models_lists_every_model():
 def test_score_gives_what_the_library_gives(tmp_path):
     model = load_model("carp_600k_sprot50")
     (tmp_path / "one.fasta").write_text(f">one\n{WILD_TYPE}\n")
-    assert typed("score", tmp_path / "one.fasta", "--mutants", "K2A,T3C:Y5D", "-o", tmp_path / "s.csv").exit_code == 0
+    assert (
+        typed(
+            "score", tmp_path / "one.fasta", "--mutants", "K2A,T3C:Y5D", "-o", tmp_path / "s.csv"
+        ).exit_code
+        == 0
+    )
     table = pd.read_csv(tmp_path / "s.csv").set_index("mutant")
-    np.testing.assert_allclose(table.score[["K2A", "T3C:Y5D"]], score_mutants(model, WILD_TYPE, ["K2A", "T3C:Y5D"]))
+    np.testing.assert_allclose(
+        table.score[["K2A", "T3C:Y5D"]], score_mutants(model, WILD_TYPE, ["K2A", "T3C:Y5D"])
+    )
     (tmp_path / "all.csv").write_text(typed("score", WILD_TYPE).stdout)
     everything = pd.read_csv(tmp_path / "all.csv").set_index("mutant").score
-    assert len(everything) == 19 * len(WILD_TYPE) and np.isclose(everything["K2A"], mutation_scan(model, WILD_TYPE).loc[2, "A"])
+    assert len(everything) == 19 * len(WILD_TYPE) and np.isclose(
+        everything["K2A"], mutation_scan(model, WILD_TYPE).loc[2, "A"]
+    )
 
 
 def test_embed_writes_what_the_library_reads(tmp_path):
     (tmp_path / "two.fasta").write_text(f">one\n{WILD_TYPE}\n>two\nMKV\n")
-    assert typed("embed", tmp_path / "two.fasta", tmp_path / "e.safetensors", "--per", "residue").exit_code == 0
+    assert (
+        typed(
+            "embed", tmp_path / "two.fasta", tmp_path / "e.safetensors", "--per", "residue"
+        ).exit_code
+        == 0
+    )
     assert [len(v) for _, v in read_embeddings(tmp_path / "e.safetensors")] == [10, 3]
 
 
 def test_errors_are_one_sentence(tmp_path):
     refused("score", "MKT", "--mutants", "A1C", contains="the wild type has M at position 1, not A")
-    refused("score", tmp_path / "no.fasta", contains="is not a file; give a FASTA file or a sequence")
+    refused(
+        "score", tmp_path / "no.fasta", contains="is not a file; give a FASTA file or a sequence"
+    )
     refused("score", "MKT", "--model", "carp_600", contains="no model is named")
     refused("score", "MKT", "--model", "carp_4k", contains="whose weights were never published")
     refused("embed", tmp_path / "no.fasta", tmp_path / "e.safetensors", contains="no.fasta")
     refused("fetch", "abeta", contains="did you mean 'abeta42'")
     refused("corpus", tmp_path, tmp_path / "made", contains="consensus.fasta is missing")
     refused("pretrain", tmp_path / "run", "--size", "carp_5k", contains="carp_4k")
-    refused("fetch", "all", "nonsense", contains="no dataset or model is named 'nonsense'; `carp-nb verify` lists them all")
+    refused(
+        "fetch",
+        "all",
+        "nonsense",
+        contains="no dataset or model is named 'nonsense'; `carp-nb verify` lists them all",
+    )
     refused("plan", "papr", contains="there is no plan 'papr'")
-    refused("plan", "--utilisation", "-1", contains="utilisation is -1; it has to be above 0 and at most 1")
+    refused(
+        "plan",
+        "--utilisation",
+        "-1",
+        contains="utilisation is -1; it has to be above 0 and at most 1",
+    )
 
 
 def test_what_is_scored_is_said_and_a_name_is_no_sequence(tmp_path, monkeypatch):
@@ -78,46 +110,77 @@ def test_what_is_scored_is_said_and_a_name_is_no_sequence(tmp_path, monkeypatch)
     (tmp_path / "vegfa.fasta").write_text(f">one\n{WILD_TYPE}\n")
     refused("score", "proteins", "-o", "p.csv", contains="'proteins' looks like a name")
     refused("score", "vegfa", contains="did you mean vegfa.fasta")
-    done = typed("score", WILD_TYPE * 30, "--mutants", "m1a")   # longer than the name of a file may be
-    assert done.exit_code == 0 and "sequence,M1A," in done.stdout and done.stderr == "scored as a sequence of 300 residues.\n"
+    done = typed(
+        "score", WILD_TYPE * 30, "--mutants", "m1a"
+    )  # longer than the name of a file may be
+    assert (
+        done.exit_code == 0
+        and "sequence,M1A," in done.stdout
+        and done.stderr == "scored as a sequence of 300 residues.\n"
+    )
     done = typed("score", "TDP43", "--mutants", "G290N")
-    assert done.exit_code == 0 and "scored the protein of tdp43, whose first residue is number 1." in done.stderr
+    assert (
+        done.exit_code == 0
+        and "scored the protein of tdp43, whose first residue is number 1." in done.stderr
+    )
 
 
 def test_nothing_is_loaded_before_output_and_options_are_right(tmp_path, monkeypatch):
     monkeypatch.setattr("carp_nb.cli.load_model", None)
-    refused("score", WILD_TYPE, "-o", tmp_path, contains="is a folder; give the name of a file in it")
+    refused(
+        "score", WILD_TYPE, "-o", tmp_path, contains="is a folder; give the name of a file in it"
+    )
     (tmp_path / "file").touch()
-    refused("score", WILD_TYPE, "-o", tmp_path / "file" / "s.csv", contains="s.csv cannot be written")
+    refused(
+        "score", WILD_TYPE, "-o", tmp_path / "file" / "s.csv", contains="s.csv cannot be written"
+    )
     done = typed("score", WILD_TYPE, "--batch-tokens", "0")
     assert done.exit_code == 2 and "'--batch-tokens'" in done.stderr
 
 
 def test_plan_without_gpus_says_what_it_knows():
     said = typed("plan", "smoke").stdout
-    assert "minutes asked for" in said and "GPU hours" not in said and said.endswith("nothing is downloaded\n")
+    assert (
+        "minutes asked for" in said
+        and "GPU hours" not in said
+        and said.endswith("nothing is downloaded\n")
+    )
 
 
 def test_verify_of_names_reads_nothing_else(monkeypatch):
     read = []
-    monkeypatch.setattr("carp_nb.cli.content_sha256", lambda file: read.append(file.name) or "other")
-    refused("verify", "ABETA42", contains="1 of 1 sets are damaged or another version, first abeta42")
+    monkeypatch.setattr(
+        "carp_nb.cli.content_sha256", lambda file: read.append(file.name) or "other"
+    )
+    refused(
+        "verify", "ABETA42", contains="1 of 1 sets are damaged or another version, first abeta42"
+    )
     assert set(read) == {"abeta42.csv.gz", "wild_types.fasta"}
 
 
 def dataset_at(monkeypatch, url: str, sha256: str = SHA256) -> None:
     "One dataset whose only place is a local server."
-    monkeypatch.setattr(datasets, "SOURCES", [datasets.Source("far", "far/weights.bin", 1, "", "", "its page", url, kind="sequences")])
-    monkeypatch.setattr(datasets, "_FILES", {"far/weights.bin": datasets.Known(len(CONTENT), sha256)})
+    monkeypatch.setattr(
+        datasets,
+        "SOURCES",
+        [datasets.Source("far", "far/weights.bin", 1, "", "", "its page", url, kind="sequences")],
+    )
+    monkeypatch.setattr(
+        datasets, "_FILES", {"far/weights.bin": datasets.Known(len(CONTENT), sha256)}
+    )
 
 
 def test_fetch_shows_size_goes_on_after_a_break_and_checks(site, tmp_path, monkeypatch):  # noqa: F811
     dataset_at(monkeypatch, site.url)
-    monkeypatch.setattr("carp_nb.cli.load_dataset", datasets.dataset_path)   # the bytes are no FASTA
+    monkeypatch.setattr("carp_nb.cli.load_dataset", datasets.dataset_path)  # the bytes are no FASTA
     assert "missing" in typed("verify").stdout
     site.cut = True
     done = typed("fetch", "far")
-    assert done.exit_code == 1 and "2.0 MB" in done.stdout and "are kept, and another try goes on from there" in done.stderr
+    assert (
+        done.exit_code == 1
+        and "2.0 MB" in done.stdout
+        and "are kept, and another try goes on from there" in done.stderr
+    )
     site.cut = False
     done = typed("fetch", "far")
     assert done.exit_code == 0 and site.begins[-1] > 0, done.output
@@ -140,15 +203,53 @@ def test_fetch_of_a_wrong_file_throws_it_away(site, tmp_path, monkeypatch):  # n
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_pretrain_from_a_corpus(tmp_path, processes):
-    (tmp_path / "train.fasta").write_text("".join(f">{i}\n{s}\n" for i, s in load_dataset("sprot_train_sample")[:60]))
-    (tmp_path / "valid.fasta").write_text("".join(f">{i}\n{s[:100]}\n" for i, s in load_dataset("sprot_heldout_sample")[:4]))
+    (tmp_path / "train.fasta").write_text(
+        "".join(f">{i}\n{s}\n" for i, s in load_dataset("sprot_train_sample")[:60])
+    )
+    (tmp_path / "valid.fasta").write_text(
+        "".join(f">{i}\n{s[:100]}\n" for i, s in load_dataset("sprot_heldout_sample")[:4])
+    )
     assert "60 sequences" in typed("corpus", tmp_path / "train.fasta", tmp_path / "corpus").stdout
-    words = ["pretrain", tmp_path / "run", "--size", "carp_4k", "--train", tmp_path / "corpus", "--valid", tmp_path / "valid.fasta",
-             "--tokens", "20000", "--batch-tokens", "4096", "--max-length", "256", "--device", "cpu", "--dtype", "float32"]
-    if processes == 1: done = typed(*words)
+    words = [
+        "pretrain",
+        tmp_path / "run",
+        "--size",
+        "carp_4k",
+        "--train",
+        tmp_path / "corpus",
+        "--valid",
+        tmp_path / "valid.fasta",
+        "--tokens",
+        "20000",
+        "--batch-tokens",
+        "4096",
+        "--max-length",
+        "256",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    if processes == 1:
+        done = typed(*words)
     else:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "carp_nb.cli"]
-        done = subprocess.run([*launch, *map(str, words)], text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
-    assert done.stdout.count("held-out loss") == 1, done.stderr   # the first process speaks for all
-    assert {"carp_4k.safetensors", "config.json", "metrics.parquet", "learning_curve.svg"} <= {p.name for p in (tmp_path / "run").iterdir()}
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            "-m",
+            "carp_nb.cli",
+        ]
+        done = subprocess.run(
+            [*launch, *map(str, words)],
+            text=True,
+            capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
+    assert done.stdout.count("held-out loss") == 1, done.stderr  # the first process speaks for all
+    assert {"carp_4k.safetensors", "config.json", "metrics.parquet", "learning_curve.svg"} <= {
+        p.name for p in (tmp_path / "run").iterdir()
+    }
     assert "| validation loss |" in (tmp_path / "run/README.md").read_text()

@@ -1,4 +1,5 @@
 """What does not read well as notebook cells: the shipped inputs against their makers, their README and the training set."""
+
 import gzip
 import importlib.util
 import os
@@ -21,38 +22,65 @@ MAKER = DATA / "make_shipped.py"
 def official(path: str) -> Path:
     "A file below CARP_NB_DATA; the test is skipped, and says so, without it."
     found = Path(os.environ.get("CARP_NB_DATA", "nowhere"), path)
-    if not found.exists(): pytest.skip(f"{path} is not below CARP_NB_DATA")
+    if not found.exists():
+        pytest.skip(f"{path} is not below CARP_NB_DATA")
     return found
 
 
 def test_no_heldout_sequence_is_in_the_training_set():
-    heldout = {sequence for name in ("sprot_valid_sample", "sprot_heldout_sample") for _, sequence in load_dataset(name)}
+    heldout = {
+        sequence
+        for name in ("sprot_valid_sample", "sprot_heldout_sample")
+        for _, sequence in load_dataset(name)
+    }
     assert len(heldout) == 600
     train = official("pretrain/train.fasta.gz")
     assert not [name for name, sequence in read_fasta(train) if sequence in heldout]
 
 
 def test_samples_hold_only_entries_that_may_ship():
-    for name, n in (("sprot_train_sample", 2000), ("sprot_valid_sample", 200), ("sprot_heldout_sample", 400)):
-        headers = [h for h in gzip.open(DATA / f"sequences/{name}.fasta.gz", "rt") if h.startswith(">")]
+    for name, n in (
+        ("sprot_train_sample", 2000),
+        ("sprot_valid_sample", 200),
+        ("sprot_heldout_sample", 400),
+    ):
+        headers = [
+            h for h in gzip.open(DATA / f"sequences/{name}.fasta.gz", "rt") if h.startswith(">")
+        ]
         assert len(headers) == n
-        assert {h.split()[2] for h in headers} <= {"src=SwissProt_2014_01", "src=UniProtKB_MMseqs2_example"}
+        assert {h.split()[2] for h in headers} <= {
+            "src=SwissProt_2014_01",
+            "src=UniProtKB_MMseqs2_example",
+        }
 
 
-@pytest.mark.parametrize("what,folder", [("scans", "scans"), ("wild_types", "scans"), ("sequences", "sequences"), ("chains", "chains")])
+@pytest.mark.parametrize(
+    "what,folder",
+    [("scans", "scans"), ("wild_types", "scans"), ("sequences", "sequences"), ("chains", "chains")],
+)
 def test_makers_give_the_shipped_content(what, folder, tmp_path):
-    if what in ("scans", "wild_types") and importlib.util.find_spec("mavenn") is None: pytest.skip("the package mavenn is not installed")
-    if what == "wild_types": official("proteingym/DMS_substitutions.csv")
-    if what == "sequences": official("pretrain/train.fasta.gz")
-    if what == "chains": official("structures/chains.tsv.gz")
+    if what in ("scans", "wild_types") and importlib.util.find_spec("mavenn") is None:
+        pytest.skip("the package mavenn is not installed")
+    if what == "wild_types":
+        official("proteingym/DMS_substitutions.csv")
+    if what == "sequences":
+        official("pretrain/train.fasta.gz")
+    if what == "chains":
+        official("structures/chains.tsv.gz")
     subprocess.run([sys.executable, MAKER, what, "--out", tmp_path], check=True)
     made = sorted((tmp_path / folder).iterdir())
     assert made and all(content_sha256(p) == content_sha256(DATA / folder / p.name) for p in made)
 
 
 def test_readme_lists_every_file_with_its_sum():
-    listed = dict(re.findall(r"^\| `([^`]+)` .*`([0-9a-f]{64})` \|$", (DATA / "README.md").read_text(), re.M))
-    files = {str(p.relative_to(DATA)): content_sha256(p) for p in DATA.rglob("*") if p.suffix in (".gz", ".fasta", ".csv")}
+    listed = dict(
+        re.findall(r"^\| `([^`]+)` .*`([0-9a-f]{64})` \|$", (DATA / "README.md").read_text(), re.M)
+    )
+    files = {
+        str(p.relative_to(DATA)): content_sha256(p)
+        for p in DATA.rglob("*")
+        if p.suffix in (".gz", ".fasta", ".csv")
+    }
     assert listed == files
 
 
@@ -64,7 +92,10 @@ def test_a_set_that_is_not_here_is_fetched_by_address_and_sum(monkeypatch, tmp_p
     monkeypatch.setattr(datasets, "fetch", lambda url, **options: asked.update(url=url, **options))
     datasets.dataset_path("PA_FLU_Sun2015")
     assert asked["url"].endswith("/data/viral/metadata/IAV_PA_Wu.csv")
-    assert asked["folder"] / asked["filename"] == tmp_path / "cache/data/dms_deepsequence/IAV_PA_Wu.csv"
+    assert (
+        asked["folder"] / asked["filename"]
+        == tmp_path / "cache/data/dms_deepsequence/IAV_PA_Wu.csv"
+    )
     assert "CARP_NB_DATA to a folder that holds dms_deepsequence/IAV_PA_Wu.csv.gz" in asked["hint"]
     assert re.fullmatch("[0-9a-f]{64}", asked["sha256"])
 
@@ -73,39 +104,73 @@ def test_a_published_tar_is_fetched_once_and_unpacked(monkeypatch, tmp_path):
     "TAPE's sets are tars of three files; the member is found whatever its layout, and a damaged tar is one sentence."
     (tmp_path / "stability").mkdir()
     for split, letter in zip(("train", "valid", "test"), "ACD"):
-        (tmp_path / f"stability/stability_{split}.json").write_text(f'[{{"primary": "MKV{letter}", "stability_score": [1.0]}}]')
-    with tarfile.open(tmp_path / "stability.tar.gz", "w:gz") as packed: packed.add(tmp_path / "stability", "stability")
+        (tmp_path / f"stability/stability_{split}.json").write_text(
+            f'[{{"primary": "MKV{letter}", "stability_score": [1.0]}}]'
+        )
+    with tarfile.open(tmp_path / "stability.tar.gz", "w:gz") as packed:
+        packed.add(tmp_path / "stability", "stability")
     asked = []
-    (tmp_path / "empty").mkdir(); monkeypatch.setenv("CARP_NB_DATA", str(tmp_path / "empty"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("CARP_NB_DATA", str(tmp_path / "empty"))
     monkeypatch.setattr(datasets, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(datasets, "fetch", lambda url, **options: asked.append(url) or tmp_path / "stability.tar.gz")
+    monkeypatch.setattr(
+        datasets, "fetch", lambda url, **options: asked.append(url) or tmp_path / "stability.tar.gz"
+    )
     table = load_dataset("tape_stability", check=False)
-    assert table.sequence.tolist() == ["MKVA", "MKVC", "MKVD"] and table.split.tolist() == ["train", "valid", "test"]
-    assert set(asked) == {"http://s3.amazonaws.com/songlabdata/proteindata/data_raw_pytorch/stability.tar.gz"}
-    with pytest.raises(ValueError, match=r"1 \+ 1 \+ 1 rows read where 53614"): load_dataset("tape_stability")
+    assert table.sequence.tolist() == ["MKVA", "MKVC", "MKVD"] and table.split.tolist() == [
+        "train",
+        "valid",
+        "test",
+    ]
+    assert set(asked) == {
+        "http://s3.amazonaws.com/songlabdata/proteindata/data_raw_pytorch/stability.tar.gz"
+    }
+    with pytest.raises(ValueError, match=r"1 \+ 1 \+ 1 rows read where 53614"):
+        load_dataset("tape_stability")
     (tmp_path / "stability.tar.gz").write_bytes(b"\x1f\x8bcut off")
     monkeypatch.setattr(datasets, "cache_dir", lambda: tmp_path / "other")
-    with pytest.raises(ValueError, match="cannot be unpacked"): load_dataset("tape_stability")
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        load_dataset("tape_stability")
 
 
 def test_aav_splits_drop_rows_outside_the_split(monkeypatch, tmp_path):
     "The official file, which could not be had, in its own layout: rows of another split have an empty `set`."
     (tmp_path / "flip/aav").mkdir(parents=True)
     with zipfile.ZipFile(tmp_path / "flip/aav/splits.zip", "w") as packed:
-        for split in ("des_mut", "mut_des", "one_vs_many", "two_vs_many", "seven_vs_many", "low_vs_high", "sampled"):
-            packed.writestr(f"splits/{split}.csv", "sequence,target,set,validation\nMAADGY,1.5,train,\nMAADGF,0.5,train,True\nMA*DGW,-1,test,\nMAADGV,2,,\n")
+        for split in (
+            "des_mut",
+            "mut_des",
+            "one_vs_many",
+            "two_vs_many",
+            "seven_vs_many",
+            "low_vs_high",
+            "sampled",
+        ):
+            packed.writestr(
+                f"splits/{split}.csv",
+                "sequence,target,set,validation\nMAADGY,1.5,train,\nMAADGF,0.5,train,True\nMA*DGW,-1,test,\nMAADGV,2,,\n",
+            )
     monkeypatch.setenv("CARP_NB_DATA", str(tmp_path))
-    names = [n for n in datasets.list_datasets().index if re.fullmatch("flip_aav_(?!substitutions).*", n)]
+    names = [
+        n for n in datasets.list_datasets().index if re.fullmatch("flip_aav_(?!substitutions).*", n)
+    ]
     assert len(names) == 7
     for name in names:
         table = load_dataset(name, check=False)
         assert table.split.tolist() == ["train", "valid", "test"] and table.sequence[2] == "MADGW"
-        assert table.attrs["dropped"]["no split"] == 1 and table.attrs["stripped"] == 1 and not table.attrs["verified"]
-    with pytest.raises(ValueError, match=r"2 \+ 1 rows read where 1170 \+ 81413"): load_dataset("flip_aav_one_vs_many")
+        assert (
+            table.attrs["dropped"]["no split"] == 1
+            and table.attrs["stripped"] == 1
+            and not table.attrs["verified"]
+        )
+    with pytest.raises(ValueError, match=r"2 \+ 1 rows read where 1170 \+ 81413"):
+        load_dataset("flip_aav_one_vs_many")
 
 
 def test_chains_are_unpacked_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "cache_dir", lambda: tmp_path)
     table = load_dataset("pdb_chains_sample")
-    assert table.target.nunique() == 60 and all(Path(p).is_relative_to(tmp_path) for p in table.target)
+    assert table.target.nunique() == 60 and all(
+        Path(p).is_relative_to(tmp_path) for p in table.target
+    )
     assert not list(tmp_path.rglob(".unpack-*"))

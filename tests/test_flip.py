@@ -1,4 +1,5 @@
 """flip.ipynb and in_domain.ipynb by papermill, with the smallest settings."""
+
 import os
 import subprocess
 import sys
@@ -13,35 +14,91 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def papermill(notebook: str, tmp_path: Path, **parameters: str) -> tuple[int, str]:
-    words = [sys.executable, "-m", "papermill", str(ROOT / f"nbs/{notebook}.ipynb"), str(tmp_path / "executed.ipynb"), "--no-progress-bar"]
-    for name, value in {"output_dir": str(tmp_path / "out"), "budget": "smoke", **parameters}.items(): words += ["-p", name, value]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
-                          env={**os.environ, "TQDM_DISABLE": "1", "CARP_NB_DATA": ""})
+    words = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / f"nbs/{notebook}.ipynb"),
+        str(tmp_path / "executed.ipynb"),
+        "--no-progress-bar",
+    ]
+    for name, value in {
+        "output_dir": str(tmp_path / "out"),
+        "budget": "smoke",
+        **parameters,
+    }.items():
+        words += ["-p", name, value]
+    done = subprocess.run(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "TQDM_DISABLE": "1", "CARP_NB_DATA": ""},
+    )
     return done.returncode, " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("notebook, place, tables", [("flip", {"splits": "random", "seeds": "2", "train_rows": "20", "epochs": "1"}, ["table_2", "table_3"]), ("in_domain", {"tasks": "abeta42"}, ["table_4"])])
+@pytest.mark.parametrize(
+    "notebook, place, tables",
+    [
+        (
+            "flip",
+            {"splits": "random", "seeds": "2", "train_rows": "20", "epochs": "1"},
+            ["table_2", "table_3"],
+        ),
+        ("in_domain", {"tasks": "abeta42"}, ["table_4"]),
+    ],
+)
 def test_smoke_on_what_ships(notebook, place, tables, tmp_path):
     status, shown = papermill(notebook, tmp_path, methods="ridge,pt-fr,cnn", **place)
     assert status == 0, shown
     rows = pd.read_parquet(tmp_path / "out/results.parquet")
     scores = rows[rows.metric == "spearman"]
-    assert set(zip(scores.model, scores.method)) == {("ridge", "train"), ("ridge", "train + valid"), ("cnn", "train"), ("carp_600k_sprot50", "pt-fr")}
-    assert scores.value.between(-1, 1).all() and scores.data_sha.str.len().eq(64).all() and set(rows.section) == {notebook}
-    assert scores.groupby("model").seed.unique().map(sorted).to_dict() == {m: [0] if m == "ridge" else list(range(int(place.get("seeds", 1)))) for m in set(scores.model)}
+    assert set(zip(scores.model, scores.method)) == {
+        ("ridge", "train"),
+        ("ridge", "train + valid"),
+        ("cnn", "train"),
+        ("carp_600k_sprot50", "pt-fr"),
+    }
+    assert (
+        scores.value.between(-1, 1).all()
+        and scores.data_sha.str.len().eq(64).all()
+        and set(rows.section) == {notebook}
+    )
+    assert scores.groupby("model").seed.unique().map(sorted).to_dict() == {
+        m: [0] if m == "ridge" else list(range(int(place.get("seeds", 1))))
+        for m in set(scores.model)
+    }
     read = rows[(rows.metric == "train_rows") & (rows.method == "pt-fr")].iloc[0]
-    assert read.value == int(place.get("train_rows", 32)) < read.n   # a smoke run reads part of the rows and says so
+    assert (
+        read.value == int(place.get("train_rows", 32)) < read.n
+    )  # a smoke run reads part of the rows and says so
     for table in tables:
         cells = pd.read_csv(tmp_path / f"out/{table}.csv")
-        assert cells.paper.notna().any() and not cells["set"].isin(["gb1_olson_sample", "abeta42"]).any()   # a stand-in is never beside the paper
-    assert {p.name for p in (tmp_path / "out").glob("*.svg")} == {"against_paper.svg", "training_size.svg"}
+        assert (
+            cells.paper.notna().any()
+            and not cells["set"].isin(["gb1_olson_sample", "abeta42"]).any()
+        )  # a stand-in is never beside the paper
+    assert {p.name for p in (tmp_path / "out").glob("*.svg")} == {
+        "against_paper.svg",
+        "training_size.svg",
+    }
 
 
-@pytest.mark.parametrize("notebook, parameters, sentence", [
-    ("flip", {"splits": "one_vs_rest"}, "splits has 'one_vs_rest'; use random, low-vs-high."),
-    ("flip", {"methods": "ridge,pt"}, "methods has 'pt'; use pt-fr, pt-ft, na-fr, na-ft, ridge, cnn."),
-    ("in_domain", {"tasks": "sprot_heldout_sample"}, "without a measurement"),
-])
+@pytest.mark.parametrize(
+    "notebook, parameters, sentence",
+    [
+        ("flip", {"splits": "one_vs_rest"}, "splits has 'one_vs_rest'; use random, low-vs-high."),
+        (
+            "flip",
+            {"methods": "ridge,pt"},
+            "methods has 'pt'; use pt-fr, pt-ft, na-fr, na-ft, ridge, cnn.",
+        ),
+        ("in_domain", {"tasks": "sprot_heldout_sample"}, "without a measurement"),
+    ],
+)
 def test_wrong_parameters(notebook, parameters, sentence, tmp_path):
     status, shown = papermill(notebook, tmp_path, **parameters)
     assert status != 0 and sentence in shown, shown
@@ -52,4 +109,7 @@ def test_test_rows_are_the_same_for_every_seed_and_never_in_training():
     pd.testing.assert_frame_equal(task, load_task("gb1_olson_sample", "random"))
     part = part_of(task, 300, 200, seed=1)
     test = set(task.sequence[task.split == "test"])
-    assert set(part.sequence[part.split == "test"]) <= test and not set(part.sequence[part.split != "test"]) & test
+    assert (
+        set(part.sequence[part.split == "test"]) <= test
+        and not set(part.sequence[part.split != "test"]) & test
+    )

@@ -1,4 +1,5 @@
 """The project's own files agree with each other, and what is built from them is whole."""
+
 import ast
 import configparser
 import importlib.metadata
@@ -27,43 +28,63 @@ NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 NOTEBOOKS = [p for p in NOTEBOOKS if ".ipynb_checkpoints" not in p.parts]
 
 
-def read(path: Path) -> nbformat.NotebookNode: return nbformat.read(path, as_version=4)
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
 
 
 def is_library(path: Path) -> bool:
-    return any(re.search(r"^#\|\s*default_exp\b", c.source, re.M) for c in read(path).cells if c.cell_type == "code")
+    return any(
+        re.search(r"^#\|\s*default_exp\b", c.source, re.M)
+        for c in read(path).cells
+        if c.cell_type == "code"
+    )
 
 
 SECTIONS = [p for p in NOTEBOOKS if p.name != "index.ipynb" and not is_library(p)]
 
 
-def requirements(key: str) -> list[Requirement]: return [Requirement(r) for r in SETTINGS[key].split()]
+def requirements(key: str) -> list[Requirement]:
+    return [Requirement(r) for r in SETTINGS[key].split()]
 
 
-REQUIREMENT_KEYS = [key for key in SETTINGS if key == "requirements" or key.endswith("_requirements")]
+REQUIREMENT_KEYS = [
+    key for key in SETTINGS if key == "requirements" or key.endswith("_requirements")
+]
 
 
 def run(*command, cwd: Path, **kwargs) -> str:
     "Output of a command; its words are the failure."
-    done = subprocess.run([str(c) for c in command], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          stdin=subprocess.DEVNULL, **kwargs)
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        **kwargs,
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 # the project's files
 
+
 def test_environment_yml_agrees_with_settings():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     plain = [d for d in environment["dependencies"] if isinstance(d, str)]
-    by_pip, = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    (by_pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
     assert plain == [f"python={SETTINGS['min_python']}", "pip"]
     extra = re.fullmatch(r"-e \.\[(\w+)\]", by_pip[0])[1]
     assert len(by_pip) == 1 and f"{extra}_requirements" in SETTINGS
 
 
 def test_constraints_pin_every_direct_requirement():
-    lines = [l for l in (ROOT / "constraints.txt").read_text().splitlines() if l and not l.startswith("#")]
+    lines = [
+        l
+        for l in (ROOT / "constraints.txt").read_text().splitlines()
+        if l and not l.startswith("#")
+    ]
     pins = {}
     for line in lines:
         # a bare name==version: no local version (+cpu), path, address or option, which other machines do not have
@@ -73,7 +94,8 @@ def test_constraints_pin_every_direct_requirement():
     assert len(pins) == len(lines), "a package is pinned twice"
     direct = {canonicalize_name(r.name): r for key in REQUIREMENT_KEYS for r in requirements(key)}
     assert pins.keys() == direct.keys()
-    for name, requirement in direct.items(): assert requirement.specifier.contains(pins[name]), f"{requirement} against {pins[name]}"
+    for name, requirement in direct.items():
+        assert requirement.specifier.contains(pins[name]), f"{requirement} against {pins[name]}"
 
 
 def test_package_imports_only_its_requirements():
@@ -82,11 +104,18 @@ def test_package_imports_only_its_requirements():
     allowed = {canonicalize_name(r.name) for r in requirements("requirements")}
     for module in (ROOT / "carp_nb").glob("*.py"):
         for node in ast.walk(ast.parse(module.read_text())):
-            if isinstance(node, ast.Import): names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
-            else: continue
-            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"carp_nb"}:
-                assert {canonicalize_name(d) for d in provides.get(top, [])} & allowed, f"{module.name} imports {top}"
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            else:
+                continue
+            for top in (
+                {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"carp_nb"}
+            ):
+                assert {canonicalize_name(d) for d in provides.get(top, [])} & allowed, (
+                    f"{module.name} imports {top}"
+                )
 
 
 def test_version_is_one():
@@ -98,8 +127,16 @@ def test_version_is_one():
 
 def test_citation_names_software_and_paper():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert {"cff-version", "message", "title", "authors"} <= citation.keys()  # what the format demands
-    assert citation["title"] == SETTINGS["lib_path"] and citation["license"].lower() == SETTINGS["license"]
+    assert {
+        "cff-version",
+        "message",
+        "title",
+        "authors",
+    } <= citation.keys()  # what the format demands
+    assert (
+        citation["title"] == SETTINGS["lib_path"]
+        and citation["license"].lower() == SETTINGS["license"]
+    )
     paper = citation["preferred-citation"]
     assert [a["family-names"] for a in paper["authors"]] == ["Yang", "Fusi", "Lu"]
     assert paper["title"] in SETTINGS["description"]
@@ -107,18 +144,31 @@ def test_citation_names_software_and_paper():
 
 # the notebooks
 
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebook_holds_no_error_and_opens_with_python3(path):
     notebook = read(path)
     assert notebook.metadata.kernelspec.name == "python3"
-    errors = [i for i, cell in enumerate(notebook.cells) for o in cell.get("outputs", []) if o.output_type == "error"]
+    errors = [
+        i
+        for i, cell in enumerate(notebook.cells)
+        for o in cell.get("outputs", [])
+        if o.output_type == "error"
+    ]
     assert not errors, f"cells {errors} were saved with an error"
 
 
 def links(text: str) -> list[str]:
     "Targets of a text's relative links, without the anchor."
-    found = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S))]
-    return [target for target in found if target and not re.match(r"[a-z][a-z0-9+.-]*:", target, re.I)]
+    found = [
+        target.partition("#")[0]
+        for target in re.findall(
+            r"\]\(([^)\s]+)\)", re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
+        )
+    ]
+    return [
+        target for target in found if target and not re.match(r"[a-z][a-z0-9+.-]*:", target, re.I)
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
@@ -126,14 +176,26 @@ def test_notebook_has_a_title_and_links_that_exist_and_leads_on(path):
     cells = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
     title, purpose = re.match(r"# (\S.*)\n\n> (\S.*)", cells[0] + "\n").groups()
     assert not re.search(r"^# ", "\n".join(cells[1:]), re.M), "a second title"
-    if is_library(path): assert path.stem.partition("_")[2] == title
-    missing = [target for cell in cells for target in links(cell) if not (path.parent / target).exists() and not target.startswith("../_docs/")]
+    if is_library(path):
+        assert path.stem.partition("_")[2] == title
+    missing = [
+        target
+        for cell in cells
+        for target in links(cell)
+        if not (path.parent / target).exists() and not target.startswith("../_docs/")
+    ]
     assert not missing, f"nothing is at {missing}"
     last = read(path).cells[-1]
-    assert last.cell_type == "markdown" and "Next: [" in last.source, "the last cell names no next notebook"
+    assert last.cell_type == "markdown" and "Next: [" in last.source, (
+        "the last cell names no next notebook"
+    )
     after, *_ = links(last.source.rpartition("Next: ")[2])
     library = [p.name for p in NOTEBOOKS if is_library(p)]
-    assert after in ({p.name for p in NOTEBOOKS} - {path.name} if path.name not in library[:-1] else {library[library.index(path.name) + 1]})
+    assert after in (
+        {p.name for p in NOTEBOOKS} - {path.name}
+        if path.name not in library[:-1]
+        else {library[library.index(path.name) + 1]}
+    )
 
 
 @pytest.mark.parametrize("path", SECTIONS, ids=lambda p: p.name)
@@ -143,28 +205,50 @@ def test_section_notebook_has_one_parameters_cell(path):
 
 def test_notebooks_are_clean_and_agree_with_the_package(tmp_path):
     "Export and clean a copy, modules made from nothing: whatever then differs was edited by hand or not exported."
-    for name in ("settings.ini", "setup.py", "pyproject.toml"): shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    before = {p.relative_to(ROOT).as_posix(): p.read_bytes()
-              for p in [ROOT / "pyproject.toml", *NOTEBOOKS, *(ROOT / "carp_nb").rglob("*.py")]}
+    for name in ("settings.ini", "setup.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(
+        ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    )
+    before = {
+        p.relative_to(ROOT).as_posix(): p.read_bytes()
+        for p in [ROOT / "pyproject.toml", *NOTEBOOKS, *(ROOT / "carp_nb").rglob("*.py")]
+    }
     for command in ("nbdev_export", "nbdev_clean"):
         run(Path(sys.executable).with_name(command), cwd=tmp_path)
-    after = {p.relative_to(tmp_path).as_posix(): p.read_bytes()
-             for p in [tmp_path / "pyproject.toml", *(tmp_path / "nbs").rglob("*.ipynb"), *(tmp_path / "carp_nb").rglob("*.py")]}
-    different = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    assert not different, f"{', '.join(different)}: not clean, or not what the notebooks give; run `make sync`"
+    after = {
+        p.relative_to(tmp_path).as_posix(): p.read_bytes()
+        for p in [
+            tmp_path / "pyproject.toml",
+            *(tmp_path / "nbs").rglob("*.ipynb"),
+            *(tmp_path / "carp_nb").rglob("*.py"),
+        ]
+    }
+    different = sorted(
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    )
+    assert not different, (
+        f"{', '.join(different)}: not clean, or not what the notebooks give; run `make sync`"
+    )
 
 
-def test_readme_is_made_from_index(): run(sys.executable, "scripts/readme.py", "--check", cwd=ROOT)
+def test_readme_is_made_from_index():
+    run(sys.executable, "scripts/readme.py", "--check", cwd=ROOT)
 
 
 # the wheel
 
+
 def build(kind: str, source: Path, out: Path) -> Path:
     "A wheel or an sdist by the hook that pip calls, without fetching anything."
     out.mkdir(exist_ok=True)
-    run(sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})", cwd=source)
-    built, = out.iterdir()
+    run(
+        sys.executable,
+        "-c",
+        f"from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})",
+        cwd=source,
+    )
+    (built,) = out.iterdir()
     return built
 
 
@@ -172,35 +256,62 @@ def build(kind: str, source: Path, out: Path) -> Path:
 def wheel(tmp_path_factory) -> Path:
     "Built from an unpacked sdist, so that both are known to hold all they need."
     place = tmp_path_factory.mktemp("wheel")
-    skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "outputs", "data")
+    skip = shutil.ignore_patterns(
+        ".*", "__pycache__", "*.egg-info", "build", "dist", "outputs", "data"
+    )
     shutil.copytree(ROOT, place / "source", ignore=skip)
-    with tarfile.open(build("sdist", place / "source", place / "sdist")) as packed: packed.extractall(place)
+    with tarfile.open(build("sdist", place / "source", place / "sdist")) as packed:
+        packed.extractall(place)
     return build("wheel", place / f"{SETTINGS['lib_path']}-{SETTINGS['version']}", place / "wheel")
 
 
 def test_wheel_holds_modules_and_weights(wheel):
-    expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "carp_nb").rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    expected = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "carp_nb").rglob("*")
+        if p.is_file() and p.suffix != ".pyc"
+    }
     with zipfile.ZipFile(wheel) as packed:
         assert {n for n in packed.namelist() if n.startswith("carp_nb/")} == expected
-        metadata = packed.read(next(n for n in packed.namelist() if n.endswith(".dist-info/METADATA"))).decode()
-    promised = {line.split(": ", 1)[1] for line in metadata.splitlines() if line.startswith("Requires-Dist: ")}
-    assert {Requirement(r).name for r in promised if "extra ==" not in r} == {r.name for r in requirements("requirements")}
-    extras = {line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
-    assert extras == {key.removesuffix("_requirements") for key in REQUIREMENT_KEYS} - {"requirements"}
+        metadata = packed.read(
+            next(n for n in packed.namelist() if n.endswith(".dist-info/METADATA"))
+        ).decode()
+    promised = {
+        line.split(": ", 1)[1]
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist: ")
+    }
+    assert {Requirement(r).name for r in promised if "extra ==" not in r} == {
+        r.name for r in requirements("requirements")
+    }
+    extras = {
+        line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")
+    }
+    assert extras == {key.removesuffix("_requirements") for key in REQUIREMENT_KEYS} - {
+        "requirements"
+    }
 
 
 def test_wheel_works_outside_the_project(wheel, tmp_path):
     "Every module is imported and every shipped model loaded by name, from an empty folder; the wheel unpacked stands in for an installation."
     installed, empty = tmp_path / "installed", tmp_path / "empty"
     empty.mkdir()
-    with zipfile.ZipFile(wheel) as packed: packed.extractall(installed)
-    modules = [f"carp_nb.{p.stem}" for p in installed.glob("carp_nb/*.py") if not p.stem.startswith("_")]
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(installed)
+    modules = [
+        f"carp_nb.{p.stem}" for p in installed.glob("carp_nb/*.py") if not p.stem.startswith("_")
+    ]
     models = [p.stem for p in installed.glob("carp_nb/weights/*.safetensors")]
     assert modules
-    code = (f"import sys, importlib; sys.path.insert(0, {str(installed)!r})\n"
-            f"for m in {modules!r}: print(importlib.import_module(m).__file__)\n"
-            f"for m in {models!r}: sys.modules['carp_nb.pretrained'].load_model(m, device='cpu')")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("CARP_NB_")} | {"HOME": str(empty), "XDG_CACHE_HOME": str(empty),
-                   "MPLCONFIGDIR": matplotlib.get_cachedir()}   # its list of fonts takes long to make again
+    code = (
+        f"import sys, importlib; sys.path.insert(0, {str(installed)!r})\n"
+        f"for m in {modules!r}: print(importlib.import_module(m).__file__)\n"
+        f"for m in {models!r}: sys.modules['carp_nb.pretrained'].load_model(m, device='cpu')"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CARP_NB_")} | {
+        "HOME": str(empty),
+        "XDG_CACHE_HOME": str(empty),
+        "MPLCONFIGDIR": matplotlib.get_cachedir(),
+    }  # its list of fonts takes long to make again
     files = run(sys.executable, "-c", code, cwd=empty, env=environment).split()
     assert files and all(f.startswith(str(installed)) for f in files)

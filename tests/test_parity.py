@@ -4,6 +4,7 @@ Every weight is random, layer norms, biases and the mask token's embedding inclu
 could be swapped without a trace. The 640M model is compared at full depth in float32, with its weights shared between the two; in float64
 it keeps its width but has nine blocks, which is every dilation and the return to one. The depth changes only how often a block repeats.
 """
+
 from dataclasses import asdict, replace
 
 import pytest
@@ -16,9 +17,13 @@ from carp_nb.alphabet import PROTEIN
 from carp_nb.carp import CARP, CARPConfig, TABLE_S1
 from carp_nb.pretrained import load_model, save_checkpoint, to_published
 
-ONES_ON_DISK = [name for name in TABLE_S1 if name != "carp_640m"]  # its file and three copies would take ten gigabytes
+ONES_ON_DISK = [
+    name for name in TABLE_S1 if name != "carp_640m"
+]  # its file and three copies would take ten gigabytes
 SHALLOW_640M = replace(TABLE_S1["carp_640m"], n_layers=9)
-RELU = CARPConfig(24, 9, slim=False, d_embed=6, kernel_size=3, r=16, activation="relu")  # what no size of Table S1 has
+RELU = CARPConfig(
+    24, 9, slim=False, d_embed=6, kernel_size=3, r=16, activation="relu"
+)  # what no size of Table S1 has
 
 
 def tolerance(name: str) -> float:
@@ -31,10 +36,14 @@ def perturbed(config: CARPConfig, name: str) -> CARP:
     "A model all of whose weights are random: layer norms around one, biases around zero, linear layers at their usual scale."
     model, generator = CARP(config, name), torch.Generator().manual_seed(0)
     for key, value in model.named_parameters():
-        if key.endswith("bias"): value.normal_(0, 0.1, generator=generator)
-        elif "norm" in key: value.normal_(1, 0.1, generator=generator)
-        elif key.startswith("embed"): value.normal_(0, 1, generator=generator)
-        else: value.normal_(0, value[0].numel() ** -0.5, generator=generator)
+        if key.endswith("bias"):
+            value.normal_(0, 0.1, generator=generator)
+        elif "norm" in key:
+            value.normal_(1, 0.1, generator=generator)
+        elif key.startswith("embed"):
+            value.normal_(0, 1, generator=generator)
+        else:
+            value.normal_(0, value[0].numel() ** -0.5, generator=generator)
     return model.eval()
 
 
@@ -42,8 +51,18 @@ def reference_sharing(model: CARP) -> ReferenceCARP:
     "The released code on the very memory of our weights, so that the largest model is held once."
     config = asdict(model.config)
     with torch.device("meta"):
-        bare = ByteNetLM(30, config["d_embed"], config["d_model"], config["n_layers"], config["kernel_size"], config["r"],
-                         padding_idx=PROTEIN.mask_idx, final_ln=True, slim=config["slim"], activation=config["activation"])
+        bare = ByteNetLM(
+            30,
+            config["d_embed"],
+            config["d_model"],
+            config["n_layers"],
+            config["kernel_size"],
+            config["r"],
+            padding_idx=PROTEIN.mask_idx,
+            final_ln=True,
+            slim=config["slim"],
+            activation=config["activation"],
+        )
     bare.load_state_dict(to_published(model.state_dict()), strict=True, assign=True)
     return ReferenceCARP(bare.eval(), PROTEIN.pad_idx)
 
@@ -67,9 +86,15 @@ def assert_same(model: CARP, reference: ReferenceCARP, lengths: list[int], atol:
     ours = model.decoder(model.norm(hidden))
     for row, length in enumerate(lengths):
         last = theirs["representations"][model.config.n_layers][row, :length]
-        torch.testing.assert_close(hidden[row, :length], last, rtol=0, atol=atol * last.abs().max().item())  # not of order one
-        torch.testing.assert_close(ours[row, :length], theirs["logits"][row, :length], rtol=0, atol=atol)
-        torch.testing.assert_close(ours[row, :length], model(tokens[row:row + 1, :length])[0], rtol=0, atol=atol)
+        torch.testing.assert_close(
+            hidden[row, :length], last, rtol=0, atol=atol * last.abs().max().item()
+        )  # not of order one
+        torch.testing.assert_close(
+            ours[row, :length], theirs["logits"][row, :length], rtol=0, atol=atol
+        )
+        torch.testing.assert_close(
+            ours[row, :length], model(tokens[row : row + 1, :length])[0], rtol=0, atol=atol
+        )
     assert ours.std() > 0.1  # logits that differ from each other
 
 
@@ -84,10 +109,18 @@ def test_their_loader_reads_our_file(name, tmp_path):
 @pytest.mark.parametrize("name", ONES_ON_DISK)
 def test_we_read_their_file(name, tmp_path):
     shape = asdict(TABLE_S1[name])
-    stored = {"model": name, **shape, "model_state_dict": to_published(perturbed(TABLE_S1[name], name).state_dict())}
+    stored = {
+        "model": name,
+        **shape,
+        "model_state_dict": to_published(perturbed(TABLE_S1[name], name).state_dict()),
+    }
     reference = load_carp(stored)
-    torch.save({**stored, "model_state_dict": reference.model.state_dict()}, tmp_path / f"{name}.pt")
-    assert_same(load_model(tmp_path / f"{name}.pt", device="cpu"), reference, [40, 12], tolerance(name))
+    torch.save(
+        {**stored, "model_state_dict": reference.model.state_dict()}, tmp_path / f"{name}.pt"
+    )
+    assert_same(
+        load_model(tmp_path / f"{name}.pt", device="cpu"), reference, [40, 12], tolerance(name)
+    )
 
 
 def test_640m_at_full_depth():
@@ -110,6 +143,12 @@ def test_the_comparison_notices_a_swap():
         reference = reference_sharing(perturbed(TABLE_S1["carp_40k"], "carp"))
         block = reference.model.embedder.layers[3]
         with torch.no_grad():
-            if change == "norm": block.sequence1[3].bias, block.sequence2[0].bias = block.sequence2[0].bias, block.sequence1[3].bias
-            else: reference.model.embedder.embedder.weight[PROTEIN.mask_idx] = 0
-        with pytest.raises(AssertionError): assert_same(model, reference, [40, 12], tolerance("carp_40k"))
+            if change == "norm":
+                block.sequence1[3].bias, block.sequence2[0].bias = (
+                    block.sequence2[0].bias,
+                    block.sequence1[3].bias,
+                )
+            else:
+                reference.model.embedder.embedder.weight[PROTEIN.mask_idx] = 0
+        with pytest.raises(AssertionError):
+            assert_same(model, reference, [40, 12], tolerance("carp_40k"))

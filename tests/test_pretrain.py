@@ -1,4 +1,5 @@
 """Pretraining over several processes, killed at any moment, and with a damaged checkpoint: always the run that was planned."""
+
 import json
 import os
 import random
@@ -19,24 +20,41 @@ from carp_nb.datasets import load_dataset
 from carp_nb.pretrain import PretrainConfig, pretrain, pretrain_here
 from carp_nb.pretrained import load_model
 
-CONFIG = PretrainConfig("carp_4k", tokens=60_000, batch_tokens=1024, max_length=128, lr=1e-2, cooldown=0.2, seed=3, name="small")
+CONFIG = PretrainConfig(
+    "carp_4k",
+    tokens=60_000,
+    batch_tokens=1024,
+    max_length=128,
+    lr=1e-2,
+    cooldown=0.2,
+    seed=3,
+    name="small",
+)
 TIMING = ["seconds", "tokens_per_second"]
 
 
 def data() -> tuple[Corpus, list[str]]:
     train_set = [r for r in load_dataset("sprot_train_sample") if len(r[1]) < 300][:120]
-    return Corpus.from_records(train_set), [s for _, s in load_dataset("sprot_heldout_sample") if len(s) < 200][:6]
+    return Corpus.from_records(train_set), [
+        s for _, s in load_dataset("sprot_heldout_sample") if len(s) < 200
+    ][:6]
 
 
 def outcome(folder: Path) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
     weights = load_model(folder / "small.safetensors", "cpu").state_dict()
-    return weights, pd.read_parquet(folder / "metrics.parquet").drop(columns=TIMING), pd.read_parquet(folder / "held_out.parquet")
+    return (
+        weights,
+        pd.read_parquet(folder / "metrics.parquet").drop(columns=TIMING),
+        pd.read_parquet(folder / "held_out.parquet"),
+    )
 
 
 def assert_same(folder: Path, other: Path) -> None:
     for a, b in zip(outcome(folder), outcome(other), strict=True):
-        if isinstance(a, dict): assert all(torch.equal(a[k], b[k]) for k in a)
-        else: pd.testing.assert_frame_equal(a, b, check_exact=True)
+        if isinstance(a, dict):
+            assert all(torch.equal(a[k], b[k]) for k in a)
+        else:
+            pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,32 +75,43 @@ def undisturbed(tmp_path_factory) -> Path:
 
 def in_child(folder: Path) -> int:
     "Train in a forked process, which begins with everything imported; its process id."
-    if pid := os.fork(): return pid
+    if pid := os.fork():
+        return pid
     try:
         torch.set_num_threads(1)
         pretrain(CONFIG, *data(), folder, progress=False)
-    finally: os._exit(0)
+    finally:
+        os._exit(0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_twenty_random_moments(undisturbed, tmp_path):
-    draw, kills, train_seconds = random.Random(0), 0, pd.read_parquet(undisturbed / "metrics.parquet").seconds.iloc[-1]
+    draw, kills, train_seconds = (
+        random.Random(0),
+        0,
+        pd.read_parquet(undisturbed / "metrics.parquet").seconds.iloc[-1],
+    )
     for attempt in range(200):
         pid = in_child(tmp_path / "killed")
         time.sleep(draw.uniform(0, 0.3 + 0.2 * train_seconds) if kills < 20 else 0)
-        if kills < 20: os.kill(pid, signal.SIGKILL)
+        if kills < 20:
+            os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         kills += os.WIFSIGNALED(status)
         if not os.WIFSIGNALED(status):
-            if kills >= 20: break
-            (tmp_path / "killed" / "small.safetensors").unlink(missing_ok=True)   # finished early: the next attempt resumes a finished run
+            if kills >= 20:
+                break
+            (tmp_path / "killed" / "small.safetensors").unlink(
+                missing_ok=True
+            )  # finished early: the next attempt resumes a finished run
     assert kills == 20
     assert_same(tmp_path / "killed", undisturbed)
 
 
 def test_damaged_last_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_path):
     pretrain(CONFIG, *data(), tmp_path, progress=False)
-    for path in [tmp_path / "small.safetensors", tmp_path / "metrics.parquet"]: path.unlink()
+    for path in [tmp_path / "small.safetensors", tmp_path / "metrics.parquet"]:
+        path.unlink()
     newest = sorted((tmp_path / "checkpoints").glob("*.pt"))[-1]
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     with pytest.warns(UserWarning, match="falling back to the one before"):
@@ -91,19 +120,49 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_p
 
 
 def test_two_processes_train_as_one(undisturbed, tmp_path):
-    sets = {"train": [r for r in load_dataset("sprot_train_sample") if len(r[1]) < 300][:120], "valid": enumerate(data()[1])}
-    for name, records in sets.items(): (tmp_path / f"{name}.fasta").write_text("".join(f">{i}\n{s}\n" for i, s in records))
-    pretrain_here(2, replace(CONFIG, accumulate=2), f"{tmp_path}/train.fasta", f"{tmp_path}/valid.fasta", tmp_path / "two", "cpu")
-    (weights, metrics, held_out), (one, metrics_of_one, held_out_of_one) = outcome(tmp_path / "two"), outcome(undisturbed)
-    pd.testing.assert_frame_equal(metrics, metrics_of_one, rtol=1e-4)          # sums in another order
+    sets = {
+        "train": [r for r in load_dataset("sprot_train_sample") if len(r[1]) < 300][:120],
+        "valid": enumerate(data()[1]),
+    }
+    for name, records in sets.items():
+        (tmp_path / f"{name}.fasta").write_text("".join(f">{i}\n{s}\n" for i, s in records))
+    pretrain_here(
+        2,
+        replace(CONFIG, accumulate=2),
+        f"{tmp_path}/train.fasta",
+        f"{tmp_path}/valid.fasta",
+        tmp_path / "two",
+        "cpu",
+    )
+    (weights, metrics, held_out), (one, metrics_of_one, held_out_of_one) = (
+        outcome(tmp_path / "two"),
+        outcome(undisturbed),
+    )
+    pd.testing.assert_frame_equal(metrics, metrics_of_one, rtol=1e-4)  # sums in another order
     pd.testing.assert_frame_equal(held_out, held_out_of_one, rtol=1e-3)
-    assert json.loads((tmp_path / "two" / "config.json").read_text())["steps"] == int(metrics.step.iloc[-1])
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["steps"] == int(
+        metrics.step.iloc[-1]
+    )
 
 
 def launch(folder: Path) -> subprocess.CompletedProcess:
     "script.py of a folder on two processes, with folder/run for its files."
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(folder / "script.py"), str(folder / "run")]
-    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, timeout=120)
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(folder / "script.py"),
+        str(folder / "run"),
+    ]
+    return subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        timeout=120,
+    )
 
 
 FAILS_ON_ONE = """
@@ -123,7 +182,8 @@ def test_a_loss_that_fails_on_one_process_stops_both_with_the_batch(tmp_path):
     (tmp_path / "script.py").write_text(FAILS_ON_ONE)
     done = launch(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    for rank in (0, 1): assert "the loss of update 2 is nan" in (tmp_path / f"run.{rank}.told").read_text()
+    for rank in (0, 1):
+        assert "the loss of update 2 is nan" in (tmp_path / f"run.{rank}.told").read_text()
     assert torch.load(tmp_path / "run/non_finite_batch.pt", weights_only=True)["step"] == 1
 
 
@@ -144,7 +204,8 @@ def test_processes_sum_their_gradients_once_an_update(tmp_path):
     (tmp_path / "script.py").write_text(SUMS_ONCE)
     done = launch(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    for rank in (0, 1): assert (tmp_path / f"run.{rank}.told").read_text() == str([False, False, True] * 2)
+    for rank in (0, 1):
+        assert (tmp_path / f"run.{rank}.told").read_text() == str([False, False, True] * 2)
 
 
 def test_parts_and_recomputed_activations_change_memory_not_the_run(undisturbed, tmp_path):
@@ -154,11 +215,18 @@ def test_parts_and_recomputed_activations_change_memory_not_the_run(undisturbed,
 
 def test_the_authors_reader_and_ours_give_the_same_sequences(tmp_path):
     from sequence_models.datasets import UniRefDataset
+
     text, starts, sequences = b"", [], ["MKTAYIAKQR", "ACDEFGHIKLMNPQ", "WWY"]
     for sequence in sequences:
-        text += b">entry\n"; starts.append(len(text)); text += sequence.encode() + b"\n"
+        text += b">entry\n"
+        starts.append(len(text))
+        text += sequence.encode() + b"\n"
     (tmp_path / "consensus.fasta").write_bytes(text)
     (tmp_path / "splits.json").write_text(json.dumps({"train": [0, 2], "valid": [1], "test": []}))
-    np.savez(tmp_path / "lengths_and_offsets.npz", ells=[len(s) for s in sequences], seq_offsets=starts)
+    np.savez(
+        tmp_path / "lengths_and_offsets.npz", ells=[len(s) for s in sequences], seq_offsets=starts
+    )
     theirs = UniRefDataset(f"{tmp_path}/", "train")
-    assert [s for _, s in uniref50_records(tmp_path, "train")] == [theirs[i][0] for i in range(len(theirs))]
+    assert [s for _, s in uniref50_records(tmp_path, "train")] == [
+        theirs[i][0] for i in range(len(theirs))
+    ]

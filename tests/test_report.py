@@ -1,4 +1,5 @@
 """checkpoints.ipynb and report.ipynb: the page is made of rows, and of nothing else."""
+
 import json
 import shutil
 import subprocess
@@ -20,18 +21,49 @@ from carp_nb.results import (
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def papermill(notebook: str, tmp_path: Path, **parameters) -> tuple[subprocess.CompletedProcess, Path]:
+def papermill(
+    notebook: str, tmp_path: Path, **parameters
+) -> tuple[subprocess.CompletedProcess, Path]:
     "What papermill did, and the folder that it wrote to."
-    words = [w for name, value in {"output_dir": tmp_path / notebook, "budget": "smoke", **parameters}.items() for w in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", ROOT / f"nbs/{notebook}.ipynb", tmp_path / f"{notebook}.ipynb", "--no-progress-bar", *words]
-    return subprocess.run([str(c) for c in command], cwd=tmp_path, text=True, capture_output=True, stdin=subprocess.DEVNULL), tmp_path / notebook
+    words = [
+        w
+        for name, value in {
+            "output_dir": tmp_path / notebook,
+            "budget": "smoke",
+            **parameters,
+        }.items()
+        for w in ("-p", name, str(value))
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        ROOT / f"nbs/{notebook}.ipynb",
+        tmp_path / f"{notebook}.ipynb",
+        "--no-progress-bar",
+        *words,
+    ]
+    return subprocess.run(
+        [str(c) for c in command],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+    ), tmp_path / notebook
 
 
 def outputs_of(path: Path) -> list[str]:
     "What the code cells of an executed notebook show."
     cells = json.loads(path.read_text())["cells"]
-    return ["".join(o.get("text", "")) + "".join("".join(v) for k, v in o.get("data", {}).items() if k != "image/png") + "image" * ("image/png" in o.get("data", {}))
-            for c in cells if c["cell_type"] == "code" for o in c["outputs"] if o.get("name") != "stderr"]
+    return [
+        "".join(o.get("text", ""))
+        + "".join("".join(v) for k, v in o.get("data", {}).items() if k != "image/png")
+        + "image" * ("image/png" in o.get("data", {}))
+        for c in cells
+        if c["cell_type"] == "code"
+        for o in c["outputs"]
+        if o.get("name") != "stderr"
+    ]
 
 
 def scores(values: list[float], **other) -> pd.DataFrame:
@@ -55,7 +87,9 @@ def test_fewer_than_three_seeds_are_partial_and_drawn_hollow(seeds, partial):
     rows = scores([0.5, 0.6, 0.7][:seeds])
     assert summarised(rows).partial.tolist() == [partial]
     columns = {("flip_gb1", "three_vs_rest"): "3-vs-many"}
-    figure = against_paper_figure({"Table 3": against_paper(rows, stated_table("table_3"), columns)})
+    figure = against_paper_figure(
+        {"Table 3": against_paper(rows, stated_table("table_3"), columns)}
+    )
     marks = [c for c in figure.axes[0].collections if c.get_label() == "carp_4k pt-ft"]
     assert [(m.get_facecolor() == 1).all() for m in marks] == [partial]
 
@@ -73,23 +107,101 @@ def test_without_outputs_every_cell_is_empty(tmp_path):
     done, out = papermill("report", tmp_path, outputs=tmp_path / "nothing")
     assert done.returncode == 0, done.stderr
     shown = outputs_of(tmp_path / "report.ipynb")
-    assert "0 rows of 0 sections." in shown[0] and not any("image" in s or "CARP-640M" in s for s in shown)
+    assert "0 rows of 0 sections." in shown[0] and not any(
+        "image" in s or "CARP-640M" in s for s in shown
+    )
     assert sorted(p.name for p in out.iterdir()) == ["run.json"]
 
 
 def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
-    common = dict(seed=0, n=100, budget="laptop", device="cpu", dtype="float32", weights_sha="1", data_sha="x")
-    rows = [dict(section="flip", task=t, split=s, model="ridge", method="train", metric="spearman", value=v, commit="aaaaaaa", **common)
-            for t, s, v in [("flip_gb1", "low_vs_high", 0.3437), ("flip_aav_substitutions", "two_vs_many", 0.6954)]]
-    rows += [dict(section="zero_shot", task=t, model=m, method="wild-type", metric="spearman", value=v, commit="bbbbbbb", **common)
-             for t, v in [("abeta42", 0.21), ("tdp43", 0.11)] for m in ("carp_4k", "blosum62")]
-    rows += [dict(section="structure", task=t, split="test", model="carp_4k", method="pt-fr", metric=m, value=v, commit="bbbbbbb", **common)
-             for t, m, v in [("secondary_structure: netsurfp2_cb513", "q3", 0.6543), ("contacts: pdb_chains_25", "precision long L", 0.0876)]]
-    rows += [dict(section="scaling", task=f"{length} residues", model="carp_4k", metric=m, value=length, commit="bbbbbbb", **common) for length in (64, 128) for m in ("seconds (cpu)", "peak memory (bytes)")]
+    common = dict(
+        seed=0, n=100, budget="laptop", device="cpu", dtype="float32", weights_sha="1", data_sha="x"
+    )
+    rows = [
+        dict(
+            section="flip",
+            task=t,
+            split=s,
+            model="ridge",
+            method="train",
+            metric="spearman",
+            value=v,
+            commit="aaaaaaa",
+            **common,
+        )
+        for t, s, v in [
+            ("flip_gb1", "low_vs_high", 0.3437),
+            ("flip_aav_substitutions", "two_vs_many", 0.6954),
+        ]
+    ]
+    rows += [
+        dict(
+            section="zero_shot",
+            task=t,
+            model=m,
+            method="wild-type",
+            metric="spearman",
+            value=v,
+            commit="bbbbbbb",
+            **common,
+        )
+        for t, v in [("abeta42", 0.21), ("tdp43", 0.11)]
+        for m in ("carp_4k", "blosum62")
+    ]
+    rows += [
+        dict(
+            section="structure",
+            task=t,
+            split="test",
+            model="carp_4k",
+            method="pt-fr",
+            metric=m,
+            value=v,
+            commit="bbbbbbb",
+            **common,
+        )
+        for t, m, v in [
+            ("secondary_structure: netsurfp2_cb513", "q3", 0.6543),
+            ("contacts: pdb_chains_25", "precision long L", 0.0876),
+        ]
+    ]
+    rows += [
+        dict(
+            section="scaling",
+            task=f"{length} residues",
+            model="carp_4k",
+            metric=m,
+            value=length,
+            commit="bbbbbbb",
+            **common,
+        )
+        for length in (64, 128)
+        for m in ("seconds (cpu)", "peak memory (bytes)")
+    ]
     losses, scores = [3.0, 2.8, 2.7], [0.1234, 0.2, 0.3]
     for step, (loss, score) in enumerate(zip(losses, scores), 1):
-        rows += [dict(section="checkpoints", task="masked language modelling", split="held out", model=f"carp_4k@{step}", metric="loss", value=loss, commit="bbbbbbb", **common),
-                 dict(section="checkpoints", task="tdp43", model=f"carp_4k@{step}", method="masked", metric="spearman", value=score, commit="bbbbbbb", **common)]
+        rows += [
+            dict(
+                section="checkpoints",
+                task="masked language modelling",
+                split="held out",
+                model=f"carp_4k@{step}",
+                metric="loss",
+                value=loss,
+                commit="bbbbbbb",
+                **common,
+            ),
+            dict(
+                section="checkpoints",
+                task="tdp43",
+                model=f"carp_4k@{step}",
+                method="masked",
+                metric="spearman",
+                value=score,
+                commit="bbbbbbb",
+                **common,
+            ),
+        ]
     (folder := tmp_path / "rows" / "any").mkdir(parents=True)
     rows = [r | {"lo": r["value"] - 0.05, "hi": r["value"] + 0.05} for r in rows]
     pd.DataFrame(rows).reindex(columns=COLUMNS).to_parquet(folder / "results.parquet")
@@ -97,17 +209,34 @@ def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
     assert done.returncode == 0, done.stderr
     text = "\n".join(outputs_of(tmp_path / "report.ipynb"))
     assert "2 states of the code: aaaaaaa, bbbbbbb" in text
-    assert "0.344" in text and "0.654" in text and "papermill nbs/structure.ipynb" in text      # cells of Tables 3 and 1; the others have none
-    assert "0.088" in text and "contacts: pdb_chains_25" in text and "Table 2: 0 of" in text     # a set that the paper does not have, under its own name
-    assert "flip_aav_substitutions" in text and "0.695" in text                                  # Table 2 has no such split
+    assert (
+        "0.344" in text and "0.654" in text and "papermill nbs/structure.ipynb" in text
+    )  # cells of Tables 3 and 1; the others have none
+    assert (
+        "0.088" in text and "contacts: pdb_chains_25" in text and "Table 2: 0 of" in text
+    )  # a set that the paper does not have, under its own name
+    assert "flip_aav_substitutions" in text and "0.695" in text  # Table 2 has no such split
     figures = pd.read_csv(out / "figures.csv")
-    assert {"2, Spearman on Cas9", "2, sets ahead of ESM-1b", "S1, lowest rank correlation"} <= set(figures.figure) and "not run: snakemake" in text
+    assert {"2, Spearman on Cas9", "2, sets ahead of ESM-1b", "S1, lowest rank correlation"} <= set(
+        figures.figure
+    ) and "not run: snakemake" in text
     assert pd.read_csv(out / "table_1.csv").here.notna().sum() == 1
     table = pd.read_csv(out / "table_3.csv")
     assert table.here.notna().sum() == 1 and table.paper.notna().sum() == 40
-    assert {p.name for p in out.glob("*.svg")} == {"figure_1f.svg", "figure_2.svg", "figure_4_masked.svg", "figure_s1_masked.svg", "against_paper.svg"}
+    assert {p.name for p in out.glob("*.svg")} == {
+        "figure_1f.svg",
+        "figure_2.svg",
+        "figure_4_masked.svg",
+        "figure_s1_masked.svg",
+        "against_paper.svg",
+    }
     errata = pd.read_csv(out / "errata.csv")
-    assert {"Table S1, CARP-24M", "Table S2, 86.5M", "Table 2, second na-fr line of CARP-640M", "Table 4, caption"} <= set(errata["where"])
+    assert {
+        "Table S1, CARP-24M",
+        "Table S2, 86.5M",
+        "Table 2, second na-fr line of CARP-640M",
+        "Table 4, caption",
+    } <= set(errata["where"])
     assert set(errata.against) == {"the paper itself", "the authors' code", "the hardware"}
 
 
@@ -122,7 +251,9 @@ def test_checkpoints_of_the_kept_run(along):
     assert done.returncode == 0, done.stderr
     points = pd.read_csv(out / "points.csv")
     scored = points[points.kind == "zero-shot"]
-    assert len(scored) == 4 and scored.loss.is_monotonic_decreasing and scored.partial.all()     # 4 checkpoints, 200 mutants: hollow
+    assert (
+        len(scored) == 4 and scored.loss.is_monotonic_decreasing and scored.partial.all()
+    )  # 4 checkpoints, 200 mutants: hollow
     baseline = points[points.loss.isna()]
     assert (baseline.method == "na-fr").all() and len(baseline) == 1
     rows = pd.read_parquet(out / "results.parquet")
@@ -134,10 +265,16 @@ def test_a_second_start_computes_nothing_again(along):
     done, out, folder = along
     before = {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}
     again, _ = papermill("checkpoints", folder, datasets="abeta42", method="wild-type")
-    assert again.returncode == 0 and {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()} == before
+    assert (
+        again.returncode == 0
+        and {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()} == before
+    )
 
 
 def test_a_folder_without_checkpoints_is_one_sentence(tmp_path):
     shutil.copytree(ROOT / "outputs/pretrain/carp_600k_sprot50", tmp_path / "runs" / "mine")
     done, _ = papermill("checkpoints", tmp_path, runs_dir=tmp_path / "runs", model="carp_640m")
-    assert done.returncode and "holds no checkpoints of carp_640m; it has carp_600k_sprot50" in done.stderr
+    assert (
+        done.returncode
+        and "holds no checkpoints of carp_640m; it has carp_600k_sprot50" in done.stderr
+    )

@@ -1,4 +1,5 @@
 """The mutation map from outside: many actions at random, a kernel that stays free, and mutate.ipynb as papermill runs it."""
+
 import subprocess
 import sys
 import threading
@@ -18,11 +19,20 @@ from carp_nb.widget import Explorer, History, Mutant, MutationMap, read_state, w
 ROOT = Path(__file__).resolve().parent.parent
 WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
 POSITION = st.integers(-2, 60)
-STEP = st.one_of(st.tuples(st.just("toggle"), POSITION, st.sampled_from(AMINO_ACIDS + AMINO_ACIDS.lower())),
-                 st.tuples(st.just("freeze"), st.lists(POSITION, max_size=3).map(lambda p: ",".join(map(str, p)))),
-                 st.tuples(st.just("allow"), st.text(AMINO_ACIDS, min_size=1, max_size=6)),
-                 st.tuples(st.just("renumber"), st.one_of(st.integers(-10, 500), st.sampled_from(["", "abc", "24", 2.7, 7.0]))),
-                 st.tuples(st.just("reset")), st.tuples(st.just("undo")), st.tuples(st.just("redo")))
+STEP = st.one_of(
+    st.tuples(st.just("toggle"), POSITION, st.sampled_from(AMINO_ACIDS + AMINO_ACIDS.lower())),
+    st.tuples(
+        st.just("freeze"), st.lists(POSITION, max_size=3).map(lambda p: ",".join(map(str, p)))
+    ),
+    st.tuples(st.just("allow"), st.text(AMINO_ACIDS, min_size=1, max_size=6)),
+    st.tuples(
+        st.just("renumber"),
+        st.one_of(st.integers(-10, 500), st.sampled_from(["", "abc", "24", 2.7, 7.0])),
+    ),
+    st.tuples(st.just("reset")),
+    st.tuples(st.just("undo")),
+    st.tuples(st.just("redo")),
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -31,16 +41,22 @@ def test_any_actions_leave_a_mutant_that_can_be_written_and_undone(steps):
     history = History(Mutant(WILD_TYPE))
     for name, *arguments in steps:
         before = history.now
-        try: getattr(history, name)() if name in ("undo", "redo") else history.do(name, *arguments)
-        except ValueError: assert history.now == before
+        try:
+            getattr(history, name)() if name in ("undo", "redo") else history.do(name, *arguments)
+        except ValueError:
+            assert history.now == before
         now = history.now
         assert all(now.wild_type[i] != letter for i, letter in now.mutations)
-        assert now.frozen == before.frozen or now.mutations == before.mutations   # freezing mutates nothing
-        if name == "toggle": assert not {i for i, _ in set(now.mutations) ^ set(before.mutations)} & now.frozen
+        assert (
+            now.frozen == before.frozen or now.mutations == before.mutations
+        )  # freezing mutates nothing
+        if name == "toggle":
+            assert not {i for i, _ in set(now.mutations) ^ set(before.mutations)} & now.frozen
         assert read_state(write_state(now))[0] == now
-        assert history.do("add", now.text) == now   # what is in can be added again, frozen or not
+        assert history.do("add", now.text) == now  # what is in can be added again, frozen or not
         assert score_mutants(Blosum62(), WILD_TYPE, [now.text], now.offset).shape == (1,)
-    while history.past: history.undo()
+    while history.past:
+        history.undo()
     assert history.now == Mutant(WILD_TYPE)
 
 
@@ -50,15 +66,26 @@ def test_score_is_that_of_score_mutants_for_many_mutants():
     explorer.cancelled = True
     for n in range(1, 6):
         explorer.history.do("reset")
-        for i in rng.choice(len(WILD_TYPE), n, replace=False): explorer.history.do("toggle", int(i) + 228, next(a for a in rng.permutation(list(AMINO_ACIDS)) if a != WILD_TYPE[i]))
-        while explorer.step(): pass
+        for i in rng.choice(len(WILD_TYPE), n, replace=False):
+            explorer.history.do(
+                "toggle",
+                int(i) + 228,
+                next(a for a in rng.permutation(list(AMINO_ACIDS)) if a != WILD_TYPE[i]),
+            )
+        while explorer.step():
+            pass
         found, text = explorer.summary, explorer.mutant.text
-        np.testing.assert_allclose(found["score"], score_mutants(model, WILD_TYPE, [text], 228)[0], atol=1e-5)
-        np.testing.assert_allclose(found["sum"], score_mutants(model, WILD_TYPE, [text], 228, "masked-each")[0], atol=1e-4)
+        np.testing.assert_allclose(
+            found["score"], score_mutants(model, WILD_TYPE, [text], 228)[0], atol=1e-5
+        )
+        np.testing.assert_allclose(
+            found["sum"], score_mutants(model, WILD_TYPE, [text], 228, "masked-each")[0], atol=1e-4
+        )
 
 
 class Slow(Blosum62):
     "A model that takes 20 ms per position."
+
     def log_probs(self, wild_type, masked, at=None):
         time.sleep(0.02 * len(masked))
         return super().log_probs(wild_type, masked, at)
@@ -66,16 +93,19 @@ class Slow(Blosum62):
 
 class Kept(MutationMap):
     "A view whose messages are kept."
-    def send(self, content, buffers=None): self.__dict__.setdefault("sent", []).append(content)
+
+    def send(self, content, buffers=None):
+        self.__dict__.setdefault("sent", []).append(content)
 
 
 def test_long_protein_is_interrupted_by_a_click_and_by_cancel():
-    view = Kept(Explorer(Slow(), Mutant(WILD_TYPE * 54)))   # 3,024 residues: a minute of work
+    view = Kept(Explorer(Slow(), Mutant(WILD_TYPE * 54)))  # 3,024 residues: a minute of work
     time.sleep(0.5)
     began = time.perf_counter()
     view.receive({"do": "toggle", "with": [3000, "W"]})
-    assert time.perf_counter() - began < 1                  # the caller is free at once
-    while view.explorer.summary["score"] is None: time.sleep(0.01)
+    assert time.perf_counter() - began < 1  # the caller is free at once
+    while view.explorer.summary["score"] is None:
+        time.sleep(0.01)
     assert time.perf_counter() - began < 10 and 0 < view.explorer.map.done.sum() < 3024
     view.receive({"do": "cancel"})
     view.wait(10)
@@ -91,28 +121,60 @@ def test_long_protein_is_interrupted_by_a_click_and_by_cancel():
 def test_clicks_from_several_threads_are_all_answered():
     view = Kept(Explorer(Blosum62(), Mutant(WILD_TYPE)))
     letters = [next(a for a in "AW" if a != wt) for wt in WILD_TYPE]
-    hands = [threading.Thread(target=lambda part=part: [view.receive({"do": "toggle", "with": [i + 1, letters[i]]}) for i in part]) for part in np.array_split(range(len(WILD_TYPE)), 4)]
-    for hand in hands: hand.start()
-    for hand in hands: hand.join()
+    hands = [
+        threading.Thread(
+            target=lambda part=part: [
+                view.receive({"do": "toggle", "with": [i + 1, letters[i]]}) for i in part
+            ]
+        )
+        for part in np.array_split(range(len(WILD_TYPE)), 4)
+    ]
+    for hand in hands:
+        hand.start()
+    for hand in hands:
+        hand.join()
     view.wait(30)
     assert len(view.explorer.mutant.mutations) == len(WILD_TYPE) and view.explorer.map.done.all()
-    assert view.sent[-1]["busy"] is False and view.sent[-1]["mutant"] == view.explorer.mutant.text and view.sent[-1]["score"] is not None
+    assert (
+        view.sent[-1]["busy"] is False
+        and view.sent[-1]["mutant"] == view.explorer.mutant.text
+        and view.sent[-1]["score"] is not None
+    )
 
 
 def test_a_failing_model_is_told_once_and_ends():
     class Broken(Blosum62):
-        def log_probs(self, wild_type, masked, at=None): raise RuntimeError("out of memory")
+        def log_probs(self, wild_type, masked, at=None):
+            raise RuntimeError("out of memory")
+
     view = Kept(Explorer(Broken(), Mutant(WILD_TYPE)))
     view.wait(10)
-    assert [m["text"] for m in view.sent if m["kind"] == "error"] == ["RuntimeError: out of memory"] and view._thread is None
+    assert [m["text"] for m in view.sent if m["kind"] == "error"] == [
+        "RuntimeError: out of memory"
+    ] and view._thread is None
     view.receive({"do": "toggle", "with": [3, "W"]})
     view.wait(10)
     assert view._thread is None
 
 
 def test_mutate_notebook_exports(tmp_path):
-    words = [sys.executable, "-m", "papermill", str(ROOT / "nbs/mutate.ipynb"), str(tmp_path / "executed.ipynb"), "--no-progress-bar"]
-    for name, value in {"sequence": WILD_TYPE, "offset": "228", "mutant": "T252W:D267E", "budget": "smoke", "dtype": "float32", "output_dir": str(tmp_path / "out")}.items(): words += ["-p", name, value]
+    words = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "nbs/mutate.ipynb"),
+        str(tmp_path / "executed.ipynb"),
+        "--no-progress-bar",
+    ]
+    for name, value in {
+        "sequence": WILD_TYPE,
+        "offset": "228",
+        "mutant": "T252W:D267E",
+        "budget": "smoke",
+        "dtype": "float32",
+        "output_dir": str(tmp_path / "out"),
+    }.items():
+        words += ["-p", name, value]
     done = subprocess.run(words, cwd=tmp_path, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(next((tmp_path / "out").glob("*.csv")))

@@ -1,4 +1,5 @@
 """zero_shot.ipynb the way its users start it: papermill, at a terminal, with parameters right and wrong."""
+
 import json
 import os
 import pty
@@ -11,22 +12,47 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "nbs/zero_shot.ipynb"
-NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+NO_NETWORK = {
+    "https_proxy": "http://127.0.0.1:9",
+    "http_proxy": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+}
 
 
 def papermill(tmp_path: Path, *parameters: str, **environment: str) -> tuple[int, str]:
     "Exit status and what the terminal shows, of papermill run under a pseudo-terminal with output_dir in a temporary folder."
-    words = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(tmp_path / "executed.ipynb"), "--no-progress-bar"]
-    for name, value in {"output_dir": str(tmp_path / "out"), "budget": "smoke", **dict(zip(parameters[::2], parameters[1::2]))}.items():
+    words = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(NOTEBOOK),
+        str(tmp_path / "executed.ipynb"),
+        "--no-progress-bar",
+    ]
+    for name, value in {
+        "output_dir": str(tmp_path / "out"),
+        "budget": "smoke",
+        **dict(zip(parameters[::2], parameters[1::2])),
+    }.items():
         words += ["-p", name, value]
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TQDM_DISABLE": "1", **environment}, cwd=tmp_path)
+    process = subprocess.Popen(
+        words,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TQDM_DISABLE": "1", **environment},
+        cwd=tmp_path,
+    )
     os.close(theirs)
     shown = b""
     while True:
-        try: part = os.read(ours, 65536)
-        except OSError: break
-        if not part: break
+        try:
+            part = os.read(ours, 65536)
+        except OSError:
+            break
+        if not part:
+            break
         shown += part
     os.close(ours)
     return process.wait(), shown.decode(errors="replace")
@@ -36,8 +62,14 @@ def test_default_scores_the_shipped_scans(tmp_path):
     status, shown = papermill(tmp_path)
     assert status == 0, shown
     rows = pd.read_parquet(tmp_path / "out/results.parquet")
-    assert set(rows.task) == {"abeta42", "tdp43", "gb1_olson_sample"} and {"carp_600k_sprot50", "blosum62"} == set(rows.model)
-    assert rows[rows.metric == "spearman"].value.between(-1, 1).all() and rows.data_sha.str.len().eq(64).all()
+    assert set(rows.task) == {"abeta42", "tdp43", "gb1_olson_sample"} and {
+        "carp_600k_sprot50",
+        "blosum62",
+    } == set(rows.model)
+    assert (
+        rows[rows.metric == "spearman"].value.between(-1, 1).all()
+        and rows.data_sha.str.len().eq(64).all()
+    )
     assert (tmp_path / "out/figure.svg").stat().st_size > 5000
     record = json.loads((tmp_path / "out/run.json").read_text())
     assert record["parameters"]["budget"] == "smoke" and record["commit"] and record["torch"]
@@ -45,22 +77,30 @@ def test_default_scores_the_shipped_scans(tmp_path):
 
 def test_own_protein(tmp_path):
     (tmp_path / "mine.fasta").write_text(">mine\nMQYKLILNGKTLKGETTTEA\n")
-    status, shown = papermill(tmp_path, "fasta", "mine.fasta", "mutants", "Y26W,K27A:L28V", "offset", "24")
+    status, shown = papermill(
+        tmp_path, "fasta", "mine.fasta", "mutants", "Y26W,K27A:L28V", "offset", "24"
+    )
     assert status == 0, shown
     table = pd.read_csv(tmp_path / "out/mutants_mine_carp_600k_sprot50.csv")
     assert set(table.mutant) == {"Y26W", "K27A:L28V"} and table.percentile.tolist() == [100.0, 50.0]
     status, shown = papermill(tmp_path, "fasta", "mine.fasta")
     assert status == 0, shown
-    assert len(pd.read_csv(tmp_path / "out/mutants_mine_carp_600k_sprot50.csv")) == 19 * 20 and (tmp_path / "out/mutants_mine_carp_600k_sprot50.svg").exists()
+    assert (
+        len(pd.read_csv(tmp_path / "out/mutants_mine_carp_600k_sprot50.csv")) == 19 * 20
+        and (tmp_path / "out/mutants_mine_carp_600k_sprot50.svg").exists()
+    )
 
 
-@pytest.mark.parametrize("parameters, sentence", [
-    (("modle", "x"), "zero_shot.ipynb has no parameter 'modle'; did you mean 'model'"),
-    (("seed", "abc"), "seed is 'abc'; it must be a whole number"),
-    (("budget", "huge"), "budget is 'huge'; use one of smoke, laptop, paper."),
-    (("output_dir", "/proc/nowhere"), "the output folder /proc/nowhere cannot be written"),
-    (("model", "carp_6000k"), "carp_600k"),
-])
+@pytest.mark.parametrize(
+    "parameters, sentence",
+    [
+        (("modle", "x"), "zero_shot.ipynb has no parameter 'modle'; did you mean 'model'"),
+        (("seed", "abc"), "seed is 'abc'; it must be a whole number"),
+        (("budget", "huge"), "budget is 'huge'; use one of smoke, laptop, paper."),
+        (("output_dir", "/proc/nowhere"), "the output folder /proc/nowhere cannot be written"),
+        (("model", "carp_6000k"), "carp_600k"),
+    ],
+)
 def test_wrong_parameters(tmp_path, parameters, sentence):
     status, shown = papermill(tmp_path, *parameters)
     assert status != 0 and sentence in " ".join(shown.split()), shown
@@ -68,7 +108,14 @@ def test_wrong_parameters(tmp_path, parameters, sentence):
 
 
 def test_published_weights_without_a_connection(tmp_path):
-    cache = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "CARP_NB_WEIGHTS": ""}
+    cache = {
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "CARP_NB_WEIGHTS": "",
+    }
     status, shown = papermill(tmp_path, "model", "carp_640m", **NO_NETWORK, **cache)
     last = " ".join(shown.split())
-    assert status != 0 and all(word in last for word in ("carp_640M.pt", "https://zenodo.org/record/6564798", "CARP_NB_WEIGHTS")), shown
+    assert status != 0 and all(
+        word in last
+        for word in ("carp_640M.pt", "https://zenodo.org/record/6564798", "CARP_NB_WEIGHTS")
+    ), shown
