@@ -141,9 +141,14 @@ def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int)
     more_threads = (
         more_threads if clock == "wall" else 1
     )  # processor time counts every thread, so that more of them only cost more
-    wanted = lambda name: (
-        "," not in name or "autocast" in name or best and job.threads.get(name, 1) <= more_threads
-    )
+
+    def wanted(name):
+        return (
+            "," not in name
+            or "autocast" in name
+            or (best and job.threads.get(name, 1) <= more_threads)
+        )
+
     chosen = {name: call for name, call in job.ways.items() if wanted(name)}
     alone = (
         {f"products {dtype}": matrix_product(dtype) for dtype in ("float32", "bfloat16")}
@@ -169,7 +174,10 @@ def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int)
             medians[peers].idxmin(),
             medians[[n for n in chosen if n == "ours" or n == "ours, 2 threads"]].idxmin(),
         )
-        say = lambda n: n.removeprefix("peer, ") if n != "peer" else "as stated"
+
+        def say(n):
+            return n.removeprefix("peer, ") if n != "peer" else "as stated"
+
         row |= {
             "peer at its best": f"{say(fastest)} (of {'; '.join(map(say, peers))}; {more_threads} thread{'s' if more_threads > 1 else ''} at most)",
             "against its best": paired_ratio(times, fastest, ours, clock)[0],
@@ -190,7 +198,10 @@ def verdict(line: Line, value: float) -> str:
     "How a value stands to its floor and aim."
     if line.floor is None:
         return "no target"
-    reaches = lambda target: value <= target if line.lower_is_better else value >= target
+
+    def reaches(target):
+        return value <= target if line.lower_is_better else value >= target
+
     return (
         "aim"
         if reaches(line.aim)
@@ -227,7 +238,10 @@ def chart(table: pd.DataFrame) -> alt.VConcatChart:
     rows = table.assign(label=lambda t: t.work + " | against " + t.peer)
     faster, straight = rows[rows.unit == "times faster"], rows[rows.unit == "time ratio"]
     others = rows[~rows.unit.isin(["times faster", "time ratio"])]
-    value = lambda r: f"{r.ratio:.0f} {r.unit}" if pd.notna(r.ratio) else f"{r.meets}; {r.command}"
+
+    def value(r):
+        return f"{r.ratio:.0f} {r.unit}" if pd.notna(r.ratio) else f"{r.meets}; {r.command}"
+
     words = alt.Title(
         "In other units",
         fontSize=11,
@@ -255,16 +269,16 @@ def empty_table() -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "line": l.name,
-                "work": l.work,
-                "peer": l.peer,
-                "unit": l.unit,
-                "floor": l.floor,
-                "aim": l.aim,
-                "meets": "not measured: needs a GPU" if l.gpu else "not measured",
-                "command": f"make bench LINES={l.name}",
+                "line": line.name,
+                "work": line.work,
+                "peer": line.peer,
+                "unit": line.unit,
+                "floor": line.floor,
+                "aim": line.aim,
+                "meets": "not measured: needs a GPU" if line.gpu else "not measured",
+                "command": f"make bench LINES={line.name}",
             }
-            for l in LINES.values()
+            for line in LINES.values()
         ],
         columns=COLUMNS,
     )
@@ -317,7 +331,12 @@ def main() -> int:
                 )
             table.loc[row.line, "meets"] = verdict(LINES[row.line], row.ratio)
     said = (
-        {f for l in flags.read_text().splitlines() if l.startswith("flags") for f in l.split()}
+        {
+            f
+            for line in flags.read_text().splitlines()
+            if line.startswith("flags")
+            for f in line.split()
+        }
         if flags.exists()
         else set()
     )
@@ -370,7 +389,7 @@ def save(table: pd.DataFrame, folder: Path) -> None:
         "repeats",
         "load",
     ]
-    table = table.astype({c: float for c in numbers}).astype(
+    table = table.astype(dict.fromkeys(numbers, float)).astype(
         {c: "string" for c in COLUMNS if c not in numbers}
     )
     for name in ("benchmarks.parquet", "benchmarks.csv"):
@@ -383,13 +402,20 @@ def save(table: pd.DataFrame, folder: Path) -> None:
 
 def readme(table: pd.DataFrame, scans: Path) -> str:
     "The table for a reader of the folder."
-    number = lambda value, digits=2: "" if pd.isna(value) else f"{value:.{digits}f}"
-    text = lambda value: "" if pd.isna(value) else str(value)
-    needed = lambda r: (
-        f"; the floor leaves {r.ratio / r.floor:.0%} of our time"
-        if text(r.meets).startswith("misses") and text(r["what holds it back"])
-        else ""
-    )
+
+    def number(value, digits=2):
+        return "" if pd.isna(value) else f"{value:.{digits}f}"
+
+    def text(value):
+        return "" if pd.isna(value) else str(value)
+
+    def needed(r):
+        return (
+            f"; the floor leaves {r.ratio / r.floor:.0%} of our time"
+            if text(r.meets).startswith("misses") and text(r["what holds it back"])
+            else ""
+        )
+
     columns = [
         "work",
         "against",
@@ -401,18 +427,24 @@ def readme(table: pd.DataFrame, scans: Path) -> str:
         "what holds it back",
         "timed",
     ]
-    unit = lambda r: "" if r.unit == "times faster" else f" {r.unit}"
-    repeats = lambda r: (
-        f"n = {r.repeats:.0f}"
-        + (f" of {LINES[r.line].repeats} intended" if r.repeats < LINES[r.line].repeats else "")
-    )
-    best = lambda r: (
-        f"{number(r['against its best'])}, {r['peer at its best']}"
-        if pd.notna(r["against its best"])
-        else "only as stated"
-        if pd.notna(r.ratio) and r.unit == "times faster"
-        else ""
-    )
+
+    def unit(r):
+        return "" if r.unit == "times faster" else f" {r.unit}"
+
+    def repeats(r):
+        return f"n = {r.repeats:.0f}" + (
+            f" of {LINES[r.line].repeats} intended" if r.repeats < LINES[r.line].repeats else ""
+        )
+
+    def best(r):
+        return (
+            f"{number(r['against its best'])}, {r['peer at its best']}"
+            if pd.notna(r["against its best"])
+            else "only as stated"
+            if pd.notna(r.ratio) and r.unit == "times faster"
+            else ""
+        )
+
     rows = [
         [
             r.work,

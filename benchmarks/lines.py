@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.memory import TITIN, long_protein
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
-from carp_nb.carp import CARP, CARPConfig, TABLE_S1
+from carp_nb.carp import CARP, TABLE_S1, CARPConfig
 from carp_nb.kernels import as_dtype
 from carp_nb.timing import measured, peak_tflops, training_memory
 
@@ -232,15 +232,21 @@ def against_650m(peer_dtype: torch.dtype, dtype: str, peer_kind: str) -> Ways:
         peer = esm.ProteinBertModel(
             arguments, esm.Alphabet.from_architecture("roberta_large")
         ).eval()
-        ask = lambda t: peer(t)["logits"]
+
+        def ask(t):
+            return peer(t)["logits"]
     else:
         exact = huggingface(1280, layers, 20, 5120, length)
         peer = exact if peer_dtype == torch.float32 else copy.deepcopy(exact).to(peer_dtype)
-        ask = lambda t: peer(input_ids=t).logits
+
+        def ask(t):
+            return peer(input_ids=t).logits
+
     model = ours("carp_640m", CYCLE)
-    theirs = lambda batch: torch.randint(
-        4, 24, (batch, length), generator=torch.Generator().manual_seed(0)
-    )
+
+    def theirs(batch):
+        return torch.randint(4, 24, (batch, length), generator=torch.Generator().manual_seed(0))
+
     work = {
         "ours": quiet(as_dtype(model, dtype), tokens_of(1, length)),
         "peer": quiet(ask, theirs(1)),
@@ -322,7 +328,9 @@ def mixed_lengths() -> Ways:
         ]
         return lambda: [peer(input_ids=g, attention_mask=(g != 1).long()).logits for g in groups]
 
-    through = lambda m: lambda: [m(b) for b in batches]
+    def through(m):
+        return lambda: [m(b) for b in batches]
+
     work = {
         "ours": quiet(through(fast)),
         "peer": quiet(padded(8)),
@@ -391,7 +399,10 @@ def scan(size: str, length: int, dtype: str, positions: int, peer_positions: int
 
     model = ours(size)
     (wild,) = sequences([length])
-    spread = lambda n: [(int(p),) for p in np.linspace(0, length - 1, n)]
+
+    def spread(n):
+        return [(int(p),) for p in np.linspace(0, length - 1, n)]
+
     peer, tokens = reference(model), PROTEIN.batch([wild])[0]
 
     def one_by_one():
@@ -446,8 +457,13 @@ def scan_dense() -> Ways:
     from carp_nb.incremental import masked_log_probs, plan
 
     model, (wild,), n, dense = ours("carp_38m"), sequences([1000]), 128, 8
-    spread = lambda n: [(int(p),) for p in np.linspace(0, 999, n)]
-    way = lambda n, path: quiet(lambda: masked_log_probs(model, wild, spread(n), path=path))
+
+    def spread(n):
+        return [(int(p),) for p in np.linspace(0, 999, n)]
+
+    def way(n, path):
+        return quiet(lambda: masked_log_probs(model, wild, spread(n), path=path))
+
     return Ways(
         {"ours": way(n, "incremental"), "peer": way(dense, "dense")},
         {"ours": n, "peer": dense},
@@ -525,7 +541,9 @@ def train_600k() -> Ways:
 
     steps, batches, lossf = 3, training_batches(8192), MaskedCrossEntropyLoss()
     data = [batches[i] for i in range(steps)]
-    mine = lambda dtype: whole_train(ours("carp_600k"), batches, steps, dtype)
+
+    def mine(dtype):
+        return whole_train(ours("carp_600k"), batches, steps, dtype)
 
     def theirs(rows: int | None = None):
         model = reference(ours("carp_600k")).train().requires_grad_(True)
@@ -634,7 +652,10 @@ def gpu_train(size: str, wanted: str, steps: int, accumulate: int, device: str =
     "The whole of `train`: its share of the peak rate in percent (six operations per weight and residue), thousands of residues a second, or the memory of activations and gradients."
     tokens = 32768
     batches, part = training_batches(tokens), tokens // accumulate
-    untrained = lambda: ours(size).to(device)
+
+    def untrained():
+        return ours(size).to(device)
+
     note = f"updates of {tokens} tokens in parts of {part}, bf16 autocast; the whole of `train`: it makes its batches, and writes metrics and a checkpoint"
 
     def memory() -> tuple[float, float]:

@@ -29,8 +29,8 @@ from carp_nb.finetune import (
     EpochBatches,
     Targets,
     TokenRows,
-    head_outputs,
     evaluate_predictions,
+    head_outputs,
     rows_sha256,
 )
 from .pretrain import refuse_other_run, write_text
@@ -90,7 +90,8 @@ class RidgeBaseline:
         "Predict. Raises ValueError for a symbol that is not a residue."
         if n := sum(len(s) > self.length for s in sequences):
             warnings.warn(
-                f"{n} of {len(sequences)} sequences are longer than the {self.length} residues of training and cropped to their first ones."
+                f"{n} of {len(sequences)} sequences are longer than the {self.length} residues of training and cropped to their first ones.",
+                stacklevel=2,
             )
         letters = _one_hot(list(sequences), self.length)
         return (

@@ -11,9 +11,10 @@ import hashlib
 import io
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -183,14 +184,17 @@ def _lines(folder: Path, chosen: np.ndarray) -> Iterator[tuple[str, str]]:
             yield str(i), sequence
 
 # %% ../nbs/08_batching.ipynb #f0dff73c
+_HELD_OUT_SHARES = MappingProxyType({"valid": 0.01, "test": 0.01})
+
+
 def split_by_cluster(
     clusters: Sequence[str],  # [N] the cluster of every sequence
-    shares: dict[str, float] = {"valid": 0.01, "test": 0.01},  # of the clusters; the rest is train
+    shares: Mapping[str, float] = _HELD_OUT_SHARES,  # of the clusters; the rest is train
     seed: int = 0,
 ) -> np.ndarray:  # [N] train, or a name out of `shares`
     "Assign whole clusters to splits at random. Raises ValueError when a split would be empty or the shares leave nothing to train on."
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
-    counts = {split: int(round(share * len(names))) for split, share in shares.items()}
+    counts = {split: round(share * len(names)) for split, share in shares.items()}
     if min(counts.values()) < 1 or sum(counts.values()) >= len(names):
         raise ValueError(
             f"{len(names)} clusters cannot be split into {counts} and a training set; change the shares or cluster less coarsely."

@@ -27,7 +27,8 @@ from .datasets import content_sha256, load_dataset, project_root, read_fasta
 from .embed import embed as embed_sequences
 from .fetch import cache_dir, replacing, sha256_of
 from .kernels import resolve_dtype
-from .pretrain import PretrainConfig, as_corpus, pretrain as train_model, read_records
+from .pretrain import PretrainConfig, as_corpus, read_records
+from .pretrain import pretrain as train_model
 from carp_nb.pretrained import (
     ENSEMBLES,
     PUBLISHED,

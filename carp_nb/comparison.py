@@ -84,7 +84,7 @@ def load_task(
     if split not in (known := splits_of(name)):
         raise ValueError(f"{name} has no split {split!r}; use {', '.join(known)}.")
     if name in _FLIP_SPLITS:
-        known = {n for n in list_datasets().index}
+        known = set(list_datasets().index)
         loaded = load_dataset(next(n for n in (f"{name}_{split}", name) if n in known))
     else:
         loaded = load_dataset(name)
@@ -175,7 +175,7 @@ def limited(
     return {
         **budget,
         **rows,
-        **({name: epochs for name in ("epochs", "epochs_frozen", "epochs_cnn")} if epochs else {}),
+        **(dict.fromkeys(("epochs", "epochs_frozen", "epochs_cnn"), epochs) if epochs else {}),
         **({"patience": patience} if patience else {}),
     }
 

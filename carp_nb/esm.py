@@ -269,14 +269,14 @@ def _represent(
 ESM.forward, ESM.represent = _forward, _represent
 
 # %% ../nbs/03_esm.ipynb #a2fade3d
-TABLE_S2 = dict(
-    esm_86m=ESMConfig(768, 12, 12, 3072),
-    esm_44m=ESMConfig(768, 6, 12, 3072),
-    esm_2_9m=ESMConfig(192, 6, 8, 768),
-    esm_561k=ESMConfig(96, 4, 6, 384),
-    esm_41k=ESMConfig(24, 4, 4, 24),
-    esm_4_9k=ESMConfig(4, 2, 4, 16),
-)
+TABLE_S2 = {
+    "esm_86m": ESMConfig(768, 12, 12, 3072),
+    "esm_44m": ESMConfig(768, 6, 12, 3072),
+    "esm_2_9m": ESMConfig(192, 6, 8, 768),
+    "esm_561k": ESMConfig(96, 4, 6, 384),
+    "esm_41k": ESMConfig(24, 4, 4, 24),
+    "esm_4_9k": ESMConfig(4, 2, 4, 16),
+}
 ESM_1B = ESMConfig(1280, 33, 20, 5120, alphabet="fair_esm", token_dropout=True)
 ESM_1V = replace(ESM_1B, norm_before=False)  # otherwise the same
 

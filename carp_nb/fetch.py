@@ -101,7 +101,7 @@ def _partial(
     "The partial file of a download, open at its end and held by this process alone; one that stays empty is removed."
     part = path.with_name(f".{path.name}.part" if fcntl else f".{path.name}.{os.getpid()}.part")
     while True:
-        file = open(part, "ab")
+        file = open(part, "ab")  # noqa: SIM115 - closed below, once the lock is held
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX)
         if _is_at(file, part):

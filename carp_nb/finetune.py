@@ -103,7 +103,8 @@ def check_task(
     twice = int((task.groupby("sequence").split.nunique() > 1).sum())
     if twice:
         warnings.warn(
-            f"{twice} sequences stand in more than one split; the test score is flattered by those in train and test."
+            f"{twice} sequences stand in more than one split; the test score is flattered by those in train and test.",
+            stacklevel=2,
         )
 
 # %% ../nbs/15_finetune.ipynb #b2ce8c9f
@@ -239,7 +240,8 @@ def read_assay(
         warnings.warn(
             f"{source}: left out "
             + ", ".join(f"{n} rows ({why})" for why, n in dropped.items())
-            + "."
+            + ".",
+            stacklevel=2,
         )
     if how == "low-vs-high" and given and given not in set(table.sequence):
         raise ValueError(
@@ -318,7 +320,8 @@ def evaluate_predictions(
     unseen = kind == "classification" and int((target == -1).sum())
     if unseen and predicted.ndim == 1:
         warnings.warn(
-            f"{unseen} of {len(target)} targets are of a class that the model does not know; they count as wrong, and there is no AUROC."
+            f"{unseen} of {len(target)} targets are of a class that the model does not know; they count as wrong, and there is no AUROC.",
+            stacklevel=2,
         )
     rng, found = np.random.default_rng(seed), _metrics(kind, predicted.ndim == 1 and not unseen)
     draws = [rng.integers(0, len(target), len(target)) for _ in range(n_boot)]
@@ -630,7 +633,8 @@ class TokenRows:
     def __init__(self, alphabet: Alphabet, sequences: Sequence[str], max_length: int | None = None):
         if max_length and (n := sum(len(s) > max_length for s in sequences)):
             warnings.warn(
-                f"{n} of {len(sequences)} sequences are longer than {max_length} residues and cropped to their first ones."
+                f"{n} of {len(sequences)} sequences are longer than {max_length} residues and cropped to their first ones.",
+                stacklevel=2,
             )
         self.alphabet, self.ids = (
             alphabet,
@@ -1142,7 +1146,10 @@ def _fingerprint(encoder: nn.Module, *tables: pd.DataFrame) -> dict[str, str]:
 
 def rows_sha256(*tables: pd.DataFrame) -> str:
     "Check sum of the sequences and targets of tables, in their order."
-    text = lambda t: t.tobytes().hex() if isinstance(t, np.ndarray) else t
+
+    def text(t):
+        return t.tobytes().hex() if isinstance(t, np.ndarray) else t
+
     return hashlib.sha256(
         "\n".join(
             f"{s} {text(t)}" for table in tables for s, t in zip(table.sequence, table.target)
@@ -1213,9 +1220,12 @@ def _train(
         config.crop if targets.kind == "contacts" else None,
     )
     plan, memory = config.plan(len(train_rows)), {}
-    valid_loss = lambda: _mean_loss(
-        module, sources[1], targets, valid_target, config.batch_tokens, plan.dtype
-    )
+
+    def valid_loss():
+        return _mean_loss(
+            module, sources[1], targets, valid_target, config.batch_tokens, plan.dtype
+        )
+
     stopping = EarlyStopping(
         module, valid_loss, config.patience, -(-plan.warmup_steps // batches.per_epoch), memory
     )

@@ -9,6 +9,7 @@ __all__ = ['Cone', 'cone', 'Plan', 'plan', 'masked_log_probs']
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,10 @@ def _links(
     "How a dilated convolution reads one list of activations to write another."
     (rows, length), offsets = shape, [offset for _, offset in taps(shape[1], kernel_size, dilation)]
     margin, width = offsets[-1], length + 2 * offsets[-1]
-    flat = lambda places: places[:, 0] * width + places[:, 1] + margin
+
+    def flat(places):
+        return places[:, 0] * width + places[:, 1] + margin
+
     index = torch.full((rows * width,), len(before), device=before.device)
     index[flat(before)] = torch.arange(len(before), device=before.device)
     return index[flat(after)[:, None] + torch.tensor(offsets, device=before.device)]
@@ -155,7 +159,7 @@ def _run_wild_type(
         y = block.conv(z)
         kept.append(_WildType(x[0], z[0], y[0]) if wanted else None)
         x = x + block.widen(y)
-    return kept + [_WildType(x[0], None, None) if keep[-1] else None]
+    return [*kept, _WildType(x[0], None, None) if keep[-1] else None]
 
 
 def _answer(
@@ -263,11 +267,9 @@ def _kept_limit(device: torch.device) -> float:  # bytes
         free = torch.cuda.mem_get_info(device)[0]
     else:
         try:
-            free = next(
-                int(line.split()[1]) * 1024
-                for line in open("/proc/meminfo")
-                if line.startswith("MemAvailable")
-            )
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            available = next(line for line in lines if line.startswith("MemAvailable"))
+            free = int(available.split()[1]) * 1024
         except OSError:
             free = float("inf")  # not Linux: not known
     return min(2.0**31, free / 4)
@@ -352,8 +354,11 @@ def masked_log_probs(
     tokens = PROTEIN.encode(wild_type, "wild type").to(model.embed.weight.device)
     check_positions(len(tokens), masked, at)
     counted = plan(model.config, len(tokens), masked, at, batch_tokens)
-    pays = lambda: counted.pays(model.embed.weight.element_size(), _kept_limit(tokens.device))
-    if not (path == "incremental" or path is None and pays()):
+
+    def pays():
+        return counted.pays(model.embed.weight.element_size(), _kept_limit(tokens.device))
+
+    if not (path == "incremental" or (path is None and pays())):
         return _log_probs(model, wild_type, masked, at, batch_tokens)
     answers = _incremental(model, tokens, masked, at, batch_tokens, counted)
     return [answer.float().log_softmax(-1)[:, : len(AMINO_ACIDS)].cpu() for answer in answers]

@@ -24,8 +24,8 @@ from torch import nn
 
 from .batching import Batches, Corpus, open_corpus
 from .carp import CARP, TABLE_S1, n_parameters
-from .esm import ESM, TABLE_S2
 from .datasets import list_datasets, load_dataset, read_fasta
+from .esm import ESM, TABLE_S2
 from .fetch import replacing
 from .mlm import Evaluation, corrupt, evaluate, evaluate_ngram, mlm_loss, ngram_counts
 from .pretrained import find_weights, list_models, load_model, pick_device, save_checkpoint
@@ -328,7 +328,7 @@ def choose_lr(
             config, lr=lr, tokens=min(tokens, config.tokens), name=f"{config.size}_lr_{lr:g}"
         )
         try:
-            model = pretrain(
+            pretrain(
                 trial,
                 train_set,
                 valid_set,
@@ -659,13 +659,16 @@ Loss in nats by sequence length, on the same masked residues. The baselines are 
 
 def _markdown(table: pd.DataFrame) -> str:
     "A table in markdown; losses with three decimals."
-    cell = lambda value: (
-        f"{value:.3f}"
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, (int, np.integer))
-        else str(value)
-    )
+
+    def cell(value):
+        return (
+            f"{value:.3f}"
+            if isinstance(value, float)
+            else f"{value:,}"
+            if isinstance(value, (int, np.integer))
+            else str(value)
+        )
+
     rows = [["residues", *table.columns], ["---"] * (len(table.columns) + 1)]
     rows += [[name, *map(cell, row)] for name, *row in table.astype(object).itertuples()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

@@ -16,6 +16,7 @@ import os
 import pickle
 import re
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import cache
 from importlib import resources
@@ -29,14 +30,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .carp import CARP, CARPConfig, TABLE_S1, n_parameters
+from .carp import CARP, TABLE_S1, CARPConfig, n_parameters
 from carp_nb.esm import (
     ESM,
     ESM_PUBLISHED,
-    ESMConfig,
-    Ensemble,
     FAIR_ESM_URL,
     TABLE_S2,
+    Ensemble,
+    ESMConfig,
     from_fair_esm,
     to_fair_esm,
 )
@@ -188,13 +189,16 @@ def save_checkpoint(
 
 def _on_cpu(stored: dict) -> dict:
     "The same with every tensor on the CPU and contiguous."
-    move = lambda v: (
-        _on_cpu(v)
-        if isinstance(v, dict)
-        else v.detach().cpu().contiguous()
-        if isinstance(v, Tensor)
-        else v
-    )
+
+    def move(v):
+        return (
+            _on_cpu(v)
+            if isinstance(v, dict)
+            else v.detach().cpu().contiguous()
+            if isinstance(v, Tensor)
+            else v
+        )
+
     return {key: move(value) for key, value in stored.items()}
 
 # %% ../nbs/05_pretrained.ipynb #58fd522c
@@ -686,8 +690,6 @@ def list_models() -> pd.DataFrame:
     ]
     rows.append(_protbert_row())
     for name in sorted(own.keys() - shipped.keys() - PUBLISHED.keys()):
-        try:
+        with suppress(ValueError):  # a file of another program
             rows.append(_row(name, _read(own[name])[1], "CARP_NB_WEIGHTS", False, True))
-        except ValueError:
-            pass  # a file of another program
     return pd.DataFrame(rows).astype({"max_length": "Int64"})

@@ -220,13 +220,14 @@ def _text_errata() -> list[dict]:
             }
         )
     loss = published("pretraining_loss").query("model == 'ESM-1b'").iloc[0]
-    return rows + [
+    return [
+        *rows,
         {
             "where": "Figure 1, caption",
             "printed": f"“training loss of ESM-1b on their test dataset”, {loss.value:g}",
             "computed": "a test loss",
             "calculation": f"{loss['where'].partition(';')[0].lower()} calls the same {loss.value:g} ESM-1b's loss on {loss.note}",
-        }
+        },
     ]
 
 
@@ -310,11 +311,14 @@ def published_tables() -> pd.DataFrame:  # file, values, where
         )
     names = sorted(p.stem for p in (root / "data" / "paper").glob("*.csv"))
     places = {name: published(name) for name in names}
-    where = lambda t, name: (
-        ", ".join(dict.fromkeys(t["where"]))
-        if "where" in t
-        else name.replace("_", " ").capitalize().replace(" s", " S")
-    )
+
+    def where(t, name):
+        return (
+            ", ".join(dict.fromkeys(t["where"]))
+            if "where" in t
+            else name.replace("_", " ").capitalize().replace(" s", " S")
+        )
+
     return pd.DataFrame(
         [
             {"file": f"data/paper/{name}.csv", "lines": len(t), "where": where(t, name)}
@@ -647,7 +651,7 @@ def _zero_shot_beside(rows: pd.DataFrame) -> list[dict]:
         mine = [
             m
             for m in wide
-            if _plain(m) == _plain(r.model) or r.model.startswith("CARP") and m.startswith("carp")
+            if _plain(m) == _plain(r.model) or (r.model.startswith("CARP") and m.startswith("carp"))
         ]
         part = (
             wide[wide.index == "flip_cas9_positive"]

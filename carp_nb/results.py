@@ -853,9 +853,10 @@ def scan_table(
 ) -> pd.DataFrame:  # one line per scan
     "What Figure 2 does not show: sizes, signed correlations, intervals, NDCG and recall of one model."
     rows = rows[(rows.model == model.name) & (rows.method == method)]
-    cell = lambda scan, metric, column="value": rows.loc[
-        (rows.task == scan.name) & (rows.metric == metric), column
-    ].iloc[0]
+
+    def cell(scan, metric, column="value"):
+        return rows.loc[(rows.task == scan.name) & (rows.metric == metric), column].iloc[0]
+
     return pd.DataFrame(
         [
             {
@@ -890,11 +891,14 @@ def mean_table(
     of_41 = len({s.benchmark for s in scans if s.benchmark})
     rng = np.random.default_rng(0)
     draws = rng.integers(0, len(wide), (2000, len(wide)))  # scans drawn with replacement
-    interval = lambda values: (
-        "{:.2f} to {:.2f}".format(*np.percentile(values.to_numpy()[draws].mean(1), [2.5, 97.5]))
-        if len(values) > 1
-        else "–"
-    )
+
+    def interval(values):
+        return (
+            "{:.2f} to {:.2f}".format(*np.percentile(values.to_numpy()[draws].mean(1), [2.5, 97.5]))
+            if len(values) > 1
+            else "–"
+        )
+
     here = [
         {
             "model": model,
@@ -1091,7 +1095,7 @@ def long_bins(
 ) -> pd.DataFrame:  # length (median), loss, lo, hi (95 % bootstrap over sequences), sequences
     "Loss of sequences too long and too few for a running mean, in bins with their count and interval."
     rng, rows = np.random.default_rng(seed), []
-    for low, high in zip(edges, edges[1:]):
+    for low, high in itertools.pairwise(edges):
         inside = answers[(answers.length > low) & (answers.length <= high)]
         if inside.empty:
             continue
@@ -1322,7 +1326,10 @@ def _answer_claim(
     if fit.empty:
         return "not measured here", ""
     fit = fit.iloc[0]
-    power = lambda value, lo, hi: f"{value:.2f}" + (f" ({lo:.2f} to {hi:.2f})" if lo < hi else "")
+
+    def power(value, lo, hi):
+        return f"{value:.2f}" + (f" ({lo:.2f} to {hi:.2f})" if lo < hi else "")
+
     answer = (
         "yes"
         if abs(fit["last"] - claim.length) <= 0.1
@@ -1553,8 +1560,13 @@ def against_paper(
 # %% ../nbs/18_results.ipynb #633f56ba
 def _cell_texts(cell) -> tuple[str, str, str]:
     "here, paper and difference of one cell as html."
-    spread = lambda sd: "" if pd.isna(sd) else f"\u00a0±\u00a0{sd:.2g}"
-    signed = lambda x: f"{round(float(x), 2) + 0.0:+.2f}"  # no minus before a zero
+
+    def spread(sd):
+        return "" if pd.isna(sd) else f"\u00a0±\u00a0{sd:.2g}"
+
+    def signed(x):
+        return f"{round(float(x), 2) + 0.0:+.2f}"  # no minus before a zero
+
     paper = (
         "–"
         if pd.isna(cell.paper)
@@ -1962,7 +1974,7 @@ def _along(
 ) -> None:
     "One curve of a run, with the intervals that it has; hollow where it stands for part of the data."
     g = g.sort_values("step")
-    style = dict(color=colour, ls=["-", "--", ":", "-."][i % 4])
+    style = {"color": colour, "ls": ["-", "--", ":", "-."][i % 4]}
     if thin:
         axes.plot(g.loss, g.value, lw=0.7, alpha=0.3, **style)
         return

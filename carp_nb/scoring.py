@@ -392,7 +392,7 @@ def _must_be_residues(word: str, scans: dict[str, str]) -> None:
         names[key] for key in get_close_matches(word.lower(), names, 3, 0.75)
     ]
     if (
-        near or re.search(r"\d", word) or len(word) < 30 and re.search("[BJOUZ]", word.upper())
+        near or re.search(r"\d", word) or (len(word) < 30 and re.search("[BJOUZ]", word.upper()))
     ):  # words have letters that peptides have not
         raise ValueError(
             f"{word!r} looks like a name and no scan or file has it"
@@ -576,7 +576,8 @@ def find_scans(
         scans.setdefault(scan.benchmark or scan.name, scan)
     if missing:
         warnings.warn(
-            f"{len(missing)} scans are neither here nor to be downloaded and are left out: {', '.join(missing)}."
+            f"{len(missing)} scans are neither here nor to be downloaded and are left out: {', '.join(missing)}.",
+            stacklevel=2,
         )
     return list(scans.values())
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'STRUCTURE_TASKS', 'DEFAULT_SETS', 'THREE_STATES', 'ONE_HOT', 'STRUCTURE_METHODS', 'TABLE_1_METRICS',
-           'virtual_cb', 'Chain', 'read_chain', 'contact_map', 'contact_precision', 'mean_precision', 'structure_sets',
-           'load_structure_task', 'confusion', 'states_of', 'evaluate_structure', 'structure_jobs', 'fit_structure',
-           'load_downstream', 'fit_downstream', 'table_1_columns', 'fill_table_1']
+           'read_chain', 'contact_map', 'contact_precision', 'mean_precision', 'structure_sets', 'load_structure_task',
+           'confusion', 'states_of', 'evaluate_structure', 'structure_jobs', 'fit_structure', 'load_downstream',
+           'fit_downstream', 'table_1_columns', 'fill_table_1']
 
 # %% ../nbs/17_structure.ipynb #8270ab40
 import hashlib
@@ -44,33 +44,6 @@ from carp_nb.finetune import (
 from .pretrained import weights_sha256
 from .tasks import SPLITS
 
-# %% ../nbs/17_structure.ipynb #e5ced4ae
-def virtual_cb(
-    n: np.ndarray,
-    ca: np.ndarray,
-    c: np.ndarray,  # [..., 3] Å
-) -> np.ndarray:  # [..., 3] Å
-    "Where the Cβ stands in an ideal residue (the constants are those of Dauparas et al. 2022, ProteinMPNN)."
-    b, c = ca - n, c - ca
-    return -0.58273431 * np.cross(b, c) + 0.56802827 * b - 0.54067466 * c + ca
-
-
-@dataclass(frozen=True)
-class Chain:
-    "The residues of a chain and where they are."
-
-    name: str
-    sequence: str
-    ca: np.ndarray  # [L, 3] Å, NaN where unresolved
-    cb: np.ndarray  # [L, 3] Å, Cα for glycine, NaN where unresolved
-
-    def __len__(self) -> int:
-        return len(self.sequence)
-
-    @property
-    def resolved(self) -> np.ndarray:
-        return np.isfinite(self.cb).all(1)  # bool [L]
-
 # %% ../nbs/17_structure.ipynb #8cbf481c
 def _atoms(path: Path) -> AtomArray:
     "The amino acids of the first model. Raises FileNotFoundError, ValueError."
@@ -92,7 +65,7 @@ def _atoms(path: Path) -> AtomArray:
 
 def _residue(atoms: AtomArray) -> tuple[str, np.ndarray, np.ndarray]:  # letter, Cα, Cβ
     "One residue."
-    at = {name: xyz for name, xyz in zip(atoms.atom_name, atoms.coord.astype(float))}
+    at = dict(zip(atoms.atom_name, atoms.coord.astype(float)))
     letter, nowhere = info.one_letter_code(str(atoms.res_name[0])) or "X", np.full(3, np.nan)
     ca = at.get("CA", nowhere)
     whole = "CA" in at and "N" in at and "C" in at
@@ -116,9 +89,12 @@ def _place(
     "Put the residues that have coordinates where they stand in the whole sequence. Raises ValueError for one that does not fit."
     if observed == sequence:
         return np.arange(len(sequence))
-    plain = lambda text: ProteinSequence(
-        "".join(a if a in ProteinSequence.alphabet.get_symbols() else "X" for a in text)
-    )
+
+    def plain(text):
+        return ProteinSequence(
+            "".join(a if a in ProteinSequence.alphabet.get_symbols() else "X" for a in text)
+        )
+
     letters = ProteinSequence.alphabet
     scores = np.where(np.eye(len(letters), dtype=bool), 5, -20)
     unknown = letters.encode("X")
@@ -179,12 +155,14 @@ def _whole(
             return _place(observed, sequence, str(path)), sequence
     except ValueError:
         warnings.warn(
-            f"{path}: the deposited sequence of chain {chain} does not fit its residues, which are numbered over what has coordinates; give the sequence."
+            f"{path}: the deposited sequence of chain {chain} does not fit its residues, which are numbered over what has coordinates; give the sequence.",
+            stacklevel=2,
         )
     else:
         if n := int((np.diff(numbers) > 1).sum()):
             warnings.warn(
-                f"{path}: residue numbers jump {n} times and no sequence is deposited, so separations across a gap are too small; give the sequence."
+                f"{path}: residue numbers jump {n} times and no sequence is deposited, so separations across a gap are too small; give the sequence.",
+                stacklevel=2,
             )
     return np.arange(len(observed)), observed
 
@@ -207,7 +185,7 @@ def read_chain(
         raise ValueError(f"{path} has no chain {chain!r}; its chains are {', '.join(chains)}.")
     atoms = atoms[atoms.chain_id == (chain or chains[0])]
     starts = get_residue_starts(atoms, add_exclusive_stop=True)
-    found = [_residue(atoms[i:j]) for i, j in zip(starts, starts[1:])]
+    found = [_residue(atoms[i:j]) for i, j in itertools.pairwise(starts)]
     while (
         len(found) > 1
         and atoms.hetero[starts[len(found) - 1]]
@@ -518,7 +496,8 @@ def structure_jobs(
     ways = [m for m in methods if not (task == "contacts" and m.endswith("ft"))]
     if not ways:
         warnings.warn(
-            f"contacts have no fits of {', '.join(methods)}: their encoder stays frozen; use pt-fr, na-fr or one-hot."
+            f"contacts have no fits of {', '.join(methods)}: their encoder stays frozen; use pt-fr, na-fr or one-hot.",
+            stacklevel=2,
         )
     return [
         (method, encoder, seed)
@@ -570,9 +549,12 @@ def fit_structure(
         batch_tokens=batch_tokens,
         **pairs,
     )
-    fit = lambda train, valid: finetune(
-        encoder, train, valid, config, folder, device, progress=False, shared=shared
-    )
+
+    def fit(train, valid):
+        return finetune(
+            encoder, train, valid, config, folder, device, progress=False, shared=shared
+        )
+
     model, tested, metrics = run_task(fit, table, kind, budget["n_boot"], seed, evaluate_structure)
     read, there = table.split.value_counts(), table.attrs["available"]
     sizes = pd.DataFrame(

@@ -90,9 +90,7 @@ def _record(
     line, name = header[0], header[1].split(maxsplit=1)[0]
     sequence = b"".join(p for _, p in parts)
     if sequence.translate(None, _LEGAL):
-        for line, part in parts:
-            if part.translate(None, _LEGAL):
-                break
+        line = next(number for number, part in parts if part.translate(None, _LEGAL))
         PROTEIN.to_ids(sequence.decode("utf-8", "replace"), name=f"{path}, line {line}, {name}")
     return name, sequence.upper().decode()
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -141,7 +141,10 @@ def exponent(
             f"an exponent needs measurements at two lengths or more and has {len(cost)}."
         )
     rng, x = np.random.default_rng(seed), np.log(cost.index.to_numpy(float))
-    slope = lambda samples: np.polyfit(x, np.log([np.median(s) for s in samples]), 1)[0]
+
+    def slope(samples):
+        return np.polyfit(x, np.log([np.median(s) for s in samples]), 1)[0]
+
     draws = [slope([rng.choice(s, len(s)) for s in cost]) for _ in range(n_boot)]
     lo, hi = np.quantile(draws, [0.025, 0.975])
     return {
@@ -202,10 +205,8 @@ def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        try:
+        with suppress(OSError):  # not Linux: the mark only rises
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass  # not Linux: the mark only rises
 
 
 def _peak(device: torch.device) -> int:  # bytes
@@ -272,9 +273,10 @@ def _serve(task: str) -> None:
         model = as_dtype(model, task["dtype"])
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     rng = np.random.default_rng(0)
-    tokens = lambda length: model.alphabet.batch(["".join(rng.choice(list(AMINO_ACIDS), length))])[
-        0
-    ].to(device)
+
+    def tokens(length):
+        return model.alphabet.batch(["".join(rng.choice(list(AMINO_ACIDS), length))])[0].to(device)
+
     _forward(model, tokens(8), task["dtype"], device)  # loads what is loaded at first use
     rest = _status("VmRSS")
     if task["memory"]:

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -83,7 +83,8 @@ def _load_checkpoint(folder: Path) -> dict | None:
                 raise
             os.replace(path, path.with_suffix(".damaged"))
             warnings.warn(
-                f"checkpoint {path} cannot be read ({type(error).__name__}); falling back to the one before it, or to the start if there is none."
+                f"checkpoint {path} cannot be read ({type(error).__name__}); falling back to the one before it, or to the start if there is none.",
+                stacklevel=2,
             )
     return None
 

@@ -773,14 +773,12 @@ def placed_chain(
 
 def _with_oxygen(chain: AtomArray) -> AtomArray:
     "Files of backbones often lack the oxygen, along which a ribbon is laid: it lies in the peptide plane, 1.23 Å from C."
-    unit = lambda v: v / np.linalg.norm(v)
+
+    def unit(v):
+        return v / np.linalg.norm(v)
+
     ca, c, n = (
-        {
-            i: x
-            for i, x in zip(
-                chain.res_id[chain.atom_name == name], chain.coord[chain.atom_name == name]
-            )
-        }
+        dict(zip(chain.res_id[chain.atom_name == name], chain.coord[chain.atom_name == name]))
         for name in ("CA", "C", "N")
     )
     made = chain[

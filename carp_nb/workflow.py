@@ -142,7 +142,7 @@ def measured_rates(
 
 # %% ../nbs/19a_workflow.ipynb #87f5051c
 def _traffic(size: str) -> float:  # bytes per residue in a forward pass, bfloat16
-    shape = TABLE_S1[size] if size in TABLE_S1 else TABLE_S2[size] if size in TABLE_S2 else None
+    shape = TABLE_S1[size] if size in TABLE_S1 else TABLE_S2.get(size, None)
     return 2 * 20 * shape.n_layers * shape.d_model if shape else 0.0
 
 

@@ -115,7 +115,8 @@ def wild_types(out: Path):
 def sequences(out: Path):
     "Fixed-seed samples of the pretraining corpus, headers kept."
     for ours, split, keep in SAMPLES:
-        text = gzip.open(official(f"pretrain/{split}.fasta.gz"), "rt").read()
+        with gzip.open(official(f"pretrain/{split}.fasta.gz"), "rt") as file:
+            text = file.read()
         records = [
             r
             for r in text[1:].split("\n>")

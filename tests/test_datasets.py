@@ -44,9 +44,8 @@ def test_samples_hold_only_entries_that_may_ship():
         ("sprot_valid_sample", 200),
         ("sprot_heldout_sample", 400),
     ):
-        headers = [
-            h for h in gzip.open(DATA / f"sequences/{name}.fasta.gz", "rt") if h.startswith(">")
-        ]
+        with gzip.open(DATA / f"sequences/{name}.fasta.gz", "rt") as file:
+            headers = [line for line in file if line.startswith(">")]
         assert len(headers) == n
         assert {h.split()[2] for h in headers} <= {
             "src=SwissProt_2014_01",

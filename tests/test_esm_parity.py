@@ -164,7 +164,7 @@ def test_both_forms_of_attention_agree():
 
 
 def test_files_are_read_in_both_directions(tmp_path):
-    peer, checkpoint = released(norm_before=False)
+    _peer, checkpoint = released(norm_before=False)
     torch.save(checkpoint, tmp_path / "esm1v_test.pt")
     model = load_model(tmp_path / "esm1v_test.pt", "cpu")
     assert model.name == "esm1v_test" and model.max_length == 58

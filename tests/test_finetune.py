@@ -26,7 +26,6 @@ from carp_nb.finetune import (
     untrained,
 )
 from carp_nb.heads import PooledHead
-from carp_nb.training import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 

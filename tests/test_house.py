@@ -81,9 +81,9 @@ def test_environment_yml_agrees_with_settings():
 
 def test_constraints_pin_every_direct_requirement():
     lines = [
-        l
-        for l in (ROOT / "constraints.txt").read_text().splitlines()
-        if l and not l.startswith("#")
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
     ]
     pins = {}
     for line in lines:
@@ -174,7 +174,7 @@ def links(text: str) -> list[str]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebook_has_a_title_and_links_that_exist_and_leads_on(path):
     cells = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
-    title, purpose = re.match(r"# (\S.*)\n\n> (\S.*)", cells[0] + "\n").groups()
+    title, _purpose = re.match(r"# (\S.*)\n\n> (\S.*)", cells[0] + "\n").groups()
     assert not re.search(r"^# ", "\n".join(cells[1:]), re.M), "a second title"
     if is_library(path):
         assert path.stem.partition("_")[2] == title

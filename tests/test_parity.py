@@ -14,7 +14,7 @@ from sequence_models.pretrained import CARP as ReferenceCARP
 from sequence_models.pretrained import load_carp, load_model_and_alphabet
 
 from carp_nb.alphabet import PROTEIN
-from carp_nb.carp import CARP, CARPConfig, TABLE_S1
+from carp_nb.carp import CARP, TABLE_S1, CARPConfig
 from carp_nb.pretrained import load_model, save_checkpoint, to_published
 
 ONES_ON_DISK = [

@@ -91,7 +91,7 @@ def test_killed_at_twenty_random_moments(undisturbed, tmp_path):
         0,
         pd.read_parquet(undisturbed / "metrics.parquet").seconds.iloc[-1],
     )
-    for attempt in range(200):
+    for _ in range(200):
         pid = in_child(tmp_path / "killed")
         time.sleep(draw.uniform(0, 0.3 + 0.2 * train_seconds) if kills < 20 else 0)
         if kills < 20:
@@ -134,10 +134,8 @@ def test_two_processes_train_as_one(undisturbed, tmp_path):
         tmp_path / "two",
         "cpu",
     )
-    (weights, metrics, held_out), (one, metrics_of_one, held_out_of_one) = (
-        outcome(tmp_path / "two"),
-        outcome(undisturbed),
-    )
+    _, metrics, held_out = outcome(tmp_path / "two")
+    _, metrics_of_one, held_out_of_one = outcome(undisturbed)
     pd.testing.assert_frame_equal(metrics, metrics_of_one, rtol=1e-4)  # sums in another order
     pd.testing.assert_frame_equal(held_out, held_out_of_one, rtol=1e-3)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["steps"] == int(

@@ -123,7 +123,7 @@ def test_damaged_cache_is_never_loaded(record, tmp_path):
 
 def test_changed_file_at_the_source_is_refused(record, tmp_path):
     save_checkpoint(small(), record.file)
-    with pytest.raises(ValueError, match="carp_600k.pt from .* has sha256 .* it was thrown away"):
+    with pytest.raises(ValueError, match=r"carp_600k.pt from .* has sha256 .* it was thrown away"):
         load_model("carp_600k", progress=False)
     assert not list((tmp_path / "cache" / "weights").iterdir())
 
@@ -149,7 +149,7 @@ def test_another_file_under_a_published_name_is_refused(record, tmp_path, monkey
     monkeypatch.setenv("CARP_NB_WEIGHTS", str(tmp_path / "own"))
     with pytest.raises(
         ValueError,
-        match="is not the model that carp_600k stands for: its sha256 is .*; rename it, or load it by its path",
+        match=r"is not the model that carp_600k stands for: its sha256 is .*; rename it, or load it by its path",
     ):
         load_model("carp_600k")
     assert not record.asked and load_model(impostor, device="cpu").name == "carp_small"

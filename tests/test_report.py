@@ -114,9 +114,15 @@ def test_without_outputs_every_cell_is_empty(tmp_path):
 
 
 def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
-    common = dict(
-        seed=0, n=100, budget="laptop", device="cpu", dtype="float32", weights_sha="1", data_sha="x"
-    )
+    common = {
+        "seed": 0,
+        "n": 100,
+        "budget": "laptop",
+        "device": "cpu",
+        "dtype": "float32",
+        "weights_sha": "1",
+        "data_sha": "x",
+    }
     rows = [
         dict(
             section="flip",
@@ -262,7 +268,7 @@ def test_checkpoints_of_the_kept_run(along):
 
 
 def test_a_second_start_computes_nothing_again(along):
-    done, out, folder = along
+    _done, out, folder = along
     before = {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}
     again, _ = papermill("checkpoints", folder, datasets="abeta42", method="wild-type")
     assert (

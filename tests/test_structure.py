@@ -344,7 +344,10 @@ def test_distances_of_trrosetta_train_as_the_coordinates_they_come_from(tmp_path
     table.attrs = {"kind": "contacts", "sha256": {"a": "0"}, "available": {}}
     monkeypatch.setattr("carp_nb.structure.load_dataset", lambda name: table)
     maps = load_structure_task("contacts", "trrosetta").set_index("id").loc[rows.id].reset_index()
-    off = lambda m: m[~np.eye(len(m), dtype=bool)]
+
+    def off(m):
+        return m[~np.eye(len(m), dtype=bool)]
+
     for known, found in zip(rows.target, maps.target):
         np.testing.assert_array_equal(off(contact_map(found)), off(contact_map(known)))
     config = FinetuneConfig(

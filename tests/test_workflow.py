@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from carp_nb.results import _notebook_parameters
 from carp_nb.report import _PARTS
+from carp_nb.results import _notebook_parameters
 from carp_nb.workflow import estimate, measured_rates, read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
