@@ -36,7 +36,7 @@ demo: $(STAMP)  ## environment, then score the shipped mutational scans: a table
 
 test: $(STAMP)  ## environment, then every notebook and every test
 	@flags=$$(sed -n 's/^tst_flags *= *//p' settings.ini | tr ' ' '|'); \
-	grep -cE "^ *\"#\| *($$flags)\b" nbs/*.ipynb | awk -F: -v flags="$$flags" '$$2 {print "skipped: " $$2 " cell(s) flagged " flags " in " $$1}'
+	grep -cE "^ *\"#\| *($$flags)\b" nbs/*.ipynb nbs/library/*.ipynb | awk -F: -v flags="$$flags" '$$2 {print "skipped: " $$2 " cell(s) flagged " flags " in " $$1}'
 	$(BIN)/nbdev_test
 	$(BIN)/python -m pytest
 

@@ -244,19 +244,20 @@ def stage(folder: Path) -> None:
     )
     pages |= {f"api/{m.name}.md": m.page() for m in modules}
     notebooks = sorted((ROOT / "nbs").glob("*.ipynb"))
-    library = [p.stem for p in notebooks if p.stem[:2].isdigit()]
+    library = sorted((ROOT / "nbs/library").glob("*.ipynb"))
     sections = [s for s in PAPER if (ROOT / f"nbs/{s}.ipynb").exists()]
-    own = [p.stem for p in notebooks if p.stem not in [*library, *sections, "index"]]
-    for file in notebooks:
+    own = [p.stem for p in notebooks if p.stem not in [*sections, "index"]]
+    for file in [*notebooks, *library]:
+        page = file.relative_to(ROOT).as_posix()
         nb = with_runs(file)
         nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*(default_exp|hide)\b", c.source)]
         shows = any(c.get("outputs") for c in nb.cells)
-        if file.stem not in library and not shows:
+        if file in notebooks and not shows:
             nb.cells.insert(1, nbformat.v4.new_markdown_cell(NOTE.format(file.stem), id="note"))
         for cell in nb.cells:
             if cell.cell_type == "markdown":
-                cell.source = place(cell.source, f"nbs/{file.name}")
-        pages[f"nbs/{file.name}"] = nbformat.writes(nb)
+                cell.source = place(cell.source, page)
+        pages[page] = nbformat.writes(nb)
 
     tree = {
         "First": ["nbs/index"],
@@ -264,7 +265,7 @@ def stage(folder: Path) -> None:
         "The paper": [f"nbs/{n}" for n in sections],
         "Your own": [f"nbs/{n}" for n in own],
         "Reference": [f"api/{m.name}" for m in modules],
-        "The library, read as notebooks": [f"nbs/{n}" for n in library],
+        "The library, read as notebooks": [f"nbs/library/{p.stem}" for p in library],
     }
     for title, names in tree.items():
         pages["index.md"] += (

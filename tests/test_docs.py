@@ -59,9 +59,9 @@ def pages(site) -> dict[Path, Page]:
 
 
 def test_every_notebook_and_how_to_page_and_module_is_there(site, pages):
-    expected = {f"nbs/{p.stem}" for p in ROOT.glob("nbs/*.ipynb")} | {
-        f"docs/{p.stem}" for p in ROOT.glob("docs/*.md") if p.stem != "index"
-    }
+    sources = [*ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("docs/*.md")]
+    sources = [p for p in sources if ".ipynb_checkpoints" not in p.parts]
+    expected = {p.relative_to(ROOT).with_suffix("").as_posix() for p in sources} - {"docs/index"}
     expected |= {
         f"api/{p.stem}" for p in ROOT.glob("carp_nb/*.py") if not p.stem.startswith("_")
     } | {"index"}

@@ -26,21 +26,14 @@ config.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = config["DEFAULT"]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 NOTEBOOKS = [p for p in NOTEBOOKS if ".ipynb_checkpoints" not in p.parts]
+LIBRARY = [p for p in NOTEBOOKS if p.parent.name == "library"]
 
 
 def read(path: Path) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
-def is_library(path: Path) -> bool:
-    return any(
-        re.search(r"^#\|\s*default_exp\b", c.source, re.M)
-        for c in read(path).cells
-        if c.cell_type == "code"
-    )
-
-
-SECTIONS = [p for p in NOTEBOOKS if p.name != "index.ipynb" and not is_library(p)]
+SECTIONS = [p for p in NOTEBOOKS if p.name != "index.ipynb" and p not in LIBRARY]
 
 
 def requirements(key: str) -> list[Requirement]:
@@ -176,8 +169,8 @@ def test_notebook_has_a_title_and_links_that_exist_and_leads_on(path):
     cells = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
     title, _purpose = re.match(r"# (\S.*)\n\n> (\S.*)", cells[0] + "\n").groups()
     assert not re.search(r"^# ", "\n".join(cells[1:]), re.M), "a second title"
-    if is_library(path):
-        assert path.stem.partition("_")[2] == title
+    if path in LIBRARY:
+        assert re.fullmatch(rf"\d\d_{title}", path.stem)
     missing = [
         target
         for cell in cells
@@ -190,12 +183,18 @@ def test_notebook_has_a_title_and_links_that_exist_and_leads_on(path):
         "the last cell names no next notebook"
     )
     after, *_ = links(last.source.rpartition("Next: ")[2])
-    library = [p.name for p in NOTEBOOKS if is_library(p)]
-    assert after in (
-        {p.name for p in NOTEBOOKS} - {path.name}
-        if path.name not in library[:-1]
-        else {library[library.index(path.name) + 1]}
-    )
+    leads_to = (path.parent / after).resolve()
+    if path in LIBRARY[:-1]:
+        assert leads_to == LIBRARY[LIBRARY.index(path) + 1]
+    else:
+        assert leads_to in NOTEBOOKS and leads_to != path
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_library_notebooks_and_no_others_are_exported(path):
+    exports = re.compile(r"^#\|\s*default_exp\b", re.M)
+    sources = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    assert any(exports.search(source) for source in sources) == (path in LIBRARY)
 
 
 @pytest.mark.parametrize("path", SECTIONS, ids=lambda p: p.name)
