@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 RUN := outputs/zero_shot/carp_600k_sprot50
 
-.PHONY: help demo test mutants bench lab docs sync readme clean
+.PHONY: help demo test check format style mutants bench lab docs sync readme clean
 help:  ## this list
 	@awk -F ' *## *' '/^[a-z]+:.*##/ {sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2}' Makefile
 
@@ -34,7 +34,19 @@ demo: $(STAMP)  ## environment, then score the shipped mutational scans: a table
 	done; \
 	echo "Done. The table, the figure and the executed notebook:"; echo "$$written" | sed 's/^/  /'
 
-test: $(STAMP)  ## environment, then every notebook and every test
+check: $(STAMP)  ## layout, lint, types and how the code reads, compared with what was accepted
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python scripts/style.py --check
+
+format: $(STAMP)  ## write the layout of notebooks and scripts
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+style: $(STAMP)  ## how the code reads, in numbers; ARGS=--accept keeps the present ones
+	$(BIN)/python scripts/style.py $(ARGS)
+
+test: $(STAMP) check  ## environment, layout and types, then every notebook and every test
 	@flags=$$(sed -n 's/^tst_flags *= *//p' settings.ini | tr ' ' '|'); \
 	grep -cE "^ *\"#\| *($$flags)\b" nbs/*.ipynb nbs/library/*.ipynb | awk -F: -v flags="$$flags" '$$2 {print "skipped: " $$2 " cell(s) flagged " flags " in " $$1}'
 	$(BIN)/nbdev_test

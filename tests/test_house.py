@@ -111,6 +111,35 @@ def test_package_imports_only_its_requirements():
                 )
 
 
+def imported_modules(path: Path) -> set[str]:
+    "Modules of the package that one of them imports, also inside functions, relative or not."
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = "carp_nb." if node.level else ""
+            parent = package + (node.module or "")
+            names |= {parent} | {f"{parent.rstrip('.')}.{alias.name}" for alias in node.names}
+    parts = [name.split(".") for name in names if name.startswith("carp_nb.")]
+    return {part[1] for part in parts if part[1]}
+
+
+def test_imports_run_down_the_house():
+    "A module imports only modules whose notebooks are read before its own: no circle, no arrow up."
+    order = {path.stem.partition("_")[2]: place for place, path in enumerate(LIBRARY)}
+    modules = {p.stem: p for p in (ROOT / "carp_nb").glob("*.py") if not p.stem.startswith("_")}
+    assert order.keys() == modules.keys()
+    arrows = [
+        (name, other)
+        for name, path in modules.items()
+        for other in imported_modules(path) & modules.keys()
+    ]
+    assert len(arrows) > len(modules), "hardly an import was found: is the test still right?"
+    up = [f"{name} imports {other}" for name, other in arrows if order[other] >= order[name]]
+    assert not up
+
+
 def test_version_is_one():
     namespace = {}
     exec((ROOT / "carp_nb/__init__.py").read_text(), namespace)
