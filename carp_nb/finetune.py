@@ -34,10 +34,11 @@ from tqdm.auto import tqdm
 from .alphabet import PROTEIN, Alphabet
 from .batching import bucketed_batches
 from .carp import CARP, CARPConfig
-from .datasets import DMS, load_dataset, parse_mutant
+from .datasets import DMS, load_dataset
 from .esm import ESM, ESMConfig
 from .heads import ContactHead, PooledHead, ResidueHead, drawn_from
 from .kernels import as_dtype, resolve_dtype
+from .mutants import parse_mutant
 from .pretrain import refuse_other_run, write_text
 from .pretrained import pick_device
 from .tasks import KINDS, SPLITS, read_labelled, table_lines

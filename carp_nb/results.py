@@ -42,10 +42,11 @@ from scipy.stats import t as student_t
 from .alphabet import AMINO_ACIDS
 from .batching import Corpus
 from .carp import CARP, n_parameters
-from .datasets import DMS, parse_mutant, project_root
+from .datasets import DMS, project_root
 from .esm import ESM
 from .fetch import replacing
 from .mlm import ngram_counts
+from .mutants import parse_mutant
 from .pretrain import held_out_table, model_card, write_text
 from .pretrained import pick_device
 from .timing import exponent, random_model

@@ -34,17 +34,14 @@ from matplotlib.figure import Figure
 import carp_nb
 from .alphabet import AMINO_ACIDS
 from carp_nb.datasets import (
-    _THREE,
     SOURCES,
-    Mutation,
-    format_mutant,
     list_datasets,
     load_dataset,
-    parse_mutant,
     read_dms,
 )
 from .fetch import cache_dir, replacing
 from .kernels import as_dtype
+from .mutants import _THREE, Mutation, format_mutant, parse_mutant
 from .pretrained import list_models, load_model, own_weights, shipped_weights
 from .protbert import ProtBert
 from .results import _STATES, scan_figure
