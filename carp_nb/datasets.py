@@ -24,7 +24,16 @@ import pandas as pd
 import carp_nb
 from .alphabet import PROTEIN
 from .fetch import cache_dir, fetch
-from .mutants import _STOP, Mutation, _offset_fits, format_mutant, parse_mutant
+from carp_nb.mutants import (
+    _STOP,
+    Misplaced,
+    Mutation,
+    count_fits,
+    format_mutant,
+    mutate,
+    parse_mutant,
+    place_mutant,
+)
 from carp_nb.tasks import (
     MISSING,
     SPLITS,
@@ -125,12 +134,16 @@ def _misfit(
     offset: int,
 ) -> str:  # what is wrong, or ""
     "The first mutation that the wild type contradicts, in words."
-    for wt, number, _ in mutations:
-        i = number - offset
-        if not 0 <= i < len(wild_type):
-            return f"position {number} is outside the wild type, which runs from {offset} to {offset + len(wild_type) - 1}"
-        if wild_type[i] != wt:
-            return f"position {number} is {wild_type[i]} in the wild type, not {wt}"
+    try:
+        place_mutant(mutations, wild_type, offset)
+    except Misplaced as error:
+        _, number, _ = error.mutation
+        if error.letter:
+            return f"position {number} is {error.letter} in the wild type, not {error.mutation.wt}"
+        return (
+            f"position {number} is outside the wild type, "
+            f"which runs from {error.first} to {error.last}"
+        )
     return ""
 
 # %% ../nbs/library/32_datasets.ipynb #d00260f4
@@ -144,7 +157,7 @@ def _settle_offset(
     sites = {(m.number, m.wt) for mutations in rows.mutations for m in mutations}
     if not sites:
         return 1 if offset is None else offset
-    fits = _offset_fits(wild_type, sites)
+    fits = count_fits(wild_type, sites)
     good = fits.index[fits == len(sites)]
     if offset in good:
         return int(offset)
@@ -959,10 +972,9 @@ def _wild_type(
     if "#" not in source.wild_type:
         (_, header), (_, cells) = islice(table_lines(path), 2)
         row = dict(zip(header, cells))
-        letters = list(row[source.wild_type])
-        for wt, number, _ in parse_mutant(row[source.columns[0]]):
-            letters[number - source.offset] = wt
-        return "".join(letters)
+        variant = row[source.wild_type]
+        back = [Mutation(mt, n, wt) for wt, n, mt in parse_mutant(row[source.columns[0]])]
+        return mutate(variant, place_mutant(back, variant, source.offset))
     fasta, _, record = source.wild_type.partition("#")
     record, _, last = record.partition("/1-")
     url = source.url.rpartition("/")[0] + "/" + Path(fasta).name if fasta.startswith("flip") else ""

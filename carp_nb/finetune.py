@@ -38,7 +38,7 @@ from .datasets import DMS, load_dataset
 from .esm import ESM, ESMConfig
 from .heads import ContactHead, PooledHead, ResidueHead, drawn_from
 from .kernels import as_dtype, resolve_dtype
-from .mutants import parse_mutant
+from .mutants import mutate, parse_mutant, place_mutant
 from .pretrain import refuse_other_run, write_text
 from .pretrained import pick_device
 from .tasks import KINDS, SPLITS, read_labelled, table_lines
@@ -173,10 +173,9 @@ def scan_sequences(
     "The mutants of a deep mutational scan as sequences."
 
     def written(mutant):
-        letters = list(scan.wild_type)
-        for _, number, mt in parse_mutant(mutant):
-            letters[number - scan.offset] = mt
-        return "".join(letters)
+        return mutate(
+            scan.wild_type, place_mutant(parse_mutant(mutant), scan.wild_type, scan.offset)
+        )
 
     return pd.DataFrame({"sequence": scan.table.mutant.map(written), "target": scan.table.score})
 

@@ -33,79 +33,62 @@ from carp_nb.datasets import (
 )
 from .incremental import masked_log_probs
 from .kernels import as_dtype
-from .mutants import Mutation, format_mutant, parse_mutant
+from .mutants import count_fits, format_mutant, parse_mutant, place_mutant
 
 # %% ../nbs/library/50_scoring.ipynb #facdf529
 _INDEX = {letter: i for i, letter in enumerate(AMINO_ACIDS)}
 
 
-def _place(
-    mutations: tuple[Mutation, ...],
+def _columns(
+    mutant: str,
     wild_type: str,
     offset: int,  # residue number of the first residue of wild_type
-) -> list[
-    tuple[int, int, int]
-]:  # 0-based position, column of the wild type, column of the mutant; synonymous ones left out
-    "Put mutations on the sequence. Raises ValueError: out of range, another wild-type letter, or one the models do not score."
-    placed = []
-    for m in mutations:
-        i = m.number - offset
-        if not 0 <= i < len(wild_type):
+) -> list[tuple[int, int, int]]:  # 0-based position, column of the wild type, column of the mutant
+    "Put a mutant on the sequence. Raises ValueError where it does not fit and for a letter that the models do not score."
+    columns = []
+    for i, letter in place_mutant(parse_mutant(mutant), wild_type, offset):
+        wt = wild_type[i]
+        if wt not in _INDEX:
             raise ValueError(
-                f"{m}: position {m.number} is outside the wild type, which has residues {offset} to {offset + len(wild_type) - 1}"
+                f"{wt}{i + offset}{letter}: {wt} is not one of the 20 amino acids, "
+                "so its odds are not defined"
             )
-        if wild_type[i] != m.wt:
-            raise ValueError(
-                f"{m}: the wild type has {wild_type[i]} at position {m.number}, not {m.wt}"
-            )
-        if m.wt == m.mt:
-            continue
-        if m.wt not in _INDEX:
-            raise ValueError(
-                f"{m}: {m.wt} is not one of the 20 amino acids, so its odds are not defined"
-            )
-        placed.append((i, _INDEX[m.wt], _INDEX[m.mt]))
-    return sorted(placed)
+        columns.append((i, _INDEX[wt], _INDEX[letter]))
+    return columns
 
 # %% ../nbs/library/50_scoring.ipynb #d1f0adff
-def _fitting_offsets(parsed: list[tuple[Mutation, ...]], wild_type: str) -> list[int]:
-    "Every offset under which all wild-type letters fit."
+def _numbering_hint(mutants: Sequence[str], wild_type: str, offset: int) -> str:
+    "The one other offset under which every letter fits, or the offset in use."
+    in_use = f"The offset in use is {offset}."
+    try:
+        parsed = [parse_mutant(m) for m in mutants]
+    except ValueError:
+        return in_use
     sites = {(m.number, m.wt) for mutations in parsed for m in mutations}
-    if not sites:
-        return []
-    numbers = [n for n, _ in sites]
-    candidates = range(max(numbers) - len(wild_type) + 1, min(numbers) + 1)
-    return [o for o in candidates if all(wild_type[n - o] == wt for n, wt in sites)]
+    fits = count_fits(wild_type, sites)
+    others = [o for o in fits.index[fits == len(sites)] if o != offset]
+    return f"With offset={others[0]} every wild-type letter fits." if len(others) == 1 else in_use
 
 
 def _place_all(
     mutants: Sequence[str],
     wild_type: str,
     offset: int,
-) -> list[list[tuple[int, int, int]]]:  # per mutant, as `_place` gives it
+) -> list[list[tuple[int, int, int]]]:  # per mutant, as `_columns` gives it
     "Parse and place every mutant; one error names the first five that are wrong and how many there are."
-    placed, parsed, bad = [], [], []
+    placed, bad = [], []
     for mutant in mutants:
         try:
-            parsed.append(parse_mutant(mutant))
-            placed.append(_place(parsed[-1], wild_type, offset))
+            placed.append(_columns(mutant, wild_type, offset))
         except ValueError as error:
             bad.append(str(error).rstrip("."))
-    if not bad:
-        return placed
-    hint = (
-        [o for o in _fitting_offsets(parsed, wild_type) if o != offset]
-        if len(parsed) == len(mutants)
-        else []
-    )
-    raise ValueError(
-        f"{len(bad)} of {len(mutants)} mutants cannot be scored: {'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''}."
-        + (
-            f" With offset={hint[0]} every wild-type letter fits."
-            if len(hint) == 1
-            else f" The offset in use is {offset}."
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(mutants)} mutants cannot be scored: "
+            f"{'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''}. "
+            + _numbering_hint(mutants, wild_type, offset)
         )
-    )
+    return placed
 
 # %% ../nbs/library/50_scoring.ipynb #bfbb69e2
 METHODS = {

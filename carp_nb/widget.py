@@ -41,7 +41,15 @@ from carp_nb.datasets import (
 )
 from .fetch import cache_dir, replacing
 from .kernels import as_dtype
-from .mutants import _THREE, Mutation, format_mutant, parse_mutant
+from carp_nb.mutants import (
+    _THREE,
+    Misplaced,
+    Mutation,
+    format_mutant,
+    mutate,
+    parse_mutant,
+    place_mutant,
+)
 from .pretrained import list_models, load_model, own_weights, shipped_weights
 from .protbert import ProtBert
 from .results import _STATES, scan_figure
@@ -112,8 +120,7 @@ class Mutant:
 
     @property
     def sequence(self) -> str:
-        letters = dict(self.mutations)
-        return "".join(letters.get(i, wt) for i, wt in enumerate(self.wild_type))
+        return mutate(self.wild_type, self.mutations)
 
     def put(self, number: int, letter: str) -> "Mutant":
         "Put a letter at a residue number; the wild type's takes a mutation back. Raises ValueError where it may not be."
@@ -151,13 +158,15 @@ def _toggle(m: Mutant, number: int, letter: str) -> Mutant:
 
 def _with_text(m: Mutant, text: str, back: bool = False) -> Mutant:
     "Add mutations written as A24C:D30E, or with commas or blanks between them, or take them back; all of them or none."
-    for mutation in parse_mutant(re.sub(r"(?<=\w)\s+(?=\w)", ",", text.strip())):
-        i = mutation.number - m.offset
-        if 0 <= i < len(m.wild_type) and m.wild_type[i] != mutation.wt:
-            raise ValueError(
-                f"{mutation}: the wild type has {m.wild_type[i]} at position {mutation.number}, not {mutation.wt}; check the number of the first residue, {m.offset} now."
-            )
-        if back and dict(m.mutations).get(i) != mutation.mt:
+    mutations = parse_mutant(re.sub(r"(?<=\w)\s+(?=\w)", ",", text.strip()))
+    try:
+        place_mutant(mutations, m.wild_type, m.offset)
+    except Misplaced as error:
+        raise ValueError(
+            f"{error}; check the number of the first residue, {m.offset} now."
+        ) from error
+    for mutation in mutations:
+        if back and dict(m.mutations).get(mutation.number - m.offset) != mutation.mt:
             raise ValueError(f"{mutation} is not in the mutant, which is {m.text}.")
         m = m.put(mutation.number, mutation.wt if back else mutation.mt)
     return m
@@ -384,7 +393,7 @@ class Explorer:
             {}
             if measured is None
             else {
-                _sites(m, measured.attrs["offset"]): s
+                place_mutant(parse_mutant(m), mutant.wild_type, measured.attrs["offset"]): s
                 for m, s in zip(measured.mutant, measured.score)
             }
         )
@@ -399,11 +408,6 @@ class Explorer:
         return self.history.now
 
 # %% ../nbs/library/80_widget.ipynb #1dedfe63
-def _sites(mutant: str, offset: int) -> tuple[tuple[int, str], ...]:
-    "A mutant string in the form of `Mutant.mutations`."
-    return tuple(sorted((m.number - offset, m.mt) for m in parse_mutant(mutant) if m.wt != m.mt))
-
-
 def _measured_map(
     length: int,
     by_mutant: dict[tuple, float],  # measurements by mutations
