@@ -25,7 +25,7 @@ import carp_nb
 from .alphabet import PROTEIN
 from .fetch import cache_dir, fetch
 from carp_nb.mutants import (
-    _STOP,
+    STOP_CODON,
     Misplaced,
     Mutation,
     count_fits,
@@ -189,7 +189,7 @@ def _parse_rows(
     dropped: dict,  # filled in
 ) -> pd.DataFrame:  # with a column of mutations; stop rows gone
     "Read every mutant. Raises ValueError with the first five that cannot be read."
-    stop = rows.mutant.str.upper().str.contains(_STOP)
+    stop = rows.mutant.str.upper().str.contains(STOP_CODON)
     dropped["stop"] = int(stop.sum())
     rows, parsed, problems = rows[~stop], [], []
     for line, mutant in zip(rows.line, rows.mutant):

@@ -44,7 +44,7 @@ def _columns(
     wild_type: str,
     offset: int,  # residue number of the first residue of wild_type
 ) -> list[tuple[int, int, int]]:  # 0-based position, column of the wild type, column of the mutant
-    "Put a mutant on the sequence. Raises ValueError where it does not fit and for a letter that the models do not score."
+    "Put a mutant on the sequence. Raises ValueError where it does not fit, and for a letter that is not scored."
     columns = []
     for i, letter in place_mutant(parse_mutant(mutant), wild_type, offset):
         wt = wild_type[i]
