@@ -38,6 +38,7 @@ from carp_nb.tasks import (
     MISSING,
     SPLITS,
     bad_rows,
+    first_five,
     open_file,
     read_cath,
     read_cb513,
@@ -165,8 +166,8 @@ def _settle_offset(
         return int(good[0])
     if offset is None and len(good) > 1:
         raise ValueError(
-            f"{path}: {len(good)} offsets make every wild-type letter fit ({', '.join(map(str, good[:5]))}"
-            f"{', ...' if len(good) > 5 else ''}); give the right one as offset."
+            f"{path}: {len(good)} offsets make every wild-type letter fit ({first_five(good, ', ')}); "
+            "give the right one as offset."
         )
     best = int(fits.idxmax())
     hint = (

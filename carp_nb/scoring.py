@@ -34,6 +34,7 @@ from carp_nb.datasets import (
 from .incremental import masked_log_probs
 from .kernels import as_dtype
 from .mutants import count_fits, format_mutant, parse_mutant, place_mutant
+from .tasks import first_five
 
 # %% ../nbs/library/50_scoring.ipynb #facdf529
 _INDEX = {letter: i for i, letter in enumerate(AMINO_ACIDS)}
@@ -84,8 +85,7 @@ def _place_all(
             bad.append(str(error).rstrip("."))
     if bad:
         raise ValueError(
-            f"{len(bad)} of {len(mutants)} mutants cannot be scored: "
-            f"{'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''}. "
+            f"{len(bad)} of {len(mutants)} mutants cannot be scored: {first_five(bad)}. "
             + _numbering_hint(mutants, wild_type, offset)
         )
     return placed
