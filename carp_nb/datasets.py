@@ -38,6 +38,7 @@ from carp_nb.tasks import (
     MISSING,
     SPLITS,
     bad_rows,
+    find_column,
     first_five,
     open_file,
     read_cath,
@@ -58,30 +59,6 @@ from carp_nb.tasks import (
 _MUTANT_COLUMNS = ("mutant", "variant", "mutation", "mutations", "hgvs_pro")
 _SCORE_COLUMNS = ("score", "DMS_score", "target", "fitness", "log_fitness")
 
-
-def _column(
-    path: Path,
-    columns: list[str],  # the file's header
-    wanted: str | None,  # the user's choice
-    known: tuple[str, ...],  # names tried without one
-    option: str,  # the parameter to name in the message
-) -> str:
-    "Choose a column. Raises ValueError that names the columns there are."
-    if wanted is None:
-        found = [c for c in columns if c.lower() in {k.lower() for k in known}]
-        if len(found) == 1:
-            return found[0]
-        why = f"{len(found)} columns could be it" if found else "none has a name known here"
-    elif str(wanted) in columns:
-        return str(wanted)
-    else:
-        why = f"there is no column {wanted!r}"
-    near = get_close_matches(str(wanted), columns, n=1) if wanted is not None else []
-    hint = f", perhaps {near[0]!r}" if near else ""
-    raise ValueError(
-        f"{path}: {why}; choose {option} from {', '.join(c for c in columns if c)}{hint}."
-    )
-
 # %% ../nbs/library/32_datasets.ipynb #ed34a926
 def _read_table(
     path: Path,
@@ -92,8 +69,8 @@ def _read_table(
     lines = table_lines(path)
     columns = next(lines)[1]
     names = (
-        _column(path, columns, mutant_column, _MUTANT_COLUMNS, "mutant_column"),
-        _column(path, columns, score_column, _SCORE_COLUMNS, "score_column"),
+        find_column(path, columns, mutant_column, _MUTANT_COLUMNS, "choose mutant_column from"),
+        find_column(path, columns, score_column, _SCORE_COLUMNS, "choose score_column from"),
     )
     i, j = map(columns.index, names)
     rows = [(n, cells[i].strip(), cells[j].strip()) for n, cells in lines if any(cells)]

@@ -41,7 +41,14 @@ from .kernels import as_dtype, resolve_dtype
 from .mutants import mutate, parse_mutant, place_mutant
 from .pretrain import refuse_other_run, write_text
 from .pretrained import pick_device
-from .tasks import KINDS, SPLITS, read_labelled, table_lines
+from carp_nb.tasks import (
+    KINDS,
+    SEQUENCE_COLUMNS,
+    SPLITS,
+    find_column,
+    read_labelled,
+    table_lines,
+)
 from .training import TrainConfig, processes, recompute_activations, train, write_table
 
 # %% ../nbs/library/61_finetune.ipynb #f7d623b3
@@ -73,10 +80,8 @@ def check_task(
     "Raises ValueError for a task that cannot be fitted; warns of sequences in more than one split."
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
-    if lost := [c for c in ("sequence", "target", "split") if c not in task]:
-        raise ValueError(
-            f"the task has no column {lost[0]!r}; it needs sequence, target and split."
-        )
+    for name in ("sequence", "target", "split"):
+        find_column("the task", task, name, advice="it needs sequence, target and split; it has")
     for split in SPLITS:
         if not (task.split == split).any():
             raise ValueError(f"the task has no {split} rows; a task needs train, valid and test.")
@@ -187,13 +192,9 @@ def read_sequences(
     "The sequences of a table, in its order. Raises ValueError for a missing column, FileNotFoundError."
     lines = table_lines(Path(path))
     header = next(lines)[1]
-    column = sequence_column or next(
-        (c for c in header if c.lower() in ("sequence", "seq", "primary")), None
+    column = find_column(
+        path, header, sequence_column, SEQUENCE_COLUMNS, "choose sequence_column from"
     )
-    if column not in header:
-        raise ValueError(
-            f"{path}: there is no column {column or 'sequence'!r}; choose sequence_column from {', '.join(header)}."
-        )
     return [cells[header.index(column)].strip() for _, cells in lines if any(cells)]
 
 # %% ../nbs/library/61_finetune.ipynb #91f6b68f

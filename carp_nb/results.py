@@ -49,6 +49,7 @@ from .mlm import ngram_counts
 from .mutants import parse_mutant
 from .pretrain import held_out_table, model_card, write_text
 from .pretrained import pick_device
+from .tasks import find_column
 from .timing import exponent, random_model
 from .training import write_table
 
@@ -87,10 +88,8 @@ class Results:
     ) -> None:
         "Add rows; columns that nobody gave are empty. Raises ValueError for a column that the table does not have."
         rows = rows.assign(**common)
-        if unknown := sorted(set(rows) - set(COLUMNS)):
-            raise ValueError(
-                f"the results table has no column {unknown[0]!r}; its columns are {', '.join(COLUMNS)}."
-            )
+        for name in sorted(rows):
+            find_column("the results table", COLUMNS, name, advice="its columns are")
         parts = [r for r in (self.rows, rows.reindex(columns=COLUMNS)) if len(r)]
         self.rows = pd.concat(parts, ignore_index=True) if parts else self.rows
 

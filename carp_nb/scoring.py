@@ -34,7 +34,7 @@ from carp_nb.datasets import (
 from .incremental import masked_log_probs
 from .kernels import as_dtype
 from .mutants import count_fits, format_mutant, parse_mutant, place_mutant
-from .tasks import first_five
+from .tasks import MISSING, find_column, first_five, table_lines
 
 # %% ../nbs/library/50_scoring.ipynb #facdf529
 _INDEX = {letter: i for i, letter in enumerate(AMINO_ACIDS)}
@@ -307,20 +307,16 @@ def read_mutants(
 
 
 def _mutant_column(path: str) -> list[str]:
-    "The column `mutant` of a csv file."
+    "The column `mutant` of a table; empty cells are left out."
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"there is no file {path}; give the path of a csv with a column mutant."
         )
-    try:
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as a csv: {error}.") from error
-    if "mutant" not in table:
-        raise ValueError(
-            f"{path}: there is no column 'mutant'; the columns are {', '.join(table.columns)}."
-        )
-    return table["mutant"].dropna().tolist()
+    lines = table_lines(Path(path))
+    header = next(lines)[1]
+    column = header.index(find_column(path, header, "mutant"))
+    mutants = [cells[column].strip() for _, cells in lines]
+    return [m for m in mutants if m.lower() not in MISSING]
 
 # %% ../nbs/library/50_scoring.ipynb #3f800a8d
 def clean_sequence(
