@@ -127,7 +127,7 @@ class Misplaced(ValueError):
             )
         super().__init__(f"{mutation}: {why}")
 
-
+# %% ../nbs/library/03_mutants.ipynb #0ce4b41d
 def place_mutant(
     mutations: Iterable[Mutation],
     wild_type: str,  # residues in capitals
@@ -144,7 +144,7 @@ def place_mutant(
             placed.append((i, m.mt))
     return tuple(sorted(placed))
 
-
+# %% ../nbs/library/03_mutants.ipynb #c3badd70
 def mutate(
     wild_type: str,
     placed: Iterable[tuple[int, str]],  # 0-based position and new letter
