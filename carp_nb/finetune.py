@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNLABELLED', 'SPLIT_WAYS', 'METHODS', 'check_task', 'make_split', 'scan_sequences', 'read_sequences', 'read_assay',
-           'evaluate_predictions', 'prediction_columns', 'run_task', 'FinetuneConfig', 'touching', 'Maps', 'Targets',
-           'TokenRows', 'RepresentedRows', 'CachedRows', 'SharedRepresentations', 'SharedRows', 'WholeModel',
-           'head_outputs', 'FineTuned', 'OneHotConfig', 'OneHot', 'EpochBatches', 'EarlyStopping', 'untrained',
-           'rows_sha256', 'finetune']
+           'evaluate_predictions', 'prediction_columns', 'run_task', 'FinetuneConfig', 'Maps', 'Targets', 'TokenRows',
+           'RepresentedRows', 'CachedRows', 'SharedRepresentations', 'SharedRows', 'WholeModel', 'head_outputs',
+           'FineTuned', 'OneHotConfig', 'OneHot', 'EpochBatches', 'EarlyStopping', 'untrained', 'rows_sha256',
+           'finetune']
 
 # %% ../nbs/library/61_finetune.ipynb #5b221023
 import copy
@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from .alphabet import PROTEIN, Alphabet
 from .batching import bucketed_batches
 from .carp import CARP, CARPConfig
+from .coordinates import touching
 from .datasets import DMS, load_dataset
 from .esm import ESM, ESMConfig
 from .heads import ContactHead, PooledHead, ResidueHead, drawn_from
@@ -468,16 +469,6 @@ class FinetuneConfig:
         )
 
 # %% ../nbs/library/61_finetune.ipynb #8a0f3a19
-def touching(
-    label: Tensor,  # coordinates [..., L, 3] in Å, NaN where unresolved; or int8 [..., L, L]: 1 contact, 0 none, -1 unresolved
-    below: float = 8.0,  # Å, of coordinates
-) -> Tensor:  # [..., L, L]: 1 contact, 0 none, NaN where a residue is unresolved; float32, of coordinates in their dtype
-    if label.dtype == torch.int8:
-        return label.float().masked_fill(label < 0, torch.nan)
-    distance = (label.unsqueeze(-2) - label.unsqueeze(-3)).norm(dim=-1)
-    return torch.where(distance.isnan(), distance, (distance < below).to(label.dtype))
-
-
 def _counted(
     label: Tensor,
 ) -> tuple[

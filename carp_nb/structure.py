@@ -4,30 +4,22 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'STRUCTURE_TASKS', 'DEFAULT_SETS', 'THREE_STATES', 'ONE_HOT', 'STRUCTURE_METHODS', 'TABLE_1_METRICS',
-           'virtual_cb', 'Chain', 'read_chain', 'contact_map', 'contact_precision', 'mean_precision', 'structure_sets',
-           'load_structure_task', 'confusion', 'states_of', 'evaluate_structure', 'structure_jobs', 'fit_structure',
-           'load_downstream', 'fit_downstream', 'table_1_columns', 'fill_table_1']
+           'contact_precision', 'mean_precision', 'structure_sets', 'load_structure_task', 'confusion', 'states_of',
+           'evaluate_structure', 'structure_jobs', 'fit_structure', 'load_downstream', 'fit_downstream',
+           'table_1_columns', 'fill_table_1']
 
 # %% ../nbs/library/64_structure.ipynb #8270ab40
 import hashlib
-import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from biotite.sequence import ProteinSequence
-from biotite.sequence.align import SubstitutionMatrix, align_optimal
-from biotite.structure import AtomArray, filter_amino_acids, get_residue_starts, info
-from biotite.structure.io.pdb import PDBFile
-from biotite.structure.io.pdbx import CIFFile, get_structure
 
-from .alphabet import PROTEIN
 from .carp import CARP
 from .comparison import chosen, fit_and_test, load_task, part_of
+from .coordinates import contact_map, read_chain
 from .datasets import load_dataset
 from .esm import ESM
 from carp_nb.finetune import (
@@ -40,196 +32,9 @@ from carp_nb.finetune import (
     evaluate_predictions,
     finetune,
     run_task,
-    touching,
 )
 from .pretrained import weights_sha256
 from .tasks import SPLITS
-
-# %% ../nbs/library/64_structure.ipynb #e5ced4ae
-def virtual_cb(
-    n: np.ndarray,
-    ca: np.ndarray,
-    c: np.ndarray,  # [..., 3] Å
-) -> np.ndarray:  # [..., 3] Å
-    "Where the Cβ stands in an ideal residue (the constants are those of Dauparas et al. 2022, ProteinMPNN)."
-    b, c = ca - n, c - ca
-    return -0.58273431 * np.cross(b, c) + 0.56802827 * b - 0.54067466 * c + ca
-
-
-@dataclass(frozen=True)
-class Chain:
-    "The residues of a chain and where they are."
-
-    name: str
-    sequence: str
-    ca: np.ndarray  # [L, 3] Å, NaN where unresolved
-    cb: np.ndarray  # [L, 3] Å, Cα for glycine, NaN where unresolved
-
-    def __len__(self) -> int:
-        return len(self.sequence)
-
-    @property
-    def resolved(self) -> np.ndarray:
-        return np.isfinite(self.cb).all(1)  # bool [L]
-
-# %% ../nbs/library/64_structure.ipynb #8cbf481c
-def _atoms(path: Path) -> AtomArray:
-    "The amino acids of the first model. Raises FileNotFoundError, ValueError."
-    if path.suffix.lower() not in (".pdb", ".ent", ".cif"):
-        raise ValueError(f"{path.name}: structures are read from .pdb, .ent or .cif files.")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; check the path.")
-    try:
-        if path.suffix.lower() == ".cif":
-            atoms = get_structure(CIFFile.read(path), model=1, altloc="occupancy")
-        else:
-            atoms = PDBFile.read(path).get_structure(model=1, altloc="occupancy")
-    except Exception as error:  # the parsers raise whatever the damaged line leads to
-        raise ValueError(
-            f"{path} cannot be read as a structure: {error}; is it empty or cut off?"
-        ) from error
-    return atoms[filter_amino_acids(atoms)]
-
-
-def _residue(atoms: AtomArray) -> tuple[str, np.ndarray, np.ndarray]:  # letter, Cα, Cβ
-    "One residue."
-    at = dict(zip(atoms.atom_name, atoms.coord.astype(float)))
-    letter, nowhere = info.one_letter_code(str(atoms.res_name[0])) or "X", np.full(3, np.nan)
-    ca = at.get("CA", nowhere)
-    whole = "CA" in at and "N" in at and "C" in at
-    cb = (
-        ca
-        if letter == "G"
-        else at["CB"]
-        if "CB" in at
-        else virtual_cb(at["N"], ca, at["C"])
-        if whole
-        else ca
-    )
-    return letter if letter in PROTEIN.residues else "X", ca, cb
-
-# %% ../nbs/library/64_structure.ipynb #a33908bd
-def _place(
-    observed: str,
-    sequence: str,
-    name: str,
-) -> np.ndarray:  # for each observed residue its place in the sequence
-    "Put the residues that have coordinates where they stand in the whole sequence. Raises ValueError for one that does not fit."
-    if observed == sequence:
-        return np.arange(len(sequence))
-
-    def plain(text):
-        return ProteinSequence(
-            "".join(a if a in ProteinSequence.alphabet.get_symbols() else "X" for a in text)
-        )
-
-    letters = ProteinSequence.alphabet
-    scores = np.where(np.eye(len(letters), dtype=bool), 5, -20)
-    unknown = letters.encode("X")
-    scores[unknown], scores[:, unknown] = 0, 0
-    trace = align_optimal(
-        plain(observed),
-        plain(sequence),
-        SubstitutionMatrix(letters, letters, scores),
-        (-10, -1),
-        False,
-        max_number=1,
-    )[0].trace
-    trace = trace[trace[:, 0] >= 0]
-    if (
-        len(trace) < len(observed)
-        or (trace[:, 1] < 0).any()
-        or any(
-            a != b and "X" not in (a, b)
-            for a, b in zip(observed, (sequence[j] for j in trace[:, 1]))
-        )
-    ):
-        raise ValueError(
-            f"{name}: its {len(observed)} residues with coordinates do not fit the sequence of {len(sequence)} residues; give the sequence of this chain."
-        )
-    return trace[:, 1]
-
-
-def _deposited(path: Path, chain: str) -> str:
-    "The sequence that a file states for a chain (SEQRES, entity_poly); empty where it states none."
-    if path.suffix.lower() == ".cif":
-        table = CIFFile.read(path).block.get("entity_poly")
-        if table is None or not {"pdbx_strand_id", "pdbx_seq_one_letter_code_can"} <= set(table):
-            return ""
-        rows = zip(
-            table["pdbx_strand_id"].as_array(str),
-            table["pdbx_seq_one_letter_code_can"].as_array(str),
-        )
-        written = next(("".join(s.split()) for chains, s in rows if chain in chains.split(",")), "")
-    else:
-        names = [
-            n
-            for line in PDBFile.read(path).lines
-            if line.startswith("SEQRES") and line[11:12].strip() == chain
-            for n in line[19:70].split()
-        ]
-        written = "".join(
-            info.one_letter_code(n) or "X" for n in names if n in info.amino_acid_names()
-        )
-    return "".join(a if a in PROTEIN.residues else "X" for a in written)
-
-
-def _whole(
-    path: Path, chain: str, observed: str, numbers: np.ndarray
-) -> tuple[np.ndarray, str]:  # places, sequence
-    "The deposited sequence of a chain, or with a warning where residues may lack what has coordinates."
-    try:
-        if sequence := _deposited(path, chain):
-            return _place(observed, sequence, str(path)), sequence
-    except ValueError:
-        warnings.warn(
-            f"{path}: the deposited sequence of chain {chain} does not fit its residues, which are numbered over what has coordinates; give the sequence.",
-            stacklevel=2,
-        )
-    else:
-        if n := int((np.diff(numbers) > 1).sum()):
-            warnings.warn(
-                f"{path}: residue numbers jump {n} times and no sequence is deposited, so separations across a gap are too small; give the sequence.",
-                stacklevel=2,
-            )
-    return np.arange(len(observed)), observed
-
-# %% ../nbs/library/64_structure.ipynb #372025d9
-def read_chain(
-    path: str | Path,  # .pdb, .ent or .cif
-    chain: str | None = None,  # None: the only one
-    sequence: str
-    | None = None,  # whole sequence, unresolved residues included; None: the deposited one, else what has coordinates
-) -> Chain:
-    "Read one chain. Raises FileNotFoundError, or ValueError for what is no protein structure, a chain that is not there, or another sequence."
-    path = Path(path)
-    atoms = _atoms(path)
-    chains = sorted(set(map(str, atoms.chain_id)))
-    if not chains:
-        raise ValueError(f"{path} holds no amino acids; give a protein structure.")
-    if chain is None and len(chains) > 1:
-        raise ValueError(f"{path} holds {len(chains)} chains; choose one of {', '.join(chains)}.")
-    if chain is not None and chain not in chains:
-        raise ValueError(f"{path} has no chain {chain!r}; its chains are {', '.join(chains)}.")
-    atoms = atoms[atoms.chain_id == (chain or chains[0])]
-    starts = get_residue_starts(atoms, add_exclusive_stop=True)
-    found = [_residue(atoms[i:j]) for i, j in itertools.pairwise(starts)]
-    while (
-        len(found) > 1
-        and atoms.hetero[starts[len(found) - 1]]
-        and not np.linalg.norm(found[-1][1] - found[-2][1]) < 4.5
-    ):
-        found.pop()  # a free amino acid, no part of the chain
-    letters, ca, cb = zip(*found)
-    observed, name = "".join(letters), path.stem
-    where, sequence = (
-        (_place(observed, sequence, str(path)), sequence)
-        if sequence
-        else _whole(path, str(atoms.chain_id[0]), observed, atoms.res_id[starts[: len(found)]])
-    )
-    whole = np.full((2, len(sequence), 3), np.nan)
-    whole[0, where], whole[1, where] = ca, cb
-    return Chain(name, sequence, *whole)
 
 # %% ../nbs/library/64_structure.ipynb #16bcbbc7
 RANGES = {
@@ -237,17 +42,6 @@ RANGES = {
     "medium": (12, 24),
     "short": (6, 12),
 }  # separation in residues, the end excluded
-
-
-def contact_map(
-    chain: Chain | np.ndarray,  # or the target of a contact task: coordinates of Cβ or a map
-    below: float = 8.0,  # Å between Cβ
-) -> np.ndarray:  # float32 [L, L]: 1 contact, 0 none, NaN where a residue is unresolved
-    return (
-        touching(torch.from_numpy(chain.cb if isinstance(chain, Chain) else chain), below)
-        .numpy()
-        .astype(np.float32)
-    )
 
 
 def contact_precision(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIONS', 'parse_positions', 'format_positions', 'Mutant', 'History', 'write_state', 'read_state', 'tracks',
-           'Explorer', 'explore', 'placed_chain', 'MutationMap', 'StructureView']
+           'Explorer', 'explore', 'MutationMap', 'StructureView']
 
 # %% ../nbs/library/80_widget.ipynb #99ff2184
 import io
@@ -18,21 +18,11 @@ from urllib.parse import parse_qsl, urlencode
 import anywidget
 import numpy as np
 import pandas as pd
-from biotite.sequence import ProteinSequence
-from biotite.sequence.align import SubstitutionMatrix, align_optimal
-from biotite.structure import (
-    AtomArray,
-    filter_amino_acids,
-    get_chains,
-    get_residue_starts,
-    spread_residue_wise,
-)
-from biotite.structure.io import load_structure
-from biotite.structure.io.pdb import PDBFile
 from matplotlib.figure import Figure
 
 import carp_nb
 from .alphabet import AMINO_ACIDS
+from .coordinates import _pdb_text, placed_chain
 from carp_nb.datasets import (
     SOURCES,
     list_datasets,
@@ -731,79 +721,6 @@ def explore(
         settings.get("label", ""),
         scan if named or not scan else str(Path(scan).resolve()),
     )
-
-# %% ../nbs/library/80_widget.ipynb #29d83490
-def placed_chain(
-    path: str | Path,  # a PDB, mmCIF or BinaryCIF file
-    wild_type: str,
-) -> (
-    AtomArray
-):  # atoms of the residues that are aligned; res_id is the position in the wild type, from 1
-    "The chain of a file that fits best. Raises ValueError when none shares half of its aligned residues with the wild type."
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}; give the path of a structure.")
-    atoms = load_structure(path)
-    atoms = atoms[0] if atoms.coord.ndim == 3 else atoms
-    atoms = atoms[filter_amino_acids(atoms)]
-    target, best, found = ProteinSequence(re.sub("[JUO]", "X", wild_type)), 0.5, None
-    for chain in get_chains(atoms):
-        own = atoms[atoms.chain_id == chain]
-        starts = get_residue_starts(own)
-        letters = [_THREE.get(r, "X").replace("U", "X") for r in own.res_name[starts]]
-        aligned = align_optimal(
-            target,
-            ProteinSequence(letters),
-            SubstitutionMatrix.std_protein_matrix(),
-            (-10, -1),
-            terminal_penalty=False,
-            max_number=1,
-        )[0]
-        pairs = aligned.trace[(aligned.trace >= 0).all(1)]
-        same = np.mean([wild_type[i] == letters[j] for i, j in pairs]) if len(pairs) else 0.0
-        places = np.zeros(len(starts), int)
-        places[pairs[:, 1]] = pairs[:, 0] + 1
-        if same > best:
-            best, found = same, (own, spread_residue_wise(own, places))
-    if found is None:
-        raise ValueError(
-            f"{path}: none of its chains fits the protein; give a structure of this sequence."
-        )
-    chain, chain.res_id = found
-    return chain[chain.res_id > 0]
-
-
-def _with_oxygen(chain: AtomArray) -> AtomArray:
-    "Files of backbones often lack the oxygen, along which a ribbon is laid: it lies in the peptide plane, 1.23 Å from C."
-
-    def unit(v):
-        return v / np.linalg.norm(v)
-
-    ca, c, n = (
-        dict(zip(chain.res_id[chain.atom_name == name], chain.coord[chain.atom_name == name]))
-        for name in ("CA", "C", "N")
-    )
-    made = chain[
-        (chain.atom_name == "C") & np.array([i in ca and i + 1 in n for i in chain.res_id])
-    ]
-    made.atom_name[:], made.element[:] = "O", "O"
-    made.coord = np.array(
-        [c[i] + 1.23 * unit(unit(c[i] - ca[i]) + unit(c[i] - n[i + 1])) for i in made.res_id]
-    ).reshape(-1, 3)
-    both = chain + made
-    return both[np.argsort(both.res_id, kind="stable")]
-
-
-def _pdb_text(chain: AtomArray) -> bytes:
-    "A placed chain as a PDB file, the layout that every viewer reads."
-    if chain.res_id.max() > 9999:
-        raise ValueError(
-            f"a structure is drawn up to position 9,999, and this one reaches {chain.res_id.max():,}; give no structure file."
-        )
-    chain = chain.copy() if "O" in chain.atom_name else _with_oxygen(chain)
-    chain.chain_id[:], chain.ins_code[:], chain.hetero[:] = "A", "", False
-    (file := PDBFile()).set_structure(chain)
-    file.write(text := io.StringIO())
-    return text.getvalue().encode()
 
 # %% ../nbs/library/80_widget.ipynb #a188de48
 _STATIC = Path(carp_nb.__file__).parent / "static"

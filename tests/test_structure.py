@@ -13,16 +13,15 @@ import torch
 from biotite.structure.io.pdb import PDBFile
 from biotite.structure.io.pdbx import CIFCategory, CIFFile, set_structure
 
+from carp_nb.coordinates import contact_map, read_chain
 from carp_nb.finetune import FinetuneConfig, FineTuned, OneHot, check_task, finetune
 from carp_nb.heads import ContactHead
 from carp_nb.pretrained import load_model
 from carp_nb.structure import (
-    contact_map,
     contact_precision,
     evaluate_structure,
     load_structure_task,
     mean_precision,
-    read_chain,
 )
 from carp_nb.tasks import read_contacts
 
