@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 import carp_nb
 from .alphabet import AMINO_ACIDS
-from .coordinates import _pdb_text, placed_chain
+from .coordinates import pdb_text, placed_chain
 from carp_nb.datasets import (
     SOURCES,
     list_datasets,
@@ -729,7 +729,7 @@ _CARTOON = (_STATIC / "structure.js").read_text(encoding="utf-8")
 
 def _structure(path: str | Path, wild_type: str) -> list[bytes]:
     "What the page needs to draw a structure: its atoms, and the library that draws them."
-    return [_pdb_text(placed_chain(path, wild_type)), (_STATIC / "3Dmol.es6-min.js").read_bytes()]
+    return [pdb_text(placed_chain(path, wild_type)), (_STATIC / "3Dmol.es6-min.js").read_bytes()]
 
 
 class MutationMap(anywidget.AnyWidget):
