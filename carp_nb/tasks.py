@@ -28,10 +28,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from biotite.structure import filter_amino_acids, get_residues, info
-from biotite.structure.io import load_structure
 
 from .alphabet import PROTEIN
+from .coordinates import STRUCTURE_ENDINGS, read_atoms, residue_letters
 
 # %% ../nbs/library/31_tasks.ipynb #4f446f9a
 @contextmanager
@@ -761,18 +760,7 @@ def read_chains(
 
 # %% ../nbs/library/31_tasks.ipynb #1922a570
 _TRROSETTA = np.array(list("ARNDCQEGHILKMFPSTWYV-"))  # letters of the numbers in trRosetta's msa
-_ENDINGS = (".npz", ".pdb", ".cif")
-
-
-def _structure_sequence(path: Path) -> str:
-    "Letters of the amino acids that have coordinates in the first model; X for a residue without a letter."
-    try:
-        atoms = load_structure(path, model=1)
-        names = get_residues(atoms[filter_amino_acids(atoms)])[1]
-    except Exception as error:  # the parsers raise whatever the damaged line leads to
-        raise ValueError(f"{path} cannot be read as a structure: {error}.") from error
-    letters = [info.one_letter_code(str(n)) or "X" for n in names]
-    return "".join(letter if letter in PROTEIN.residues else "X" for letter in letters)
+_ENDINGS = (".npz", *STRUCTURE_ENDINGS)
 
 
 def _npz_sequence(path: Path) -> str:
@@ -784,8 +772,13 @@ def _npz_sequence(path: Path) -> str:
         raise ValueError(f"{path} is not a chain of trRosetta's set: {error}.") from error
 
 
+def _chain_sequence(path: Path) -> str:
+    "The residues of a chain; of a structure those that have coordinates."
+    return _npz_sequence(path) if path.suffix == ".npz" else residue_letters(read_atoms(path))
+
+
 def read_contacts(
-    folder: str | Path,  # of .npz (trRosetta) or of .pdb and .cif files, perhaps in subfolders
+    folder: str | Path,  # of .npz (trRosetta) or STRUCTURE_ENDINGS, perhaps in subfolders
     split: str
     | None = None,  # of every chain; None: by trainlist.txt, validlist.txt, testlist.txt in the folder
 ) -> pd.DataFrame:  # a contact task; target: path of the file
@@ -806,13 +799,7 @@ def read_contacts(
     if lost := [n for names in named.values() for n in names if n not in files]:
         raise ValueError(f"{folder}: {len(lost)} chains have no file: {first_five(lost, ', ')}.")
     rows = [
-        (
-            i,
-            n,
-            _npz_sequence(files[n]) if files[n].suffix == ".npz" else _structure_sequence(files[n]),
-            str(files[n]),
-            s,
-        )
+        (i, n, _chain_sequence(files[n]), str(files[n]), s)
         for s, names in named.items()
         for i, n in enumerate(names, 1)
     ]
