@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 from .alphabet import PROTEIN
-from .coordinates import STRUCTURE_ENDINGS, read_atoms, residue_letters
+from .coordinates import STRUCTURE_ENDINGS, read_atoms, residue_letters, split_chains
 
 # %% ../nbs/library/31_tasks.ipynb #4f446f9a
 @contextmanager
@@ -774,7 +774,9 @@ def _npz_sequence(path: Path) -> str:
 
 def _chain_sequence(path: Path) -> str:
     "The residues of a chain; of a structure those that have coordinates."
-    return _npz_sequence(path) if path.suffix == ".npz" else residue_letters(read_atoms(path))
+    if path.suffix == ".npz":
+        return _npz_sequence(path)
+    return "".join(map(residue_letters, split_chains(read_atoms(path)).values()))
 
 
 def read_contacts(
