@@ -36,7 +36,7 @@ def virtual_cb(
     ca: np.ndarray,
     c: np.ndarray,  # [..., 3] Å
 ) -> np.ndarray:  # [..., 3] Å
-    "Where the Cβ stands in an ideal residue (the constants are those of Dauparas et al. 2022, ProteinMPNN)."
+    "Where the Cβ stands in an ideal residue (constants: Dauparas et al. 2022, ProteinMPNN)."
     b, c = ca - n, c - ca
     return -0.58273431 * np.cross(b, c) + 0.56802827 * b - 0.54067466 * c + ca
 
@@ -149,182 +149,212 @@ def split_chains(
     return {name: _without_ligands(atoms[atoms.chain_id == name]) for name in names}
 
 # %% ../nbs/library/30_coordinates.ipynb #3deac933
-def _known_letters(sequence: str) -> ProteinSequence:
-    "A sequence to align, X for the letters that substitution matrices do not have: J, U and O."
-    known = set(ProteinSequence.alphabet.get_symbols())
-    return ProteinSequence("".join(a if a in known else "X" for a in sequence))
-
-
-def place_residues(
-    observed: str,
+def _align(
     sequence: str,
-    name: str,
-) -> np.ndarray:  # for each observed residue its place in the sequence
-    "Put the residues that have coordinates where they stand in the whole sequence. Raises ValueError for one that does not fit."
-    if observed == sequence:
-        return np.arange(len(sequence))
+    other: str,
+    matrix: SubstitutionMatrix,
+) -> np.ndarray:  # int [columns, 2]: places in both, -1 for a gap
+    "Align two sequences; gaps at the ends are free."
+    # matrices have no J, U and O
+    letters = set(ProteinSequence.alphabet.get_symbols())
+    known = [
+        ProteinSequence("".join(a if a in letters else "X" for a in text))
+        for text in (sequence, other)
+    ]
+    best = align_optimal(*known, matrix, (-10, -1), terminal_penalty=False, max_number=1)
+    return best[0].trace
+
+
+def _identity_matrix() -> SubstitutionMatrix:
+    "Only equal letters may be aligned; X goes with any."
     letters = ProteinSequence.alphabet
     scores = np.where(np.eye(len(letters), dtype=bool), 5, -20)
     unknown = letters.encode("X")
     scores[unknown], scores[:, unknown] = 0, 0
-    trace = align_optimal(
-        _known_letters(observed),
-        _known_letters(sequence),
-        SubstitutionMatrix(letters, letters, scores),
-        (-10, -1),
-        False,
-        max_number=1,
-    )[0].trace
-    trace = trace[trace[:, 0] >= 0]
-    if (
-        len(trace) < len(observed)
-        or (trace[:, 1] < 0).any()
-        or any(
-            a != b and "X" not in (a, b)
-            for a, b in zip(observed, (sequence[j] for j in trace[:, 1]))
-        )
-    ):
+    return SubstitutionMatrix(letters, letters, scores)
+
+
+def place_residues(
+    observed: str,  # letters of the residues that have coordinates
+    sequence: str,  # the whole one
+    name: str,  # of the file, for errors
+) -> np.ndarray:  # int [observed]: the place of each in the sequence, 0-based
+    "Place residues in a whole sequence. Raises ValueError if one does not fit."
+    if observed == sequence:
+        return np.arange(len(sequence))
+    trace = _align(observed, sequence, _identity_matrix())
+    places = trace[trace[:, 0] >= 0, 1]
+    fits = len(places) == len(observed) and (places >= 0).all()
+    aligned = [sequence[j] for j in places]
+    if not fits or any(a != b and "X" not in (a, b) for a, b in zip(observed, aligned)):
         raise ValueError(
-            f"{name}: its {len(observed)} residues with coordinates do not fit the sequence of {len(sequence)} residues; give the sequence of this chain."
+            f"{name}: its {len(observed)} residues with coordinates do not fit "
+            f"the sequence of {len(sequence)} residues; give the sequence of this chain."
         )
-    return trace[:, 1]
+    return places
+
+# %% ../nbs/library/30_coordinates.ipynb #e9fb57e2
+def _stated_in_mmcif(file: CIFFile | BinaryCIFFile, chain: str) -> str:
+    "The sequence of a chain in entity_poly; empty where it is not there."
+    table = file.block.get("entity_poly")
+    if table is None or not {"pdbx_strand_id", "pdbx_seq_one_letter_code_can"} <= set(table):
+        return ""
+    names = table["pdbx_strand_id"].as_array(str)
+    sequences = table["pdbx_seq_one_letter_code_can"].as_array(str)
+    for chains, sequence in zip(names, sequences):
+        if chain in chains.split(","):
+            letters = "".join(sequence.split())
+            return "".join(a if a in PROTEIN.residues else "X" for a in letters)
+    return ""
+
+
+def _stated_in_pdb(file: PDBFile, chain: str) -> str:
+    "The sequence of a chain in SEQRES; empty where it is not there."
+    names = []
+    for line in file.lines:
+        if line.startswith("SEQRES") and line[11:12].strip() == chain:
+            names += line[19:70].split()
+    return "".join(_letter(name) for name in names if name in info.amino_acid_names())
 
 
 def _deposited_sequence(path: Path, chain: str) -> str:
-    "The sequence that a file states for a chain (SEQRES, entity_poly); empty where it states none."
+    "The sequence that a file states for a chain; empty where it states none."
     file = _READERS[path.suffix.lower()].read(path)
-    if not isinstance(file, PDBFile):
-        table = file.block.get("entity_poly")
-        if table is None or not {"pdbx_strand_id", "pdbx_seq_one_letter_code_can"} <= set(table):
-            return ""
-        rows = zip(
-            table["pdbx_strand_id"].as_array(str),
-            table["pdbx_seq_one_letter_code_can"].as_array(str),
-        )
-        written = next(("".join(s.split()) for chains, s in rows if chain in chains.split(",")), "")
-    else:
-        names = [
-            n
-            for line in file.lines
-            if line.startswith("SEQRES") and line[11:12].strip() == chain
-            for n in line[19:70].split()
-        ]
-        written = "".join(_letter(n) for n in names if n in info.amino_acid_names())
-    return "".join(a if a in PROTEIN.residues else "X" for a in written)
+    if isinstance(file, PDBFile):
+        return _stated_in_pdb(file, chain)
+    return _stated_in_mmcif(file, chain)
 
 
 def _place_in_deposited(
-    path: Path, chain: str, observed: str, numbers: np.ndarray
+    path: Path,
+    chain: str,
+    observed: str,
+    numbers: np.ndarray,  # of the observed residues
 ) -> tuple[np.ndarray, str]:  # places, sequence
-    "The deposited sequence of a chain, or with a warning where residues may lack what has coordinates."
+    "Place residues in the deposited sequence; without one, one after another, with a warning where some may lack."
     try:
         if sequence := _deposited_sequence(path, chain):
             return place_residues(observed, sequence, str(path)), sequence
     except ValueError:
         warnings.warn(
-            f"{path}: the deposited sequence of chain {chain} does not fit its residues, which are numbered over what has coordinates; give the sequence.",
+            f"{path}: the deposited sequence of chain {chain} does not fit its residues, "
+            "which are numbered over what has coordinates; give the sequence.",
             stacklevel=2,
         )
     else:
-        if n := int((np.diff(numbers) > 1).sum()):
+        if jumps := int((np.diff(numbers) > 1).sum()):
             warnings.warn(
-                f"{path}: residue numbers jump {n} times and no sequence is deposited, so separations across a gap are too small; give the sequence.",
+                f"{path}: residue numbers jump {jumps} times and no sequence is deposited, "
+                "so separations across a gap are too small; give the sequence.",
                 stacklevel=2,
             )
     return np.arange(len(observed)), observed
 
 # %% ../nbs/library/30_coordinates.ipynb #320cba66
+def _choose_chain(
+    chains: list[str],  # of the file
+    wanted: str | None,
+    path: Path,
+) -> str:
+    "The name of the chain that is meant. Raises ValueError if that is not clear."
+    if not chains:
+        raise ValueError(f"{path} holds no amino acids; give a protein structure.")
+    if wanted is None and len(chains) > 1:
+        raise ValueError(f"{path} holds {len(chains)} chains; choose one of {', '.join(chains)}.")
+    if wanted is not None and wanted not in chains:
+        raise ValueError(f"{path} has no chain {wanted!r}; its chains are {', '.join(chains)}.")
+    return wanted or chains[0]
+
+
 def read_chain(
     path: str | Path,  # of one of STRUCTURE_ENDINGS
     chain: str | None = None,  # None: the only one
-    sequence: str
-    | None = None,  # whole sequence, unresolved residues included; None: the deposited one, else what has coordinates
+    # whole, unresolved residues included; None: the deposited one, else what has coordinates
+    sequence: str | None = None,
 ) -> Chain:
-    "Read one chain. Raises FileNotFoundError, or ValueError for what is no protein structure, a chain that is not there, or another sequence."
+    """Read one chain.
+
+    Raises FileNotFoundError, or ValueError for what is no protein structure, a chain that
+    is not there, or another sequence.
+    """
     path = Path(path)
-    by_name = split_chains(read_atoms(path))
-    chains = sorted(by_name)
-    if not chains:
-        raise ValueError(f"{path} holds no amino acids; give a protein structure.")
-    if chain is None and len(chains) > 1:
-        raise ValueError(f"{path} holds {len(chains)} chains; choose one of {', '.join(chains)}.")
-    if chain is not None and chain not in chains:
-        raise ValueError(f"{path} has no chain {chain!r}; its chains are {', '.join(chains)}.")
-    chain = chain or chains[0]
-    atoms = by_name[chain]
+    chains = split_chains(read_atoms(path))
+    chain = _choose_chain(sorted(chains), chain, path)
+    atoms = chains[chain]
+    observed = residue_letters(atoms)
     starts = get_residue_starts(atoms, add_exclusive_stop=True)
-    observed, name = residue_letters(atoms), path.stem
-    found = [
-        _ca_and_cb(atoms[i:j], letter)
-        for letter, (i, j) in zip(observed, itertools.pairwise(starts))
-    ]
-    ca, cb = zip(*found)
-    where, sequence = (
-        (place_residues(observed, sequence, str(path)), sequence)
-        if sequence
-        else _place_in_deposited(path, chain, observed, atoms.res_id[starts[:-1]])
-    )
-    whole = np.full((2, len(sequence), 3), np.nan)
-    whole[0, where], whole[1, where] = ca, cb
-    return Chain(name, sequence, *whole)
+    if sequence:
+        places = place_residues(observed, sequence, str(path))
+    else:
+        numbers = atoms.res_id[starts[:-1]]
+        places, sequence = _place_in_deposited(path, chain, observed, numbers)
+    ca, cb = np.full((2, len(sequence), 3), np.nan)
+    for place, letter, (i, j) in zip(places, observed, itertools.pairwise(starts)):
+        ca[place], cb[place] = _ca_and_cb(atoms[i:j], letter)
+    return Chain(path.stem, sequence, ca, cb)
 
 # %% ../nbs/library/30_coordinates.ipynb #af995926
 def touching(
-    label: Tensor,  # coordinates [..., L, 3] in Å, NaN where unresolved; or int8 [..., L, L]: 1 contact, 0 none, -1 unresolved
+    # coordinates [..., L, 3] in Å, NaN where unresolved; or a map, int8 [..., L, L]:
+    # 1 contact, 0 none, -1 unresolved
+    label: Tensor,
     below: float = 8.0,  # Å, of coordinates
-) -> Tensor:  # [..., L, L]: 1 contact, 0 none, NaN where a residue is unresolved; float32, of coordinates in their dtype
+) -> (
+    Tensor
+):  # [..., L, L]: 1 contact, 0 none, NaN unresolved; dtype of coordinates, float32 of a map
+    "Which residues are in contact."
     if label.dtype == torch.int8:
         return label.float().masked_fill(label < 0, torch.nan)
     distance = (label.unsqueeze(-2) - label.unsqueeze(-3)).norm(dim=-1)
     return torch.where(distance.isnan(), distance, (distance < below).to(label.dtype))
 
-
+# %% ../nbs/library/30_coordinates.ipynb #b76f9caf
 def contact_map(
     chain: Chain | np.ndarray,  # or the target of a contact task: coordinates of Cβ or a map
     below: float = 8.0,  # Å between Cβ
 ) -> np.ndarray:  # float32 [L, L]: 1 contact, 0 none, NaN where a residue is unresolved
-    return (
-        touching(torch.from_numpy(chain.cb if isinstance(chain, Chain) else chain), below)
-        .numpy()
-        .astype(np.float32)
-    )
+    "The contacts of a chain."
+    label = chain.cb if isinstance(chain, Chain) else chain
+    return touching(torch.from_numpy(label), below).numpy().astype(np.float32)
 
 # %% ../nbs/library/30_coordinates.ipynb #8f7b20e8
-def placed_chain(
-    path: str | Path,  # a PDB, mmCIF or BinaryCIF file
+def _positions(
     wild_type: str,
-) -> (
-    AtomArray
-):  # atoms of the residues that are aligned; res_id is the position in the wild type, from 1
-    "The chain of a file that fits best. Raises ValueError when none shares half of its aligned residues with the wild type."
-    target, best, found = _known_letters(wild_type), 0.5, None
-    for own in split_chains(read_atoms(path)).values():
-        starts = get_residue_starts(own)
-        letters = residue_letters(own)
-        aligned = align_optimal(
-            target,
-            _known_letters(letters),
-            SubstitutionMatrix.std_protein_matrix(),
-            (-10, -1),
-            terminal_penalty=False,
-            max_number=1,
-        )[0]
-        pairs = aligned.trace[(aligned.trace >= 0).all(1)]
-        same = np.mean([wild_type[i] == letters[j] for i, j in pairs]) if len(pairs) else 0.0
-        places = np.zeros(len(starts), int)
-        places[pairs[:, 1]] = pairs[:, 0] + 1
+    letters: str,  # of a chain
+) -> tuple[np.ndarray, float]:  # int [letters]: the position of each, from 1, or 0; share alike
+    "Align a chain to a protein; the share is that of aligned residues which are the same in both."
+    trace = _align(wild_type, letters, SubstitutionMatrix.std_protein_matrix())
+    pairs = trace[(trace >= 0).all(1)]
+    positions = np.zeros(len(letters), int)
+    positions[pairs[:, 1]] = pairs[:, 0] + 1
+    same = [wild_type[i] == letters[j] for i, j in pairs]
+    return positions, np.mean(same) if same else 0.0
+
+
+def placed_chain(
+    path: str | Path,  # of one of STRUCTURE_ENDINGS
+    wild_type: str,
+) -> AtomArray:  # of the aligned residues; res_id is the position in the wild type, from 1
+    """Find the chain of a file that fits a protein best.
+
+    Raises ValueError when none shares half of its aligned residues with the wild type.
+    """
+    best, found = 0.5, None
+    for chain in split_chains(read_atoms(path)).values():
+        positions, same = _positions(wild_type, residue_letters(chain))
         if same > best:
-            best, found = same, (own, spread_residue_wise(own, places))
+            best = same
+            found = chain
+            found.res_id = spread_residue_wise(chain, positions)
     if found is None:
         raise ValueError(
             f"{path}: none of its chains fits the protein; give a structure of this sequence."
         )
-    chain, chain.res_id = found
-    return chain[chain.res_id > 0]
+    return found[found.res_id > 0]
 
-
+# %% ../nbs/library/30_coordinates.ipynb #240b46ab
 def _with_oxygen(chain: AtomArray) -> AtomArray:
-    "Files of backbones often lack the oxygen, along which a ribbon is laid: it lies in the peptide plane, 1.23 Å from C."
+    "Put an oxygen on each peptide bond, along which a ribbon is laid: in its plane, 1.23 Å from C."
 
     def unit(v):
         return v / np.linalg.norm(v)
@@ -348,10 +378,15 @@ def pdb_text(chain: AtomArray) -> bytes:
     "A placed chain as a PDB file, the layout that every viewer reads."
     if chain.res_id.max() > 9999:
         raise ValueError(
-            f"a structure is drawn up to position 9,999, and this one reaches {chain.res_id.max():,}; give no structure file."
+            "a structure is drawn up to position 9,999, "
+            f"and this one reaches {chain.res_id.max():,}; give no structure file."
         )
+    # files of backbones often lack it
     chain = chain.copy() if "O" in chain.atom_name else _with_oxygen(chain)
-    chain.chain_id[:], chain.ins_code[:], chain.hetero[:] = "A", "", False
-    (file := PDBFile()).set_structure(chain)
-    file.write(text := io.StringIO())
+    chain.chain_id[:] = "A"
+    chain.ins_code[:] = ""
+    chain.hetero[:] = False
+    file, text = PDBFile(), io.StringIO()
+    file.set_structure(chain)
+    file.write(text)
     return text.getvalue().encode()
