@@ -29,10 +29,10 @@ from carp_nb.finetune import (
     EpochBatches,
     Targets,
     TokenRows,
-    evaluate_predictions,
     head_outputs,
     rows_sha256,
 )
+from .metrics import evaluate_predictions
 from .pretrain import refuse_other_run, write_text
 from .pretrained import pick_device
 from .tasks import bad_rows, read_aligned

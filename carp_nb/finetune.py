@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNLABELLED', 'SPLIT_WAYS', 'METHODS', 'check_task', 'make_split', 'scan_sequences', 'read_sequences', 'read_assay',
-           'evaluate_predictions', 'prediction_columns', 'run_task', 'FinetuneConfig', 'Maps', 'Targets', 'TokenRows',
-           'RepresentedRows', 'CachedRows', 'SharedRepresentations', 'SharedRows', 'WholeModel', 'head_outputs',
-           'FineTuned', 'OneHotConfig', 'OneHot', 'EpochBatches', 'EarlyStopping', 'untrained', 'rows_sha256',
-           'finetune']
+           'prediction_columns', 'run_task', 'FinetuneConfig', 'Maps', 'Targets', 'TokenRows', 'RepresentedRows',
+           'CachedRows', 'SharedRepresentations', 'SharedRows', 'WholeModel', 'head_outputs', 'FineTuned',
+           'OneHotConfig', 'OneHot', 'EpochBatches', 'EarlyStopping', 'untrained', 'rows_sha256', 'finetune']
 
 # %% ../nbs/library/61_finetune.ipynb #5b221023
 import copy
@@ -26,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from scipy.stats import rankdata
 from torch import BoolTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -39,6 +37,7 @@ from .datasets import DMS, load_dataset
 from .esm import ESM, ESMConfig
 from .heads import ContactHead, PooledHead, ResidueHead, drawn_from
 from .kernels import as_dtype, resolve_dtype
+from .metrics import evaluate_predictions
 from .mutants import mutate, parse_mutant, place_mutant
 from .pretrain import refuse_other_run, write_text
 from .pretrained import pick_device
@@ -265,78 +264,6 @@ def read_assay(
     task = table[["sequence", "target", "split"]].reset_index(drop=True)
     task.attrs = {"dropped": dropped, "wild_type": wild_type, "how": how}
     return task
-
-# %% ../nbs/library/61_finetune.ipynb #438740ac
-def _spearman(target: np.ndarray, predicted: np.ndarray) -> float:
-    a, b = rankdata(target), rankdata(predicted)
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else float("nan")
-
-
-def _auroc(target: np.ndarray, predicted: np.ndarray) -> float:  # target 0 or 1
-    positive = target == 1
-    n, m = positive.sum(), (~positive).sum()
-    return (
-        float((rankdata(predicted)[positive].sum() - n * (n + 1) / 2) / (n * m))
-        if n and m
-        else float("nan")
-    )
-
-
-def _accuracy(target: np.ndarray, predicted: np.ndarray) -> float:
-    chosen = predicted.argmax(1) if predicted.ndim == 2 else predicted > 0.5
-    return float((chosen == target).mean())
-
-
-def _metrics(kind: str, two_classes: bool) -> dict[str, Callable]:
-    if kind == "regression":
-        return {"spearman": _spearman, "mse": lambda t, p: float(((t - p) ** 2).mean())}
-    return {"accuracy": _accuracy, **({"auroc": _auroc} if two_classes else {})}
-
-# %% ../nbs/library/61_finetune.ipynb #ffe5c59a
-def evaluate_predictions(
-    target: Sequence,  # [N] measured: numbers, or classes
-    predicted: np.ndarray,  # [N] numbers or probabilities of the second class; [N, classes] probabilities
-    kind: str = "regression",  # or classification
-    n_boot: int = 500,  # bootstrap samples
-    seed: int = 0,
-    classes: Sequence
-    | None = None,  # in the order of the model's columns; None: those of `target`, sorted
-) -> pd.DataFrame:  # metric, value, lo, hi (95 % interval), n
-    "Spearman and mean squared error, or accuracy and (for two classes) AUROC. Raises ValueError for predictions of another length or that are not numbers."
-    predicted = np.asarray(predicted, float)
-    if len(predicted) != len(target):
-        raise ValueError(
-            f"{len(predicted)} predictions for {len(target)} targets; they must be as many."
-        )
-    if not np.isfinite(predicted).all():
-        raise ValueError(
-            f"{int((~np.isfinite(predicted)).sum())} predictions are not finite numbers; the model has diverged."
-        )
-    if kind == "classification":
-        number = {c: i for i, c in enumerate(sorted(set(target)) if classes is None else classes)}
-        target = np.array(
-            [number.get(t, -1) for t in target]
-        )  # a class that training never met is never right
-    else:
-        target, number = np.asarray(target, float), {}
-    unseen = kind == "classification" and int((target == -1).sum())
-    if unseen and predicted.ndim == 1:
-        warnings.warn(
-            f"{unseen} of {len(target)} targets are of a class that the model does not know; they count as wrong, and there is no AUROC.",
-            stacklevel=2,
-        )
-    rng, found = np.random.default_rng(seed), _metrics(kind, predicted.ndim == 1 and not unseen)
-    draws = [rng.integers(0, len(target), len(target)) for _ in range(n_boot)]
-    rows = []
-    for name, metric in found.items():
-        samples = np.array([metric(target[d], predicted[d]) for d in draws])
-        lo, hi = (
-            np.nanpercentile(samples, [2.5, 97.5])
-            if np.isfinite(samples).any()
-            else (np.nan, np.nan)
-        )
-        rows.append((name, metric(target, predicted), float(lo), float(hi), len(target)))
-    return pd.DataFrame(rows, columns=["metric", "value", "lo", "hi", "n"])
 
 # %% ../nbs/library/61_finetune.ipynb #37c6b0fc
 def prediction_columns(

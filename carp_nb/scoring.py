@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'method_name', 'score_mutants', 'mutation_scan', 'rank_mutants', 'rank_proteins', 'read_mutants',
-           'clean_sequence', 'read_proteins', 'spearman_interval', 'top_recall', 'agreement', 'find_scans',
-           'score_scan']
+           'clean_sequence', 'read_proteins', 'agreement', 'find_scans', 'score_scan']
 
 # %% ../nbs/library/50_scoring.ipynb #f8bd774f
 import re
@@ -33,6 +32,7 @@ from carp_nb.datasets import (
 )
 from .incremental import masked_log_probs
 from .kernels import as_dtype
+from .metrics import spearman_interval, top_recall
 from .mutants import count_fits, format_mutant, parse_mutant, place_mutant
 from .tasks import MISSING, find_column, first_five, table_lines
 
@@ -373,75 +373,7 @@ def read_proteins(
     header = re.match(r">\s*(\S+)", text)
     return iter([(header[1] if header else "", clean_sequence(text))]), None
 
-# %% ../nbs/library/50_scoring.ipynb #3ba7a60a
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    "Spearman's rank correlation; NaN when either side does not vary."
-    if len(x) < 2:
-        return float("nan")
-    x, y = rankdata(x), rankdata(y)
-    if x.std() == 0 or y.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def _position_weights(
-    sites: Sequence[tuple[int, ...]],  # [N] mutated positions of each mutant
-    n_boot: int,
-    seed: int,
-) -> Iterator[np.ndarray]:  # n_boot times: how often each mutant counts, [N]
-    "Draw positions with replacement; a mutant counts the product of its positions' counts."
-    positions = sorted({p for s in sites for p in s})
-    column = {p: i for i, p in enumerate(positions)}
-    table = np.full(
-        (len(sites), max(1, max(map(len, sites)))), len(positions)
-    )  # the last column counts once, always
-    for row, s in zip(table, sites):
-        row[: len(s)] = [column[p] for p in s]
-    rng = np.random.default_rng(seed)
-    for _ in range(n_boot):
-        counts = np.bincount(
-            rng.integers(0, len(positions), len(positions)), minlength=len(positions)
-        )
-        yield np.append(counts, 1)[table].prod(1)
-
-
-def spearman_interval(
-    scores: np.ndarray,  # [N] predictions
-    measured: np.ndarray,  # [N] measurements
-    sites: Sequence[tuple[int, ...]],  # [N] mutated positions of each mutant
-    n_boot: int = 500,  # bootstrap samples
-    seed: int = 0,
-) -> tuple[float, float, float]:  # Spearman, and the bounds of its 95 % interval
-    "Spearman's correlation with a bootstrap over positions. NaN bounds when there is one position only."
-    scores, measured = np.asarray(scores, float), np.asarray(measured, float)
-    rho = _spearman(scores, measured)
-    if len({p for s in sites for p in s}) < 2:
-        return rho, float("nan"), float("nan")
-    rows = (
-        np.repeat(np.arange(len(scores)), weights)
-        for weights in _position_weights(sites, n_boot, seed)
-    )
-    samples = np.array([_spearman(scores[r], measured[r]) for r in rows])
-    if np.isnan(samples).all():
-        return rho, float("nan"), float("nan")
-    return rho, *(float(q) for q in np.nanpercentile(samples, [2.5, 97.5]))
-
 # %% ../nbs/library/50_scoring.ipynb #f2670747
-def top_recall(
-    scores: np.ndarray,
-    measured: np.ndarray,
-    share: float = 0.1,  # of the mutants
-) -> float:  # 0 to 1
-    """Share of the truly best tenth found among the tenth scored best. Where scores tie at the cut, each of the tied counts in part,
-    so that the order of the rows means nothing; measurements that tie with the last of the best are among the best."""
-    scores, measured = np.asarray(scores, float), np.asarray(measured, float)
-    k = max(1, int(len(scores) * share))
-    cut = np.sort(scores)[-k]
-    above, tied = scores > cut, scores == cut
-    chosen = above + tied * (k - above.sum()) / tied.sum()
-    return float(chosen[measured >= np.sort(measured)[-k]].sum() / k)
-
-
 def agreement(
     scores: np.ndarray,  # [N] predictions, higher is fitter
     measured: np.ndarray,  # [N] measurements

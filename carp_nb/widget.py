@@ -31,8 +31,8 @@ from carp_nb.datasets import (
 )
 from .fetch import cache_dir, replacing
 from .kernels import as_dtype
+from .metrics import spearman_interval
 from carp_nb.mutants import (
-    _THREE,
     Misplaced,
     Mutation,
     format_mutant,
@@ -48,7 +48,6 @@ from carp_nb.scoring import (
     mutation_scan,
     read_proteins,
     score_mutants,
-    spearman_interval,
 )
 
 # %% ../nbs/library/80_widget.ipynb #afe72b17

@@ -19,13 +19,13 @@ from carp_nb.finetune import (
     EpochBatches,
     FinetuneConfig,
     FineTuned,
-    evaluate_predictions,
     finetune,
     read_assay,
     run_task,
     untrained,
 )
 from carp_nb.heads import PooledHead
+from carp_nb.metrics import evaluate_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 

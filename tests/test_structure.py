@@ -16,12 +16,11 @@ from biotite.structure.io.pdbx import CIFCategory, CIFFile, set_structure
 from carp_nb.coordinates import contact_map, read_chain
 from carp_nb.finetune import FinetuneConfig, FineTuned, OneHot, check_task, finetune
 from carp_nb.heads import ContactHead
+from carp_nb.metrics import contact_precision, mean_precision
 from carp_nb.pretrained import load_model
 from carp_nb.structure import (
-    contact_precision,
     evaluate_structure,
     load_structure_task,
-    mean_precision,
 )
 from carp_nb.tasks import read_contacts
 
