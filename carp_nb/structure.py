@@ -32,9 +32,9 @@ from carp_nb.finetune import (
     run_task,
 )
 from carp_nb.metrics import (
-    _interval,
     contact_precision,
     evaluate_predictions,
+    interval,
     mean_precision,
 )
 from .pretrained import weights_sha256
@@ -195,7 +195,7 @@ def _q3(
     tables = confusion(target, predicted, classes)
     right, all_ = tables[:, range(len(classes)), range(len(classes))].sum(1), tables.sum((1, 2))
     draws = rng.integers(0, len(right), (n_boot, len(right)))
-    lo, hi = _interval(right[draws].sum(1) / np.maximum(1, all_[draws].sum(1)))
+    lo, hi = interval(right[draws].sum(1) / np.maximum(1, all_[draws].sum(1)))
     return pd.DataFrame(
         [
             ("q3", right.sum() / all_.sum(), lo, hi, len(right)),
@@ -224,7 +224,7 @@ def _precisions(target, predicted, n_boot: int, rng: np.random.Generator) -> pd.
                 (
                     f"{what} {row.range} {row.top}",
                     mean,
-                    *_interval(
+                    *interval(
                         np.nanmean(per_chain[draws], 1) if len(tables) > 1 else np.full(1, np.nan)
                     ),
                     row.chains,
