@@ -27,6 +27,7 @@ from .carp import CARP, TABLE_S1, n_parameters
 from .datasets import list_datasets, load_dataset, read_fasta
 from .esm import ESM, TABLE_S2
 from .fetch import replacing
+from .metrics import bootstrap, interval
 from .mlm import Evaluation, corrupt, evaluate, evaluate_ngram, mlm_loss, ngram_counts
 from .pretrained import find_weights, list_models, load_model, pick_device, save_checkpoint
 from carp_nb.training import (
@@ -580,10 +581,8 @@ def compare_families(
             for group in (of_carp, of_esm)
         ]
         count = evaluations[of_carp.name.iloc[0]].answers.groupby("sequence").size().to_numpy()
-        draws = rng.integers(0, len(count), (n_boot, len(count)))
-        lo, hi = np.quantile(
-            (sums[0] - sums[1])[draws].sum(1) / count[draws].sum(1), [0.025, 0.975]
-        )
+        draws = bootstrap(len(count), n_boot, rng)
+        lo, hi = interval((sums[0] - sums[1])[draws].sum(1) / count[draws].sum(1))
         losses = [[evaluations[n].loss for n in group.name] for group in (of_carp, of_esm)]
         rows.append(
             {

@@ -45,6 +45,7 @@ from .carp import CARP, n_parameters
 from .datasets import DMS, project_root
 from .esm import ESM
 from .fetch import replacing
+from .metrics import bootstrap, interval
 from .mlm import ngram_counts
 from .mutants import parse_mutant
 from .pretrain import held_out_table, model_card, write_text
@@ -889,15 +890,14 @@ def mean_table(
     )
     blosum = wide["blosum62"].iloc[:, 0]
     of_41 = len({s.benchmark for s in scans if s.benchmark})
-    rng = np.random.default_rng(0)
-    draws = rng.integers(0, len(wide), (2000, len(wide)))  # scans drawn with replacement
+    draws = bootstrap(len(wide), 2000, np.random.default_rng(0))
 
-    def interval(values):
-        return (
-            "{:.2f} to {:.2f}".format(*np.percentile(values.to_numpy()[draws].mean(1), [2.5, 97.5]))
-            if len(values) > 1
-            else "–"
-        )
+    def spread(values):
+        # a model that lacks a scan has no mean over all of them
+        if len(values) < 2 or values.isna().any():
+            return "–"
+        lo, hi = interval(values.to_numpy()[draws].mean(1))
+        return f"{lo:.2f} to {hi:.2f}"
 
     here = [
         {
@@ -907,7 +907,7 @@ def mean_table(
             "scans": len(wide),
             "of the 41": of_41,
             "mean Spearman": wide[model, method].mean(),
-            "95 % interval": interval(wide[model, method]),
+            "95 % interval": spread(wide[model, method]),
             "ahead of BLOSUM62": "–"
             if model == "blosum62"
             else f"{int((wide[model, method] > blosum).sum())} of {len(wide)}",
@@ -1100,8 +1100,8 @@ def long_bins(
         if inside.empty:
             continue
         per = inside.groupby("sequence").nats.agg(["sum", "size"]).to_numpy()
-        draws = per[rng.integers(0, len(per), (n_boot, len(per)))].sum(1)
-        lo, hi = np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975])
+        draws = per[bootstrap(len(per), n_boot, rng)].sum(1)
+        lo, hi = interval(draws[:, 0] / draws[:, 1])
         rows.append(
             {
                 "length": inside.groupby("sequence").length.first().median(),

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
-from sklearn.metrics import ndcg_score
 from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN
@@ -32,7 +31,7 @@ from carp_nb.datasets import (
 )
 from .incremental import masked_log_probs
 from .kernels import as_dtype
-from .metrics import spearman_interval, top_recall
+from .metrics import ndcg, spearman_interval, top_recall
 from .mutants import count_fits, format_mutant, parse_mutant, place_mutant
 from .tasks import MISSING, find_column, first_five, table_lines
 
@@ -389,8 +388,6 @@ def agreement(
     count = np.array([len(p) for p in parsed])
     fitness = direction * measured
     rho, lo, hi = spearman_interval(scores, fitness, sites, n_boot, seed)
-    gain = (fitness - fitness.min()) / (np.ptp(fitness) or 1.0)
-    k = max(1, len(scores) // 10)
     rows = [
         ("spearman", rho, lo, hi, len(scores)),
         (
@@ -401,7 +398,7 @@ def agreement(
         ),
         (
             "ndcg_top10",
-            float(ndcg_score([gain], [scores], k=k)) if len(scores) > 1 else np.nan,
+            ndcg(scores, fitness, k=max(1, len(scores) // 10)),
             np.nan,
             np.nan,
             len(scores),

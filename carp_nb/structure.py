@@ -32,6 +32,7 @@ from carp_nb.finetune import (
     run_task,
 )
 from carp_nb.metrics import (
+    bootstrap,
     contact_precision,
     evaluate_predictions,
     interval,
@@ -194,7 +195,7 @@ def _q3(
 ) -> pd.DataFrame:
     tables = confusion(target, predicted, classes)
     right, all_ = tables[:, range(len(classes)), range(len(classes))].sum(1), tables.sum((1, 2))
-    draws = rng.integers(0, len(right), (n_boot, len(right)))
+    draws = bootstrap(len(right), n_boot, rng)
     lo, hi = interval(right[draws].sum(1) / np.maximum(1, all_[draws].sum(1)))
     return pd.DataFrame(
         [
@@ -209,7 +210,7 @@ def _precisions(target, predicted, n_boot: int, rng: np.random.Generator) -> pd.
     padded = [np.pad(p, (0, len(t) - len(p))) for t, p in zip(target, predicted)]
     maps = [contact_map(t) for t in target]
     tables = [contact_precision(p, m) for p, m in zip(padded, maps)]
-    draws, rows = rng.integers(0, len(tables), (n_boot, len(tables))), []
+    draws, rows = bootstrap(len(tables), n_boot, rng), []
     for row in mean_precision(tables).itertuples():
         for what, mean in (("precision", row.value), ("chance", row.chance)):
             per_chain = np.array(

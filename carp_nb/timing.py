@@ -33,6 +33,7 @@ from .alphabet import AMINO_ACIDS
 from .carp import CARP, TABLE_S1, n_parameters
 from .esm import ESM, ESM_1B, TABLE_S2
 from .kernels import as_dtype
+from .metrics import bootstrap, interval
 
 try:
     import resource
@@ -93,10 +94,8 @@ def paired_ratio(
     "How many times faster one way is than another."
     wide = times.pivot(index="repeat", columns="way", values=clock)
     ratios = (wide[slow] / wide[fast]).to_numpy()
-    draws = np.random.default_rng(seed).integers(0, len(ratios), (n_boot, len(ratios)))
-    return float(np.median(ratios)), *map(
-        float, np.quantile(np.median(ratios[draws], 1), [0.025, 0.975])
-    )
+    draws = bootstrap(len(ratios), n_boot, np.random.default_rng(seed))
+    return float(np.median(ratios)), *interval(np.median(ratios[draws], 1))
 
 # %% ../nbs/library/70_timing.ipynb #4e32dd06
 PEAK_TFLOPS = {
@@ -146,7 +145,7 @@ def exponent(
         return np.polyfit(x, np.log([np.median(s) for s in samples]), 1)[0]
 
     draws = [slope([rng.choice(s, len(s)) for s in cost]) for _ in range(n_boot)]
-    lo, hi = np.quantile(draws, [0.025, 0.975])
+    lo, hi = interval(draws)
     return {
         "exponent": slope(cost),
         "lo": lo,
