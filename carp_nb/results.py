@@ -15,6 +15,7 @@ __all__ = ['COLUMNS', 'BUDGETS', 'Results', 'get_budget', 'provenance', 'device_
 # %% ../nbs/library/71_results.ipynb #df4ae1d0
 import ast
 import hashlib
+import itertools
 import json
 import os
 import re
