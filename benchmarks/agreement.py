@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
+from carp_nb.metrics import spearman
 from carp_nb.pretrained import load_model
 from carp_nb.results import provenance
 from carp_nb.scoring import find_scans, score_mutants
@@ -28,9 +28,7 @@ def bf16_scans(folder: Path, model: str = "carp_600k_sprot50") -> pd.DataFrame:
                 )
                 for dtype in ("float32", "bfloat16")
             }
-            exact, half = (
-                scan.direction * spearmanr(s, table.score).statistic for s in scores.values()
-            )
+            exact, half = (scan.direction * spearman(table.score, s) for s in scores.values())
             rows.append(
                 {
                     "scan": scan.name,
@@ -42,7 +40,7 @@ def bf16_scans(folder: Path, model: str = "carp_600k_sprot50") -> pd.DataFrame:
                     "spearman bfloat16": half,
                     "change": half - exact,
                     "within 0.002": abs(half - exact) < LARGEST_CHANGE,
-                    "spearman of the two scores": spearmanr(*scores.values()).statistic,
+                    "spearman of the two scores": spearman(scores["bfloat16"], scores["float32"]),
                     "largest change of a score (nats)": abs(
                         scores["float32"] - scores["bfloat16"]
                     ).max(),

@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 
 from .carp import CARP, TABLE_S1, CARPConfig, n_parameters
 from .comparison import PAPER_COLUMNS
 from .datasets import list_datasets, project_root
 from .esm import ESM, TABLE_S2, ESMConfig
+from .metrics import spearman
 from carp_nb.results import (
     against_paper,
     best_rows,
@@ -233,7 +233,7 @@ def _text_errata() -> list[dict]:
 
 def _other_errata() -> list[dict]:
     gpus = published("table_s1").gpus.str.extract(r"(\d+) × (\d+)").astype(int)
-    rising = spearmanr([3, 2, 1], [1, 2, 3]).statistic
+    rising = spearman([1, 2, 3], [3, 2, 1])
     rows = [
         {
             "where": "Section 2.4 and Figure S1",

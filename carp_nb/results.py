@@ -37,7 +37,6 @@ from matplotlib.colors import PowerNorm, TwoSlopeNorm, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
-from scipy.stats import spearmanr
 from scipy.stats import t as student_t
 
 from .alphabet import AMINO_ACIDS
@@ -46,7 +45,7 @@ from .carp import CARP, n_parameters
 from .datasets import DMS, project_root
 from .esm import ESM
 from .fetch import replacing
-from .metrics import bootstrap, interval
+from .metrics import bootstrap, interval, spearman
 from .mlm import ngram_counts
 from .mutants import parse_mutant
 from .pretrain import held_out_table, model_card, write_text
@@ -1936,9 +1935,7 @@ def loss_rank_correlations(
                 "kind": kind,
                 "task": task,
                 "method": method,
-                "correlation": spearmanr(-g.loss, g.value).statistic
-                if g.value.nunique() > 1
-                else np.nan,
+                "correlation": spearman(g.value, -g.loss),
                 "checkpoints": len(g),
             }
             for (run, kind, task, method), g in known.groupby(
