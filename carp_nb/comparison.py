@@ -28,6 +28,7 @@ from carp_nb.finetune import (
     scan_sequences,
 )
 from .pretrained import weights_sha256
+from .tasks import subsample_splits
 
 # %% ../nbs/library/63_comparison.ipynb #8db6832f
 _VS = dict(zip(("one", "two", "three", "seven"), "1237"))
@@ -113,11 +114,7 @@ def part_of(
 ) -> pd.DataFrame:  # .attrs["available"]: rows of each split that there are
     "At most so many rows of each split, drawn at random."
     most = {"train": rows, "valid": rows, "test": test}
-    parts = [
-        part if most[split] is None else part.sample(min(most[split], len(part)), random_state=seed)
-        for split, part in task.groupby("split")
-    ]
-    drawn = pd.concat(parts).sort_index().reset_index(drop=True)
+    drawn = subsample_splits(task, most, seed).reset_index(drop=True)
     drawn.attrs = {**task.attrs, "available": task.split.value_counts().to_dict()}
     return drawn
 

@@ -47,6 +47,7 @@ from carp_nb.tasks import (
     SPLITS,
     find_column,
     read_labelled,
+    subsample_splits,
     table_lines,
 )
 from .training import TrainConfig, processes, recompute_activations, train, write_table
@@ -255,12 +256,7 @@ def read_assay(
             f"{source} has no split of its own; give split_column, or let how make one: {', '.join(SPLIT_WAYS)}."
         )
     if rows:
-        table = pd.concat(
-            [
-                part.sample(min(rows, len(part)), random_state=seed)
-                for _, part in table.groupby("split")
-            ]
-        ).sort_index()
+        table = subsample_splits(table, dict.fromkeys(table.split, rows), seed)
     task = table[["sequence", "target", "split"]].reset_index(drop=True)
     task.attrs = {"dropped": dropped, "wild_type": wild_type, "how": how}
     return task

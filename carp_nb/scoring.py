@@ -33,7 +33,7 @@ from .incremental import masked_log_probs
 from .kernels import as_dtype
 from .metrics import ndcg, spearman_interval, top_recall
 from .mutants import count_fits, format_mutant, parse_mutant, place_mutant
-from .tasks import MISSING, find_column, first_five, table_lines
+from .tasks import MISSING, find_column, first_five, subsample, table_lines
 
 # %% ../nbs/library/50_scoring.ipynb #facdf529
 _INDEX = {letter: i for i, letter in enumerate(AMINO_ACIDS)}
@@ -476,7 +476,8 @@ def score_scan(
     "Score a scan and say how well the scores agree with it."
     table = scan.table.dropna(subset="score")
     if limit and limit < len(table):
-        table = table.sample(limit, random_state=seed)
+        # left in the order of the draw, which the last bits of a correlation depend on
+        table = subsample(table, limit, seed)
     scores = score_mutants(
         model, scan.wild_type, table.mutant, scan.offset, method, dtype, progress
     )

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'MISSING', 'SEQUENCE_COLUMNS', 'open_file', 'read_fasta', 'read_aligned', 'table_lines',
-           'first_five', 'bad_rows', 'find_column', 'task_table', 'read_labelled', 'read_flip', 'read_tape',
-           'read_netsurfp', 'read_cb513', 'read_netsurfp_cb513', 'read_folds', 'hold_out_superfamilies', 'read_cath',
-           'read_chains', 'read_contacts', 'cluster_sequences']
+           'first_five', 'bad_rows', 'find_column', 'task_table', 'subsample', 'subsample_splits', 'read_labelled',
+           'read_flip', 'read_tape', 'read_netsurfp', 'read_cb513', 'read_netsurfp_cb513', 'read_folds',
+           'hold_out_superfamilies', 'read_cath', 'read_chains', 'read_contacts', 'cluster_sequences']
 
 # %% ../nbs/library/31_tasks.ipynb #2a7c28a1
 import csv
@@ -371,6 +371,27 @@ def _check_lengths(path: str | Path, table: pd.DataFrame) -> None:
     ]
     if problems:
         raise bad_rows(path, problems, len(table))
+
+# %% ../nbs/library/31_tasks.ipynb #bc53c1c5
+def subsample(
+    table: pd.DataFrame,
+    most: int | None,  # None: all
+    seed: int = 0,
+) -> pd.DataFrame:  # in the order in which they were drawn
+    "At most so many rows of a table, drawn at random without replacement."
+    if most is None:
+        return table
+    return table.sample(min(most, len(table)), random_state=seed)
+
+
+def subsample_splits(
+    task: pd.DataFrame,  # with a column split
+    most: dict[str, int | None],  # of each split; None: all
+    seed: int = 0,
+) -> pd.DataFrame:  # in the order of the task
+    "At most so many rows of each split, drawn at random without replacement."
+    parts = [subsample(part, most[split], seed) for split, part in task.groupby("split")]
+    return pd.concat(parts).sort_index()
 
 # %% ../nbs/library/31_tasks.ipynb #e40ee9b6
 SEQUENCE_COLUMNS = ("sequence", "seq", "primary")
