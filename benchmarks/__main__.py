@@ -18,11 +18,9 @@ from tqdm.auto import tqdm
 
 from benchmarks.agreement import SCANS, bf16_scans, summary
 from benchmarks.lines import LINES, Line, Ways, matrix_product
-from carp_nb.datasets import project_root
-from carp_nb.pretrain import write_text
+from carp_nb.files import project_root, write_table, write_text
 from carp_nb.results import provenance
 from carp_nb.timing import interleave, paired_ratio
-from carp_nb.training import write_table
 
 COLUMNS = [
     "line",

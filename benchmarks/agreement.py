@@ -5,11 +5,11 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
+from carp_nb.files import write_table
 from carp_nb.metrics import spearman
 from carp_nb.pretrained import load_model
 from carp_nb.results import provenance
 from carp_nb.scoring import find_scans, score_mutants
-from carp_nb.training import write_table
 
 SCANS = "bf16-scans"
 LARGEST_CHANGE = 0.002  # of a Spearman correlation, per scan

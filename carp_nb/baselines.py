@@ -24,16 +24,16 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from torch import BoolTensor, Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
+from .files import rows_sha256, write_text
 from carp_nb.finetune import (
     EarlyStopping,
     EpochBatches,
     Targets,
     TokenRows,
     head_outputs,
-    rows_sha256,
 )
 from .metrics import evaluate_predictions
-from .pretrain import refuse_other_run, write_text
+from .pretrain import refuse_other_run
 from .pretrained import pick_device
 from .tasks import bad_rows, read_aligned
 from .training import TrainConfig, processes, train

@@ -22,7 +22,7 @@ from torch import BoolTensor, LongTensor
 from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN
-from .fetch import replacing
+from .files import replacing
 
 # %% ../nbs/library/41_batching.ipynb #3796bed9
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from typer import Argument, Option
 
 from . import datasets
 from .batching import build_corpus, uniref50_records
-from .datasets import content_sha256, load_dataset, project_root, read_fasta
+from .datasets import load_dataset, read_fasta
 from .embed import embed as embed_sequences
-from .fetch import cache_dir, replacing, sha256_of
+from .fetch import cache_dir
+from .files import content_sha256, project_root, replacing, sha256_of, write_table
 from .kernels import resolve_dtype
 from .pretrain import PretrainConfig, as_corpus, read_records
 from .pretrain import pretrain as train_model
@@ -42,7 +43,7 @@ from carp_nb.pretrained import (
 )
 from .results import describe_run, provenance
 from .scoring import rank_proteins, read_mutants, read_proteins
-from .training import NonFiniteLoss, processes, write_table
+from .training import NonFiniteLoss, processes
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 
 # %% ../nbs/library/81_cli.ipynb #190f46a2

@@ -6,7 +6,7 @@
 __all__ = ['UNLABELLED', 'SPLIT_WAYS', 'METHODS', 'check_task', 'make_split', 'scan_sequences', 'read_sequences', 'read_assay',
            'prediction_columns', 'run_task', 'FinetuneConfig', 'Maps', 'Targets', 'TokenRows', 'RepresentedRows',
            'CachedRows', 'SharedRepresentations', 'SharedRows', 'WholeModel', 'head_outputs', 'FineTuned',
-           'OneHotConfig', 'OneHot', 'EpochBatches', 'EarlyStopping', 'untrained', 'rows_sha256', 'finetune']
+           'OneHotConfig', 'OneHot', 'EpochBatches', 'EarlyStopping', 'untrained', 'finetune']
 
 # %% ../nbs/library/61_finetune.ipynb #5b221023
 import copy
@@ -35,11 +35,12 @@ from .carp import CARP, CARPConfig
 from .coordinates import touching
 from .datasets import DMS, load_dataset
 from .esm import ESM, ESMConfig
+from .files import rows_sha256, write_table, write_text
 from .heads import ContactHead, PooledHead, ResidueHead, drawn_from
 from .kernels import as_dtype, resolve_dtype
 from .metrics import evaluate_predictions
 from .mutants import mutate, parse_mutant, place_mutant
-from .pretrain import refuse_other_run, write_text
+from .pretrain import refuse_other_run
 from .pretrained import pick_device
 from carp_nb.tasks import (
     KINDS,
@@ -50,7 +51,7 @@ from carp_nb.tasks import (
     subsample_splits,
     table_lines,
 )
-from .training import TrainConfig, processes, recompute_activations, train, write_table
+from .training import TrainConfig, processes, recompute_activations, train
 
 # %% ../nbs/library/61_finetune.ipynb #f7d623b3
 UNLABELLED = "-"  # in a string of labels, a residue without one: unresolved, or not of the test
@@ -1057,19 +1058,6 @@ def untrained(
 def _fingerprint(encoder: nn.Module, *tables: pd.DataFrame) -> dict[str, str]:
     "Check sums of the weights and the rows, by which a folder knows its run."
     return {"weights_sha256": _weights_sum(encoder), "rows_sha256": rows_sha256(*tables)}
-
-
-def rows_sha256(*tables: pd.DataFrame) -> str:
-    "Check sum of the sequences and targets of tables, in their order."
-
-    def text(t):
-        return t.tobytes().hex() if isinstance(t, np.ndarray) else t
-
-    return hashlib.sha256(
-        "\n".join(
-            f"{s} {text(t)}" for table in tables for s, t in zip(table.sequence, table.target)
-        ).encode()
-    ).hexdigest()
 
 
 def _prepare(

@@ -41,7 +41,8 @@ from carp_nb.esm import (
     from_fair_esm,
     to_fair_esm,
 )
-from .fetch import cache_dir, fetch, replacing, sha256_of
+from .fetch import cache_dir, fetch
+from .files import replacing, sha256_of
 from carp_nb.protbert import (
     PROTBERT_FILES,
     PROTBERT_SHAPE,

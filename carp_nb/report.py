@@ -16,8 +16,9 @@ import torch
 
 from .carp import CARP, TABLE_S1, CARPConfig, n_parameters
 from .comparison import PAPER_COLUMNS
-from .datasets import list_datasets, project_root
+from .datasets import list_datasets
 from .esm import ESM, TABLE_S2, ESMConfig
+from .files import project_root
 from .metrics import spearman
 from carp_nb.results import (
     against_paper,

@@ -42,17 +42,16 @@ from scipy.stats import t as student_t
 from .alphabet import AMINO_ACIDS
 from .batching import Corpus
 from .carp import CARP, n_parameters
-from .datasets import DMS, project_root
+from .datasets import DMS
 from .esm import ESM
-from .fetch import replacing
+from .files import project_root, replacing, write_table, write_text
 from .metrics import bootstrap, interval, spearman
 from .mlm import ngram_counts
 from .mutants import parse_mutant
-from .pretrain import held_out_table, model_card, write_text
+from .pretrain import held_out_table, model_card
 from .pretrained import pick_device
 from .tasks import find_column
 from .timing import exponent, random_model
-from .training import write_table
 
 # %% ../nbs/library/71_results.ipynb #af94e8e9
 COLUMNS = [

@@ -29,7 +29,8 @@ from carp_nb.datasets import (
     load_dataset,
     read_dms,
 )
-from .fetch import cache_dir, replacing
+from .fetch import cache_dir
+from .files import replacing
 from .kernels import as_dtype
 from .metrics import spearman_interval
 from carp_nb.mutants import (

@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 
 from .carp import TABLE_S1, n_parameters
-from .datasets import list_datasets, project_root
+from .datasets import list_datasets
 from .esm import TABLE_S2
+from .files import project_root
 from .pretrain import PretrainConfig, log_spaced
 from .pretrained import list_models
 from .results import Results

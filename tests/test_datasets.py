@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from carp_nb import datasets
-from carp_nb.datasets import content_sha256, load_dataset, read_fasta
+from carp_nb.datasets import load_dataset, read_fasta
+from carp_nb.files import content_sha256
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 MAKER = DATA / "make_shipped.py"

@@ -17,7 +17,7 @@ import torch
 from carp_nb import pretrained
 from carp_nb.carp import CARP, CARPConfig
 from carp_nb.esm import ESM, ESMConfig
-from carp_nb.fetch import sha256_of
+from carp_nb.files import sha256_of
 from carp_nb.pretrained import (
     ENSEMBLES,
     PUBLISHED,
