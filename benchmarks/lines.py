@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.memory import TITIN, long_protein
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
 from carp_nb.carp import CARP, TABLE_S1, CARPConfig
-from carp_nb.kernels import as_dtype
+from carp_nb.devices import as_dtype
 from carp_nb.timing import measured, peak_tflops, training_memory
 
 

@@ -24,6 +24,7 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from torch import BoolTensor, Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
+from .devices import pick_device
 from .files import rows_sha256, write_text
 from carp_nb.finetune import (
     EarlyStopping,
@@ -34,7 +35,6 @@ from carp_nb.finetune import (
 )
 from .metrics import evaluate_predictions
 from .pretrain import refuse_other_run
-from .pretrained import pick_device
 from .tasks import bad_rows, read_aligned
 from .training import TrainConfig, processes, train
 

@@ -24,10 +24,10 @@ from typer import Argument, Option
 from . import datasets
 from .batching import build_corpus, uniref50_records
 from .datasets import load_dataset, read_fasta
+from .devices import pick_device, resolve_dtype
 from .embed import embed as embed_sequences
 from .fetch import cache_dir
 from .files import content_sha256, project_root, replacing, sha256_of, write_table
-from .kernels import resolve_dtype
 from .pretrain import PretrainConfig, as_corpus, read_records
 from .pretrain import pretrain as train_model
 from carp_nb.pretrained import (
@@ -38,7 +38,6 @@ from carp_nb.pretrained import (
     load_model,
     model_key,
     own_weights,
-    pick_device,
     shipped_weights,
 )
 from .results import describe_run, provenance

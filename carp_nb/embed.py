@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 from .alphabet import PROTEIN
 from .batching import bucketed_batches
 from .datasets import read_fasta
+from .devices import as_dtype
 from .files import tensors_sha256
-from .kernels import as_dtype
 
 # %% ../nbs/library/51_embed.ipynb #bc5c6f59
 def _records(

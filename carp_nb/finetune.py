@@ -34,14 +34,13 @@ from .batching import bucketed_batches
 from .carp import CARP, CARPConfig
 from .coordinates import touching
 from .datasets import DMS, load_dataset
+from .devices import as_dtype, pick_device, resolve_dtype
 from .esm import ESM, ESMConfig
 from .files import rows_sha256, write_table, write_text
 from .heads import ContactHead, PooledHead, ResidueHead, drawn_from
-from .kernels import as_dtype, resolve_dtype
 from .metrics import evaluate_predictions
 from .mutants import mutate, parse_mutant, place_mutant
 from .pretrain import refuse_other_run
-from .pretrained import pick_device
 from carp_nb.tasks import (
     KINDS,
     SEQUENCE_COLUMNS,

@@ -25,11 +25,12 @@ from torch import nn
 from .batching import Batches, Corpus, open_corpus
 from .carp import CARP, TABLE_S1, n_parameters
 from .datasets import list_datasets, load_dataset, read_fasta
+from .devices import pick_device
 from .esm import ESM, TABLE_S2
 from .files import write_table, write_text
 from .metrics import bootstrap, interval
 from .mlm import Evaluation, corrupt, evaluate, evaluate_ngram, mlm_loss, ngram_counts
-from .pretrained import find_weights, list_models, load_model, pick_device, save_checkpoint
+from .pretrained import find_weights, list_models, load_model, save_checkpoint
 from carp_nb.training import (
     NonFiniteLoss,
     TrainConfig,

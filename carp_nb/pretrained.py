@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORIGINS', 'PUBLISHED', 'ENSEMBLES', 'to_published', 'from_published', 'save_checkpoint', 'Published', 'model_key',
-           'own_weights', 'shipped_weights', 'find_weights', 'pick_device', 'load_model', 'weights_sha256',
-           'load_models', 'list_models']
+           'own_weights', 'shipped_weights', 'find_weights', 'load_model', 'weights_sha256', 'load_models',
+           'list_models']
 
 # %% ../nbs/library/21_pretrained.ipynb #e82d25e2
 import argparse
@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .carp import CARP, TABLE_S1, CARPConfig, n_parameters
+from .devices import pick_device
 from carp_nb.esm import (
     ESM,
     ESM_PUBLISHED,
@@ -496,23 +497,6 @@ def _protbert_folder(progress: bool) -> Path:
             hint="set CARP_NB_WEIGHTS to a folder that holds prot_bert_bfd/ with its files",
         )
     return folder
-
-# %% ../nbs/library/21_pretrained.ipynb #9b427104
-def pick_device(
-    device: str | torch.device = "auto",  # auto: cuda, else cpu
-) -> torch.device:
-    "The device to compute on. Raises ValueError for one that does not exist here."
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        picked = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:1.") from error
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {str(picked)!r} does not exist here: torch sees {torch.cuda.device_count()} GPUs; use device='auto' or 'cpu'."
-        )
-    return picked
 
 # %% ../nbs/library/21_pretrained.ipynb #e348b9c9
 def _is_path(name: str | Path) -> bool:

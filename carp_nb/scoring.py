@@ -29,8 +29,8 @@ from carp_nb.datasets import (
     load_dataset,
     read_fasta,
 )
+from .devices import as_dtype
 from .incremental import masked_log_probs
-from .kernels import as_dtype
 from .metrics import ndcg, spearman_interval, top_recall
 from .mutants import count_fits, format_mutant, parse_mutant, place_mutant
 from .tasks import MISSING, find_column, first_five, subsample, table_lines

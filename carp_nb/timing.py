@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS
 from .carp import CARP, TABLE_S1, n_parameters
+from .devices import as_dtype
 from .esm import ESM, ESM_1B, TABLE_S2
-from .kernels import as_dtype
 from .metrics import bootstrap, interval
 
 try:

@@ -29,18 +29,11 @@ from carp_nb.datasets import (
     load_dataset,
     read_dms,
 )
+from .devices import as_dtype
 from .fetch import cache_dir
 from .files import replacing
-from .kernels import as_dtype
 from .metrics import spearman_interval
-from carp_nb.mutants import (
-    Misplaced,
-    Mutation,
-    format_mutant,
-    mutate,
-    parse_mutant,
-    place_mutant,
-)
+from .mutants import Misplaced, Mutation, format_mutant, mutate, parse_mutant, place_mutant
 from .pretrained import list_models, load_model, own_weights, shipped_weights
 from .protbert import ProtBert
 from .results import _STATES, scan_figure
