@@ -22,7 +22,7 @@ from torch import BoolTensor, LongTensor
 from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN
-from .files import replacing
+from .files import atomic_path
 
 # %% ../nbs/library/41_batching.ipynb #3796bed9
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def build_corpus(
         raise FileExistsError(
             f"{folder} exists; open it with open_corpus, or delete it to build it again."
         )
-    with replacing(folder) as temporary:
+    with atomic_path(folder) as temporary:
         temporary.mkdir()
         ends = array("q", [0])
         with open(temporary / "tokens.npy", "wb") as file:

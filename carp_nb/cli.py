@@ -27,7 +27,7 @@ from .datasets import load_dataset, read_fasta
 from .devices import pick_device, resolve_dtype
 from .embed import embed as embed_sequences
 from .fetch import cache_dir
-from .files import content_sha256, project_root, replacing, sha256_of, write_table
+from .files import atomic_path, content_sha256, file_sha256, project_root, write_table
 from .pretrain import PretrainConfig, as_corpus, read_records
 from .pretrain import pretrain as train_model
 from carp_nb.pretrained import (
@@ -163,7 +163,7 @@ def _models(wanted: Container[str]) -> Iterator[Set]:
             own.get(name) or shipped.get(name) or (cached if cached and cached.is_file() else None)
         )
         known = (
-            sha256_of(shipped[name])
+            file_sha256(shipped[name])
             if name in shipped
             else PUBLISHED[name].sha256
             if name in PUBLISHED
@@ -175,7 +175,7 @@ def _models(wanted: Container[str]) -> Iterator[Set]:
             else "not verified"
             if known is None
             else "ok"
-            if sha256_of(file) == known
+            if file_sha256(file) == known
             else "WRONG"
         )
         yield Set(
@@ -453,7 +453,7 @@ def corpus(
             records, output, {"source": str(source), "split": split if source.is_dir() else ""}
         )
         return print(f"{len(made):,} sequences, {int(made.offsets[-1]):,} residues: {output}")
-    with replacing(output) as temporary, open(temporary, "w") as file:
+    with atomic_path(output) as temporary, open(temporary, "w") as file:
         n = sum(bool(file.write(f">{name}\n{sequence}\n")) for name, sequence in records)
     print(f"{n:,} sequences: {output}")
 

@@ -20,7 +20,7 @@ import requests
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 
-from .files import sha256_of
+from .files import file_sha256
 
 try:
     import fcntl
@@ -150,13 +150,13 @@ def _download(
     "Download to a partial name, check, rename. Raises ValueError for a wrong sum."
     path.parent.mkdir(parents=True, exist_ok=True)
     with _partial(path) as (part, file):
-        if path.is_file() and (sha256 is None or sha256_of(path) == sha256.lower()):
+        if path.is_file() and (sha256 is None or file_sha256(path) == sha256.lower()):
             return  # another process was quicker
         for _ in range(2 if part.stat().st_size else 1):
             with _ask(url, part, bool(sha256), timeout) as response:
                 if response.status_code != 416:
                     _receive(response, part, file, path.name, progress)
-            got = sha256_of(part)
+            got = file_sha256(part)
             if got == sha256.lower() if sha256 else response.status_code != 416:
                 _tag_file(part).unlink(missing_ok=True)
                 os.replace(part, path)
@@ -184,7 +184,7 @@ def fetch(
     if not filename:
         raise ValueError(f"{url} ends in no file name; pass filename=...")
     path = Path(folder or cache_dir(), filename)
-    if path.is_file() and (sha256 is None or sha256_of(path) == sha256.lower()):
+    if path.is_file() and (sha256 is None or file_sha256(path) == sha256.lower()):
         return path
     try:
         _download(url, path, sha256, timeout, progress)
@@ -206,7 +206,7 @@ def fetch(
         ) from error
     if sha256 is None:
         warnings.warn(
-            f"{filename} is not verified: no checksum of it is known. What came from {url} has sha256 {sha256_of(path)}.",
+            f"{filename} is not verified: no checksum of it is known. What came from {url} has sha256 {file_sha256(path)}.",
             stacklevel=2,
         )
     return path

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import LongTensor, Tensor
 
-from .devices import _amx
+from .devices import has_amx
 
 # %% ../nbs/library/10_kernels.ipynb #aee4705c
 def taps(
@@ -113,7 +113,7 @@ def _choose(x: Tensor, weight: Tensor) -> str:
             if weight.stride(1) == 1 and (batch == 1 or min(length, len(weight)) >= 512)
             else "conv"
         )
-    if not _amx():
+    if not has_amx():
         return "conv"
     return "shift" if batch == 1 else "unfold" if batch * length < 2048 else "conv"
 

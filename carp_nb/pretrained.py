@@ -43,7 +43,7 @@ from carp_nb.esm import (
     to_fair_esm,
 )
 from .fetch import cache_dir, fetch
-from .files import replacing, sha256_of
+from .files import atomic_path, file_sha256
 from carp_nb.protbert import (
     PROTBERT_FILES,
     PROTBERT_SHAPE,
@@ -174,7 +174,7 @@ def save_checkpoint(
             f"{path.name}: the suffix says the layout; use .pt (published) or .safetensors."
         )
     stored = _published_layout(model) if path.suffix == ".pt" else model.state_dict()
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # that of any new file; safetensors would make it private
         if path.suffix == ".pt":
@@ -455,11 +455,11 @@ def find_weights(
         expected = (
             PUBLISHED[key].sha256
             if key in PUBLISHED
-            else sha256_of(shipped[key])
+            else file_sha256(shipped[key])
             if key in shipped
             else None
         )
-        if expected and (got := sha256_of(own[key])) != expected:
+        if expected and (got := file_sha256(own[key])) != expected:
             raise ValueError(
                 f"{own[key]} is not the model that {key} stands for: its sha256 is {got}, expected {expected}; "
                 "rename it, or load it by its path."
@@ -570,7 +570,7 @@ def weights_sha256(
 ) -> str:  # 64 hexadecimal digits
     "SHA-256 of the file a model was read from; of an ensemble, that of its members' sums in order, joined by spaces."
     if not isinstance(model, Ensemble):
-        return sha256_of(model.path)
+        return file_sha256(model.path)
     return hashlib.sha256(
         " ".join(weights_sha256(member) for member in model.models).encode()
     ).hexdigest()

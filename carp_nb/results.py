@@ -45,7 +45,7 @@ from .carp import CARP, n_parameters
 from .datasets import DMS
 from .devices import device_name
 from .esm import ESM
-from .files import project_root, replacing, write_table, write_text
+from .files import atomic_path, project_root, write_table, write_text
 from .metrics import bootstrap, interval, spearman
 from .mlm import ngram_counts
 from .mutants import parse_mutant
@@ -488,7 +488,7 @@ def _save(
         },
     }
     for name, write in writers.items():
-        with replacing(self.folder / name) as temporary:
+        with atomic_path(self.folder / name) as temporary:
             write(temporary)
     return [self.folder / name for name in (*tables, *writers)]
 
@@ -802,7 +802,7 @@ def describe_run(
         model.name,
     )
     if not (curve := folder / "learning_curve.svg").exists():
-        with replacing(curve) as temporary:
+        with atomic_path(curve) as temporary:
             figure.savefig(temporary, format="svg", bbox_inches="tight")
     if not (card := folder / "README.md").exists():
         write_text(card, model_card(folder, model, train_set, table, valid_name))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from .files import replacing, write_table
+from .files import atomic_path, write_table
 
 # %% ../nbs/library/42_training.ipynb #0132f4be
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TrainConfig:
 # %% ../nbs/library/42_training.ipynb #5d9471c8
 def _save_checkpoint(folder: Path, step: int, state: dict) -> None:
     path = folder / f"{step:09d}.pt"
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         torch.save(state, temporary)
     older = sorted(p for p in folder.glob("*.pt") if p != path)
     for old in older[:-1]:

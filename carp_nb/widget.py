@@ -31,7 +31,7 @@ from carp_nb.datasets import (
 )
 from .devices import as_dtype
 from .fetch import cache_dir
-from .files import replacing
+from .files import atomic_path
 from .metrics import spearman_interval
 from .mutants import Misplaced, Mutation, format_mutant, mutate, parse_mutant, place_mutant
 from .pretrained import list_models, load_model, own_weights, shipped_weights
@@ -662,7 +662,7 @@ def _save(
     folder.mkdir(parents=True, exist_ok=True)
     for kind in ("csv", "fasta", "png", "svg", "state"):
         name, content = self.export(kind)
-        with replacing(folder / name) as temporary:
+        with atomic_path(folder / name) as temporary:
             temporary.write_bytes(content)
         written.append(folder / name)
     return written

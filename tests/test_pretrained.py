@@ -17,7 +17,7 @@ import torch
 from carp_nb import pretrained
 from carp_nb.carp import CARP, CARPConfig
 from carp_nb.esm import ESM, ESMConfig
-from carp_nb.files import sha256_of
+from carp_nb.files import file_sha256
 from carp_nb.pretrained import (
     ENSEMBLES,
     PUBLISHED,
@@ -77,7 +77,7 @@ def record(tmp_path, monkeypatch):
         pretrained.ORIGINS, "Zenodo 6564798", f"http://127.0.0.1:{record.server.server_port}/{{}}"
     )
     monkeypatch.setitem(
-        pretrained.PUBLISHED, "carp_600k", Published("carp_600k.pt", sha256_of(record.file))
+        pretrained.PUBLISHED, "carp_600k", Published("carp_600k.pt", file_sha256(record.file))
     )
     monkeypatch.setattr(pretrained, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(pretrained, "_SHIPPED", tmp_path / "shipped")
@@ -256,7 +256,7 @@ def test_protbert_by_name_and_by_folder(tmp_path, monkeypatch):
     assert (
         named.name == "prot_bert_bfd"
         and named.max_length == 298
-        and weights_sha256(named) == sha256_of(by_path.path)
+        and weights_sha256(named) == file_sha256(by_path.path)
     )
     question = "MKTUYIAKQR", ["Y5W:Q9C", "M1L"]
     scores = score_mutants(named, *question)
@@ -320,9 +320,9 @@ def test_zero_shot_takes_every_family(tmp_path, monkeypatch):
     assert set(rows.index) == {(m, way) for m in models for way in ("masked", "wild-type")} | {
         ("blosum62", "wild-type")
     }
-    assert rows.value.between(-1, 1).all() and rows.weights_sha["esm_ours", "masked"] == sha256_of(
-        ours
-    )
+    assert rows.value.between(-1, 1).all() and rows.weights_sha[
+        "esm_ours", "masked"
+    ] == file_sha256(ours)
 
 
 # shipped models
