@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.agreement import SCANS, bf16_scans, summary
 from benchmarks.lines import LINES, Line, Ways, matrix_product
-from carp_nb.files import project_root, write_table, write_text
+from carp_nb.files import atomic_path, project_root, write_table, write_text
 from carp_nb.results import provenance
 from carp_nb.timing import interleave, paired_ratio
 
@@ -392,9 +392,8 @@ def save(table: pd.DataFrame, folder: Path) -> None:
     )
     for name in ("benchmarks.parquet", "benchmarks.csv"):
         write_table(table, folder / name)
-    temporary = folder / ".benchmarks.svg"
-    chart(table).save(temporary, format="svg")
-    temporary.replace(folder / "benchmarks.svg")
+    with atomic_path(folder / "benchmarks.svg") as temporary:
+        chart(table).save(temporary, format="svg")
     write_text(folder / "README.md", readme(table, folder / "bf16_scans.csv"))
 
 

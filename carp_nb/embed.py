@@ -23,7 +23,7 @@ from .alphabet import PROTEIN
 from .batching import bucketed_batches
 from .datasets import read_fasta
 from .devices import as_dtype
-from .files import tensors_sha256
+from .files import atomic_path, tensors_sha256
 
 # %% ../nbs/library/51_embed.ipynb #bc5c6f59
 def _records(
@@ -103,14 +103,12 @@ def _create(
         raise OSError(
             f"the embeddings take {end / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB free; make room, or keep per='sequence'."
         )
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + end)
         for name, array in known.items():
             file.seek(8 + len(header) + entries[name]["data_offsets"][0])
             file.write(np.ascontiguousarray(array).tobytes())
-    os.replace(temporary, path)
 
 
 def _starts(path: Path) -> dict[str, int]:  # name -> where its data begins

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_file', 'file_sha256', 'content_sha256', 'tensors_sha256', 'rows_sha256', 'atomic_path', 'write_text',
-           'write_table', 'project_root']
+           'write_table', 'save_tensors', 'read_tensors', 'project_root']
 
 # %% ../nbs/library/00_files.ipynb #122eb073
 import gzip
@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import carp_nb
 
@@ -154,6 +156,34 @@ def write_table(
             path
         ).suffix == ".parquet" else table.to_csv(temporary, index=False)
     return table
+
+# %% ../nbs/library/00_files.ipynb #7ac49df2
+def save_tensors(
+    tensors: dict[str, Tensor],
+    path: str | Path,  # .safetensors
+    metadata: dict[str, str],  # kept in the header
+) -> None:
+    "Write tensors to a safetensors file, whole or not at all."
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # that of any new file
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)
+
+
+def read_tensors(
+    path: str | Path,  # .safetensors
+) -> tuple[dict[str, Tensor], dict[str, str]]:  # on the CPU; metadata
+    "Read a safetensors file. Raises ValueError for a damaged one."
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            "the file is truncated or is no safetensors file; get it again."
+        ) from error
 
 # %% ../nbs/library/00_files.ipynb #c75bbf23
 def project_root() -> Path | None:

@@ -23,8 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import BoolTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
@@ -36,7 +34,14 @@ from .coordinates import touching
 from .datasets import DMS, load_dataset
 from .devices import as_dtype, pick_device, resolve_dtype
 from .esm import ESM, ESMConfig
-from .files import rows_sha256, write_table, write_text
+from carp_nb.files import (
+    atomic_path,
+    read_tensors,
+    rows_sha256,
+    save_tensors,
+    write_table,
+    write_text,
+)
 from .heads import ContactHead, PooledHead, ResidueHead, drawn_from
 from .metrics import evaluate_predictions
 from .mutants import mutate, parse_mutant, place_mutant
@@ -615,16 +620,15 @@ def _represent_once(
         raise OSError(
             f"the representations take {need / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB left; use cache='float16' (half of it), cache='none', or another folder."
         )
-    temporary = path.with_suffix(".tmp")
-    flat = np.lib.format.open_memmap(temporary, "w+", dtype, (int(offsets[-1]), d))
     chunks = bucketed_batches(rows.lengths, batch_tokens, np.random.default_rng(0))
-    for chunk in tqdm(chunks, desc="representations", disable=not progress, mininterval=5):
-        x, mask = (t.cpu() for t in rows(chunk))
-        for i, values, inside in zip(chunk, x, mask):
-            flat[offsets[i] : offsets[i + 1]] = values[inside].numpy()
-    flat.flush()
-    del flat
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        flat = np.lib.format.open_memmap(temporary, "w+", dtype, (int(offsets[-1]), d))
+        for chunk in tqdm(chunks, desc="representations", disable=not progress, mininterval=5):
+            x, mask = (t.cpu() for t in rows(chunk))
+            for i, values, inside in zip(chunk, x, mask):
+                flat[offsets[i] : offsets[i + 1]] = values[inside].numpy()
+        flat.flush()
+        del flat
 
 
 class CachedRows:
@@ -910,7 +914,6 @@ def _save(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path.name}: a fine-tuned model is saved as .safetensors.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "family": type(self.encoder).__name__,
         "name": self.encoder.name,
@@ -918,16 +921,8 @@ def _save(
         "targets": asdict(self.targets),
         "config": asdict(self.config),
     }
-    state = {
-        key: value.detach().cpu().contiguous()
-        for key, value in WholeModel(self.encoder, self.head).state_dict().items()
-    }
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.touch()
-    mode = temporary.stat().st_mode  # that of any new file; safetensors would make it private
-    save_file(state, temporary, metadata={"finetuned": json.dumps(about)})
-    temporary.chmod(mode)
-    os.replace(temporary, path)
+    whole = WholeModel(self.encoder, self.head)
+    save_tensors(whole.state_dict(), path, {"finetuned": json.dumps(about)})
     return path
 
 # %% ../nbs/library/61_finetune.ipynb #52fd4bbb
@@ -939,15 +934,10 @@ def _load(
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is not a file; check the path.")
     try:
-        with safe_open(path, "pt") as file:
-            about, state = (
-                json.loads((file.metadata() or {}).get("finetuned", "{}")),
-                {k: file.get_tensor(k) for k in file.keys()},
-            )
-    except SafetensorError as error:
-        raise ValueError(
-            f"{Path(path).name} is truncated or is no safetensors file; get it again."
-        ) from error
+        state, metadata = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{Path(path).name}: {error}") from error
+    about = json.loads(metadata.get("finetuned", "{}"))
     if not about:
         raise ValueError(
             f"{Path(path).name} is no fine-tuned model; those are written by FineTuned.save."

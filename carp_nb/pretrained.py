@@ -25,8 +25,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -43,7 +41,7 @@ from carp_nb.esm import (
     to_fair_esm,
 )
 from .fetch import cache_dir, fetch
-from .files import atomic_path, file_sha256
+from .files import atomic_path, file_sha256, read_tensors, save_tensors
 from carp_nb.protbert import (
     PROTBERT_FILES,
     PROTBERT_SHAPE,
@@ -173,19 +171,13 @@ def save_checkpoint(
         raise ValueError(
             f"{path.name}: the suffix says the layout; use .pt (published) or .safetensors."
         )
-    stored = _published_layout(model) if path.suffix == ".pt" else model.state_dict()
+    if path.suffix == ".safetensors":
+        metadata = {"model": model.name, "config": json.dumps(asdict(model.config))}
+        save_tensors(model.state_dict(), path, metadata)
+        return path
+    stored = _on_cpu(_published_layout(model))
     with atomic_path(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # that of any new file; safetensors would make it private
-        if path.suffix == ".pt":
-            torch.save(_on_cpu(stored), temporary)
-        else:
-            save_file(
-                _on_cpu(stored),
-                temporary,
-                metadata={"model": model.name, "config": json.dumps(asdict(model.config))},
-            )
-        temporary.chmod(mode)
+        torch.save(stored, temporary)
     return path
 
 
@@ -291,16 +283,7 @@ def _read_safetensors(
     path: Path,
 ) -> tuple[str, CARPConfig | ESMConfig, dict[str, Tensor]]:  # stored name, shape, weights
     "Read our own layout. Raises ValueError for a damaged file, or one that another program wrote."
-    try:
-        with safe_open(path, "pt") as file:
-            header, state = (
-                file.metadata() or {},
-                {key: file.get_tensor(key) for key in file.keys()},
-            )
-    except SafetensorError as error:
-        raise ValueError(
-            "the file is truncated or is no safetensors file; get it again."
-        ) from error
+    state, header = read_tensors(path)
     stored = json.loads(header.get("config", "{}"))
     kind = next(
         (

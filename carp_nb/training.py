@@ -104,9 +104,9 @@ def step_generator(
 
 def _stop_on(batch, value: float, step: int, run) -> None:
     path = run.folder / "non_finite_batch.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if run.main:
-        torch.save({"batch": batch, "step": step}, path)
+        with atomic_path(path) as temporary:
+            torch.save({"batch": batch, "step": step}, temporary)
     processes().wait_for_everyone()  # a launcher ends all processes as soon as one has failed
     raise NonFiniteLoss(
         f"the loss of update {step + 1} is {value}; the batch is saved in {path}. Lower the learning rate or look at the batch."
