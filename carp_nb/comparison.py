@@ -7,7 +7,6 @@ __all__ = ['PAPER_COLUMNS', 'ALL_METHODS', 'splits_of', 'load_task', 'part_of', 
            'shared_representations', 'fit_and_test', 'fill_command', 'in_domain_split']
 
 # %% ../nbs/library/63_comparison.ipynb #dd0cdd8d
-import hashlib
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from .baselines import fit_cnn, fit_ridge
 from .carp import CARP
 from .datasets import DMS, list_datasets, load_dataset
 from .esm import ESM
+from .files import joined_sha256
 from carp_nb.finetune import (
     METHODS,
     FinetuneConfig,
@@ -96,12 +96,9 @@ def load_task(
     if loaded.attrs["kind"] not in ("regression", "classification"):
         raise ValueError(f"{name} has one label per residue or pair; this fits one per sequence.")
     task = loaded[["sequence", "target", "split"]]
-    sums = list(loaded.attrs["sha256"].values())
     task.attrs = {
         "kind": loaded.attrs["kind"],
-        "sha256": sums[0]
-        if len(sums) == 1
-        else hashlib.sha256(" ".join(sums).encode()).hexdigest(),
+        "sha256": joined_sha256(list(loaded.attrs["sha256"].values())),
     }
     return task
 

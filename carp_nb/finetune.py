@@ -10,7 +10,6 @@ __all__ = ['UNLABELLED', 'SPLIT_WAYS', 'METHODS', 'check_task', 'make_split', 's
 
 # %% ../nbs/library/61_finetune.ipynb #5b221023
 import copy
-import hashlib
 import json
 import os
 import shutil
@@ -39,6 +38,7 @@ from carp_nb.files import (
     read_tensors,
     rows_sha256,
     save_tensors,
+    tensors_sha256,
     write_table,
     write_text,
 )
@@ -686,7 +686,7 @@ class SharedRepresentations:
         progress: bool = False,
     ) -> "SharedRows":
         "The rows of these sequences; those that nobody asked for before are computed now."
-        one = (_weights_sum(encoder), config.dtype, config.cache)
+        one = (tensors_sha256(encoder), config.dtype, config.cache)
         keys = [(*one, ids.tobytes()) for ids in tokens.ids]
         if missing := {key: i for i, key in enumerate(keys) if key not in self.found}:
             new = RepresentedRows(encoder, tokens.part(missing.values()), config.dtype)
@@ -711,13 +711,6 @@ class SharedRows:
         self, rows: Sequence[int]
     ) -> tuple[Tensor, BoolTensor]:  # [B, L, d] float32, mask [B, L]
         return _padded([part.row(i) for part, i in (self.places[r] for r in rows)])
-
-
-def _weights_sum(encoder: nn.Module) -> str:
-    weights = hashlib.sha256()
-    for value in encoder.state_dict().values():
-        weights.update(value.detach().cpu().contiguous().numpy().data)
-    return weights.hexdigest()
 
 # %% ../nbs/library/61_finetune.ipynb #3f4e8b78
 class WholeModel(nn.Module):
@@ -1046,7 +1039,10 @@ def untrained(
 
 def _fingerprint(encoder: nn.Module, *tables: pd.DataFrame) -> dict[str, str]:
     "Check sums of the weights and the rows, by which a folder knows its run."
-    return {"weights_sha256": _weights_sum(encoder), "rows_sha256": rows_sha256(*tables)}
+    return {
+        "weights_sha256": tensors_sha256(encoder, names=False),
+        "rows_sha256": rows_sha256(*tables),
+    }
 
 
 def _prepare(

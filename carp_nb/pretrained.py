@@ -10,7 +10,6 @@ __all__ = ['ORIGINS', 'PUBLISHED', 'ENSEMBLES', 'to_published', 'from_published'
 # %% ../nbs/library/21_pretrained.ipynb #e82d25e2
 import argparse
 import difflib
-import hashlib
 import json
 import os
 import pickle
@@ -41,7 +40,7 @@ from carp_nb.esm import (
     to_fair_esm,
 )
 from .fetch import cache_dir, fetch
-from .files import atomic_path, file_sha256, read_tensors, save_tensors
+from .files import atomic_path, file_sha256, read_tensors, save_tensors, text_sha256
 from carp_nb.protbert import (
     PROTBERT_FILES,
     PROTBERT_SHAPE,
@@ -554,9 +553,7 @@ def weights_sha256(
     "SHA-256 of the file a model was read from; of an ensemble, that of its members' sums in order, joined by spaces."
     if not isinstance(model, Ensemble):
         return file_sha256(model.path)
-    return hashlib.sha256(
-        " ".join(weights_sha256(member) for member in model.models).encode()
-    ).hexdigest()
+    return text_sha256(" ".join(weights_sha256(member) for member in model.models))
 
 # %% ../nbs/library/21_pretrained.ipynb #ffc6cec8
 def load_models(

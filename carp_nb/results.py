@@ -14,7 +14,6 @@ __all__ = ['COLUMNS', 'BUDGETS', 'Results', 'get_budget', 'provenance', 'Run', '
 
 # %% ../nbs/library/71_results.ipynb #df4ae1d0
 import ast
-import hashlib
 import itertools
 import json
 import os
@@ -45,7 +44,7 @@ from .carp import CARP, n_parameters
 from .datasets import DMS
 from .devices import device_name
 from .esm import ESM
-from .files import atomic_path, project_root, write_table, write_text
+from .files import atomic_path, project_root, text_sha256, write_table, write_text
 from .metrics import bootstrap, interval, spearman
 from .mlm import ngram_counts
 from .mutants import parse_mutant
@@ -356,9 +355,7 @@ def _folder_name(section: str, parameters: dict) -> str:
         if k not in ("model", "output_dir") and v != known[k].default
     ]
     name = _file_name("-".join([parameters["model"], *changed]))
-    return (
-        name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    )
+    return name if len(name) <= 100 else f"{name[:90]}-{text_sha256(name)[:8]}"
 
 
 def _file_name(text: str) -> str:
@@ -1824,7 +1821,7 @@ def kept_rows(
     make: Callable[[], pd.DataFrame],
 ) -> pd.DataFrame:
     "What `make` gives, computed once per key and commit; a run that was interrupted reads it from its folder."
-    digest = hashlib.sha256(f"{run.record['commit']} {key}".encode()).hexdigest()
+    digest = text_sha256(f"{run.record['commit']} {key}")
     path = run.folder / "parts" / f"{digest[:16]}.parquet"
     path.parent.mkdir(exist_ok=True)
     if not path.exists():

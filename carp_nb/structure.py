@@ -8,7 +8,6 @@ __all__ = ['STRUCTURE_TASKS', 'DEFAULT_SETS', 'THREE_STATES', 'ONE_HOT', 'STRUCT
            'load_downstream', 'fit_downstream', 'table_1_columns', 'fill_table_1']
 
 # %% ../nbs/library/64_structure.ipynb #8270ab40
-import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from .comparison import chosen, fit_and_test, load_task, part_of
 from .coordinates import contact_map, read_chain
 from .datasets import load_dataset
 from .esm import ESM
+from .files import joined_sha256
 from carp_nb.finetune import (
     METHODS,
     UNLABELLED,
@@ -150,7 +150,7 @@ def load_structure_task(
     sums = sorted({s for t in tables for s in t.attrs["sha256"].values()})
     found.attrs = {
         "kind": STRUCTURE_TASKS[task],
-        "sha256": hashlib.sha256(" ".join(sums).encode()).hexdigest() if len(sums) > 1 else sums[0],
+        "sha256": joined_sha256(sums),
         "available": {
             s: p.attrs["available"].get(s, 0)
             for s, p in zip(SPLITS, [parts[0], parts[0], parts[-1]])
