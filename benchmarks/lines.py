@@ -591,7 +591,7 @@ def embedding() -> Ways:
     import tempfile
     from pathlib import Path
 
-    from carp_nb.embed import embed
+    from carp_nb.embedding import embed
 
     found = real_sequences()
     model = ours("carp_38m", CYCLE)

@@ -11,7 +11,7 @@ TITIN = 34350  # residues of Q8WZ42, the longest protein of the pretraining set
 CHILD = """
 import json, sys, time, torch
 from carp_nb.carp import CARP, TABLE_S1
-from carp_nb.embed import embed
+from carp_nb.embedding import embed
 from carp_nb.scoring import score_mutants
 
 def peak():  # MB of this process since it began

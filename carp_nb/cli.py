@@ -25,7 +25,7 @@ from . import datasets
 from .batching import build_corpus, uniref50_records
 from .datasets import load_dataset, read_fasta
 from .devices import pick_device, resolve_dtype
-from .embed import embed as embed_sequences
+from .embedding import embed as embed_sequences
 from .fetch import cache_dir
 from .files import atomic_path, content_sha256, file_sha256, project_root, write_table
 from .pretrain import PretrainConfig, as_corpus, read_records
@@ -413,7 +413,7 @@ def embed(
     output: Annotated[
         Path,
         Argument(
-            help="file to write, ending in .safetensors; read it with carp_nb.embed.read_embeddings"
+            help="file to write, ending in .safetensors; read it with carp_nb.embedding.read_embeddings"
         ),
     ],
     model: Model = "carp_600k_sprot50",

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from carp_nb import datasets
 from carp_nb.cli import app
 from carp_nb.datasets import load_dataset
-from carp_nb.embed import read_embeddings
+from carp_nb.embedding import read_embeddings
 from carp_nb.pretrained import list_models, load_model
 from carp_nb.scoring import mutation_scan, score_mutants
 

@@ -18,7 +18,7 @@ from benchmarks.memory import TITIN, long_protein
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
 from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.datasets import load_dataset
-from carp_nb.embed import embed, read_embeddings
+from carp_nb.embedding import embed, read_embeddings
 from carp_nb.scoring import mutation_scan, score_mutants
 
 
@@ -162,7 +162,7 @@ def test_titin_under_two_gigabytes(titin, work):
 WORKER = """
 import json, sys, time, torch
 from carp_nb.carp import CARP, CARPConfig
-from carp_nb.embed import embed
+from carp_nb.embedding import embed
 torch.manual_seed(0)
 model, slow = CARP(CARPConfig(16, 3)).eval(), float(sys.argv[2])
 represent, calls = model.represent, []
