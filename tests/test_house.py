@@ -36,6 +36,14 @@ def read(path: Path) -> nbformat.NotebookNode:
 SECTIONS = [p for p in NOTEBOOKS if p.name != "index.ipynb" and p not in LIBRARY]
 
 
+def exported_module(path: Path) -> str | None:
+    "The module that a notebook becomes, `__init__` for the package itself; None if it becomes none."
+    sources = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    names = re.findall(r"^#\|\s*default_exp\s+(\S+)", "\n".join(sources), re.M)
+    assert len(names) < 2, f"{path.name} says twice what it becomes"
+    return names[0] if names else None
+
+
 def requirements(key: str) -> list[Requirement]:
     return [Requirement(r) for r in SETTINGS[key].split()]
 
@@ -111,39 +119,78 @@ def test_package_imports_only_its_requirements():
                 )
 
 
+MODULES = {p.stem: p for p in (ROOT / "carp_nb").glob("*.py") if p.stem != "_modidx"}
+OF_ANY_MODULE = {"__file__", "__path__", "__name__"}  # Python sets them before a line has run
+
+
 def imported_modules(path: Path) -> set[str]:
-    "Modules of the package that one of them imports, also inside functions, relative or not."
+    """Modules of the package that one of them imports, also inside functions, relative or not.
+
+    A name taken from the package that is no module of it is taken from `__init__`.
+    """
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             package = "carp_nb." if node.level else ""
-            parent = package + (node.module or "")
-            names |= {parent} | {f"{parent.rstrip('.')}.{alias.name}" for alias in node.names}
-    parts = [name.split(".") for name in names if name.startswith("carp_nb.")]
-    return {part[1] for part in parts if part[1]}
+            parent = (package + (node.module or "")).rstrip(".")
+            names |= {parent} | {f"{parent}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "carp_nb":
+            names.add(f"carp_nb.{node.attr}")
+    parts = [name.split(".")[1] for name in names if name.startswith("carp_nb.")]
+    return {part if part in MODULES else "__init__" for part in parts if part not in OF_ANY_MODULE}
 
 
 def test_imports_run_down_the_house():
     "A module imports only modules whose notebooks are read before its own: no circle, no arrow up."
-    order = {path.stem.partition("_")[2]: place for place, path in enumerate(LIBRARY)}
-    modules = {p.stem: p for p in (ROOT / "carp_nb").glob("*.py") if not p.stem.startswith("_")}
-    assert order.keys() == modules.keys()
-    arrows = [
-        (name, other)
-        for name, path in modules.items()
-        for other in imported_modules(path) & modules.keys()
-    ]
-    assert len(arrows) > len(modules), "hardly an import was found: is the test still right?"
+    order = {exported_module(path): place for place, path in enumerate(LIBRARY)}
+    assert order.keys() == MODULES.keys()
+    arrows = [(name, other) for name, path in MODULES.items() for other in imported_modules(path)]
+    assert len(arrows) > len(MODULES), "hardly an import was found: is the test still right?"
     up = [f"{name} imports {other}" for name, other in arrows if order[other] >= order[name]]
     assert not up
+
+
+def test_package_names_are_imported_when_first_used():
+    "`import carp_nb` loads nothing of what takes long, and each name is that of its module."
+    namespace = {}
+    exec(MODULES["__init__"].read_text(), namespace)
+    public, modules = namespace["__all__"], namespace["_MODULES"]
+    typed = [
+        (node.module.removeprefix("carp_nb."), alias.name)
+        for node in ast.walk(ast.parse(MODULES["__init__"].read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("carp_nb.")
+        for alias in node.names
+    ]
+    assert {name: module for module, name in typed} == modules, "what type checkers read differs"
+    assert set(public) == modules.keys() and len(public) == len(modules) == len(typed)
+    assert not modules.keys() & MODULES.keys(), "a module hides the name"
+    code = (
+        "import sys, carp_nb, importlib\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'scipy', 'matplotlib', 'carp_nb.carp'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+        f"assert carp_nb.__doc__ and set({public}) <= set(dir(carp_nb))\n"
+        "assert not heavy & sys.modules.keys(), 'dir() imports'\n"
+        "carp_nb.CARP\n"
+        "assert 'carp_nb.scoring' not in sys.modules, 'more than was asked for'\n"
+        f"for name, module in {modules}.items():\n"
+        "    there = importlib.import_module('carp_nb.' + module)\n"
+        "    assert getattr(carp_nb, name) is getattr(there, name), name\n"
+        "assert not hasattr(carp_nb, 'no_such_name')\n"
+    )
+    run(sys.executable, "-c", code, cwd=ROOT)
 
 
 def test_version_is_one():
     namespace = {}
     exec((ROOT / "carp_nb/__init__.py").read_text(), namespace)
     assert namespace["__version__"] == SETTINGS["version"]
+    # the export writes the module's line anew; that of the notebook should not say something else
+    (front,) = [p for p in LIBRARY if exported_module(p) == "__init__"]
+    sources = "\n".join(cell.source for cell in read(front).cells if cell.cell_type == "code")
+    (said,) = re.findall(r"^__version__\s*=.*$", sources, re.M)
+    assert said == f'__version__ = "{SETTINGS["version"]}"'
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == SETTINGS["version"]
 
 
@@ -199,7 +246,9 @@ def test_notebook_has_a_title_and_links_that_exist_and_leads_on(path):
     title, _purpose = re.match(r"# (\S.*)\n\n> (\S.*)", cells[0] + "\n").groups()
     assert not re.search(r"^# ", "\n".join(cells[1:]), re.M), "a second title"
     if path in LIBRARY:
-        assert re.fullmatch(rf"\d\d_{title}", path.stem)
+        module = exported_module(path)
+        assert re.fullmatch(rf"\d\d_{module.strip('_')}", path.stem)
+        assert title == (SETTINGS["lib_path"] if module == "__init__" else module)
     missing = [
         target
         for cell in cells
@@ -221,9 +270,7 @@ def test_notebook_has_a_title_and_links_that_exist_and_leads_on(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_library_notebooks_and_no_others_are_exported(path):
-    exports = re.compile(r"^#\|\s*default_exp\b", re.M)
-    sources = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
-    assert any(exports.search(source) for source in sources) == (path in LIBRARY)
+    assert bool(exported_module(path)) == (path in LIBRARY)
 
 
 @pytest.mark.parametrize("path", SECTIONS, ids=lambda p: p.name)
