@@ -348,6 +348,7 @@ def test_wheel_holds_modules_and_weights(wheel):
     }
     with zipfile.ZipFile(wheel) as packed:
         assert {n for n in packed.namelist() if n.startswith("carp_nb/")} == expected
+        assert "carp_nb/py.typed" in expected, "type checkers would not read the annotations"
         metadata = packed.read(
             next(n for n in packed.namelist() if n.endswith(".dist-info/METADATA"))
         ).decode()
