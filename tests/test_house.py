@@ -311,6 +311,87 @@ def test_readme_is_made_from_index():
     run(sys.executable, "scripts/readme.py", "--check", cwd=ROOT)
 
 
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+
+
+def test_workflow_calls_the_makefile():
+    "Continuous integration runs the same commands as a person, on every Python that is promised."
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    commands = [
+        step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step
+    ]
+    assert "make test" in commands
+    for command in commands:
+        assert re.fullmatch(r"make [a-z]+", command), command
+        assert command.split()[1] in make_targets(), command
+    pythons = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert pythons[0] == SETTINGS["min_python"] and len(pythons) > 2
+    assert all(isinstance(python, str) for python in pythons), "3.10 would be read as 3.1"
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+# inline code, and the commands of its blocks without their comments
+SAID = re.findall(r"`([^`\n]+)`", CONTRIBUTING) + [
+    line.partition(" #")[0].strip()
+    for block in re.findall(r"^```\n(.*?)^```", CONTRIBUTING, re.M | re.S)
+    for line in block.splitlines()
+]
+WRITTEN_LATER = {"nbs/NAME.ipynb"}
+
+
+def test_contributing_links_lead_somewhere():
+    assert links(CONTRIBUTING)
+    missing = [target for target in links(CONTRIBUTING) if not (ROOT / target).exists()]
+    assert not missing, f"nothing is at {missing}"
+
+
+def test_contributing_names_commands_that_exist():
+    targets = [words.split()[1] for words in SAID if re.match(r"make \w", words)]
+    assert {"check", "style", "mutants", "sync", "test"} <= set(targets) <= make_targets()
+    programs = [words.split() for words in SAID if words.startswith(".venv/bin/")]
+    assert programs
+    for program, *given in programs:
+        assert Path(sys.executable).with_name(Path(program).name).exists(), program
+        for script in (word for word in given if word.startswith("scripts/")):
+            options = {word for word in given if word.startswith("--")}
+            assert all(f'"{option}"' in (ROOT / script).read_text() for option in options), given
+
+
+def test_contributing_names_files_and_names_that_exist():
+    words = {word for said in SAID for word in said.split()} - WRITTEN_LATER
+    files = {
+        word
+        for word in words
+        if re.fullmatch(r"[\w.-]+(/[\w.-]*)+|[\w.-]+\.(py|md|ini|toml|txt|yaml)", word)
+        and not word.startswith(".venv/")
+    }
+    missing = sorted(word for word in files if not (ROOT / word).exists())
+    assert len(files) > 20 and not missing, f"nothing is at {missing}"
+    names = {word for word in words if word.startswith("carp_nb.")}
+    assert len(names) > 5
+    for name in names:
+        _, module, attribute = name.split(".")
+        tree = ast.parse(MODULES[module].read_text())
+        defined = {node.name for node in tree.body if hasattr(node, "name")}
+        assigned = {
+            target.id
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        assert attribute in defined | assigned, name
+
+
+def test_changelog_has_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, *released = re.findall(r"^## (.+)$", text, re.M)
+    assert first == "Unreleased"
+    assert released[0].startswith(f"{SETTINGS['version']} - ")
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", line) for line in released)
+
+
 # the wheel
 
 
