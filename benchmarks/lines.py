@@ -761,7 +761,7 @@ for work, said in [
     "a loop with sequence-models' model and the same head, fp32",
 )
 def finetune_600k() -> Ways:
-    from carp_nb.finetune import WholeModel
+    from carp_nb.finetune import EncoderWithHead
     from carp_nb.heads import PooledHead
 
     tokens, mask = PROTEIN.batch(sequences([265] * 16))
@@ -795,7 +795,7 @@ def finetune_600k() -> Ways:
         return train
 
     work = {
-        "ours": update(WholeModel(ours("carp_600k"), PooledHead(128)).train()),
+        "ours": update(EncoderWithHead(ours("carp_600k"), PooledHead(128)).train()),
         "peer": update(Plainly()),
     }
     work |= {f"peer, batch {rows}": update(Plainly(), rows) for rows in (4, 1)}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRUCTURE_ENDINGS', 'virtual_cb', 'Chain', 'read_atoms', 'residue_letters', 'split_chains', 'place_residues',
-           'read_chain', 'touching', 'contact_map', 'placed_chain', 'pdb_text']
+           'read_chain', 'contacts_below', 'contact_map', 'placed_chain', 'pdb_text']
 
 # %% ../nbs/library/30_coordinates.ipynb #ac4486a6
 import io
@@ -294,7 +294,7 @@ def read_chain(
     return Chain(path.stem, sequence, ca, cb)
 
 # %% ../nbs/library/30_coordinates.ipynb #af995926
-def touching(
+def contacts_below(
     # coordinates [..., L, 3] in Å, NaN where unresolved; or a map, int8 [..., L, L]:
     # 1 contact, 0 none, -1 unresolved
     label: Tensor,
@@ -315,7 +315,7 @@ def contact_map(
 ) -> np.ndarray:  # float32 [L, L]: 1 contact, 0 none, NaN where a residue is unresolved
     "The contacts of a chain."
     label = chain.cb if isinstance(chain, Chain) else chain
-    return touching(torch.from_numpy(label), below).numpy().astype(np.float32)
+    return contacts_below(torch.from_numpy(label), below).numpy().astype(np.float32)
 
 # %% ../nbs/library/30_coordinates.ipynb #8f7b20e8
 def _positions(

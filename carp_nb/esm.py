@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor, nn
 
 from .alphabet import AMBIGUOUS, AMINO_ACIDS, PROTEIN, START, STOP, Alphabet
-from .carp import ask, check_positions, n_parameters
+from .carp import check_positions, masked_log_probs_at, n_parameters
 
 # %% ../nbs/library/12_esm.ipynb #edff239b
 class FramedAlphabet(Alphabet):
@@ -393,7 +393,7 @@ def ask_masked(
     "Log-probabilities at residues of a sequence of which others are masked. Raises ValueError for a residue that does not exist."
     check_positions(len(tokens) - 2 * frame, masked, at)
     shifted = [[tuple(p + frame for p in positions) for positions in sets] for sets in (masked, at)]
-    answers = ask(
+    answers = masked_log_probs_at(
         tokens, *shifted, mask_idx, batch_tokens, lambda batch: [(0, represent(batch))], decode
     )
     return [log_probs[:, columns] for log_probs in answers]

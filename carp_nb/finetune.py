@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNLABELLED', 'SPLIT_WAYS', 'METHODS', 'check_task', 'make_split', 'scan_sequences', 'read_sequences', 'read_assay',
-           'prediction_columns', 'run_task', 'FinetuneConfig', 'Maps', 'Targets', 'TokenRows', 'RepresentedRows',
-           'CachedRows', 'SharedRepresentations', 'SharedRows', 'WholeModel', 'head_outputs', 'FineTuned',
-           'OneHotConfig', 'OneHot', 'EpochBatches', 'EarlyStopping', 'untrained', 'finetune']
+           'prediction_columns', 'run_task', 'FinetuneConfig', 'ContactLabels', 'Targets', 'TokenRows',
+           'RepresentedRows', 'CachedRows', 'SharedRepresentations', 'SharedRows', 'EncoderWithHead', 'head_outputs',
+           'FineTuned', 'OneHotConfig', 'OneHot', 'EpochBatches', 'EarlyStopping', 'untrained', 'finetune']
 
 # %% ../nbs/library/61_finetune.ipynb #5b221023
 import copy
@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .alphabet import PROTEIN, Alphabet
 from .batching import bucketed_batches
 from .carp import CARP, CARPConfig
-from .coordinates import touching
+from .coordinates import contacts_below
 from .datasets import DMS, load_dataset
 from .devices import as_dtype, pick_device, resolve_dtype
 from .esm import ESM, ESMConfig
@@ -402,7 +402,7 @@ def _counted(
 ) -> tuple[
     Tensor, BoolTensor
 ]:  # contacts [..., L, L]; the pairs that a loss counts: resolved, 6 residues apart or more
-    truth, at = touching(label), torch.arange(label.shape[-2], device=label.device)
+    truth, at = contacts_below(label), torch.arange(label.shape[-2], device=label.device)
     return truth, ~truth.isnan() & ((at[:, None] - at).abs() >= 6)
 
 
@@ -411,7 +411,7 @@ def _square(maps: Sequence[Tensor]) -> Tensor:  # int8 [L, L] each -> [B, L, L]
     return torch.stack([F.pad(m, (0, longest - len(m)) * 2, value=-1) for m in maps])
 
 
-class Maps:
+class ContactLabels:
     "Maps of contacts, each as large as its chain; rows in, padded batch out."
 
     def __init__(self, maps: Sequence[Tensor]):
@@ -472,7 +472,9 @@ class Targets:
 
     def encode(
         self, target: Sequence, longest: int | None = None
-    ) -> "Tensor | Maps":  # [N]; int8 [N, L] with -1 for no label; coordinates [N, L, 3], or maps
+    ) -> (
+        "Tensor | ContactLabels"
+    ):  # [N]; int8 [N, L] with -1 for no label; coordinates [N, L, 3], or maps
         if self.kind == "per_residue":
             number = {c: i for i, c in enumerate(self.classes)}
             return pad_sequence(
@@ -484,9 +486,11 @@ class Targets:
                 padding_value=-1,
             )
         if self.kind == "contacts" and any(np.asarray(t).dtype == np.int8 for t in target):
-            return Maps(
+            return ContactLabels(
                 [
-                    touching(torch.from_numpy(t)).nan_to_num(-1).to(torch.int8)[:longest, :longest]
+                    contacts_below(torch.from_numpy(t))
+                    .nan_to_num(-1)
+                    .to(torch.int8)[:longest, :longest]
                     for t in target
                 ]
             )
@@ -713,7 +717,7 @@ class SharedRows:
         return _padded([part.row(i) for part, i in (self.places[r] for r in rows)])
 
 # %% ../nbs/library/61_finetune.ipynb #3f4e8b78
-class WholeModel(nn.Module):
+class EncoderWithHead(nn.Module):
     "Encoder and head as one module, trained together."
 
     def __init__(self, encoder: nn.Module, head: nn.Module):
@@ -833,7 +837,7 @@ class FineTuned:
     @property
     def module(self) -> nn.Module:
         return (
-            self.head if self.config.frozen else WholeModel(self.encoder, self.head)
+            self.head if self.config.frozen else EncoderWithHead(self.encoder, self.head)
         )  # what was trained
 
     def rows(self, sequences: Sequence[str]) -> TokenRows | RepresentedRows | SharedRows:
@@ -914,7 +918,7 @@ def _save(
         "targets": asdict(self.targets),
         "config": asdict(self.config),
     }
-    whole = WholeModel(self.encoder, self.head)
+    whole = EncoderWithHead(self.encoder, self.head)
     save_tensors(whole.state_dict(), path, {"finetuned": json.dumps(about)})
     return path
 
@@ -940,7 +944,7 @@ def _load(
         encoder = family(shape(**about["encoder"]), about["name"])
     targets = Targets(**{**about["targets"], "classes": tuple(about["targets"]["classes"])})
     config = FinetuneConfig(**about["config"])
-    whole = WholeModel(encoder, _new_head(targets, encoder.config.d_model, config))
+    whole = EncoderWithHead(encoder, _new_head(targets, encoder.config.d_model, config))
     whole.load_state_dict(state)
     whole.to(pick_device(device))
     return FineTuned(encoder, whole.head, targets, config)

@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from torch import BoolTensor, LongTensor, Tensor
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .carp import CARP, ByteNetBlock, CARPConfig, _log_probs, check_positions, windows
+from carp_nb.carp import (
+    CARP,
+    ByteNetBlock,
+    CARPConfig,
+    _log_probs,
+    check_positions,
+    context_windows,
+)
 from .kernels import taps
 
 # %% ../nbs/library/14_incremental.ipynb #a8f4d23a
@@ -293,7 +300,7 @@ def plan(
 ) -> Plan:
     "Count what masked log-probabilities cost with and without recomputing everything."
     at, n = masked if at is None else at, config.n_layers
-    spans = windows(length, at, config.receptive_field)
+    spans = context_windows(length, at, config.receptive_field)
     result = Plan(
         sum(_macs(config, [stop - start] * (n + 1), stop - start) for start, stop in spans),
         0,

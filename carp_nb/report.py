@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['printed_interval', 'size_table', 'errata', 'published_tables', 'row_warnings', 'compared_tables', 'coverage',
-           'zero_shot_rows', 'loss_rows', 'cost_table', 'cost_lines', 'agreement_table', 'stated_beside', 'along_said']
+           'zero_shot_rows', 'loss_rows', 'cost_table', 'cost_lines', 'agreement_table', 'compare_stated_numbers',
+           'checkpoint_sentences']
 
 # %% ../nbs/library/72_report.ipynb #fe599b1a
 import re
@@ -775,7 +776,7 @@ def _correlation_beside(correlations: pd.DataFrame) -> list[dict]:
     return lines
 
 # %% ../nbs/library/72_report.ipynb #f6a3b733
-def stated_beside(
+def compare_stated_numbers(
     rows: pd.DataFrame,  # results rows
     losses: pd.DataFrame,  # of `loss_rows`
     correlations: pd.DataFrame,  # of `results.loss_rank_correlations`; columns run, kind, method, correlation, checkpoints
@@ -820,7 +821,7 @@ def stated_beside(
     )
 
 
-def along_said(
+def checkpoint_sentences(
     points: pd.DataFrame,  # of `results.checkpoint_points`
 ) -> list[str]:  # one sentence per run and method
     "Figures 3, 4 and S1 in numbers: how many scans or tasks, how many of them the paper's, and how often more pretraining pays."

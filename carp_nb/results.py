@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'BUDGETS', 'Results', 'get_budget', 'provenance', 'Run', '
            'mean_table', 'depth_table', 'loss_by_size_figure', 'loss_by_length', 'loss_by_length_figure', 'long_bins',
            'calibration_figure', 'cost_exponents', 'cost_figure', 'cost_claims', 'stated_table', 'best_rows',
            'summarised', 'against_paper', 'paper_table', 'other_table', 'against_paper_figure', 'training_size_figure',
-           'rows_so_far', 'kept_rows', 'checkpoint_points', 'loss_rank_correlations', 'falls_furthest',
+           'rows_so_far', 'cached_rows', 'checkpoint_points', 'loss_rank_correlations', 'falls_furthest',
            'downstream_figure', 'zero_shot_along_figure', 'rank_correlation_figure', 'contact_figure',
            'confusion_figure', 'trace_figure']
 
@@ -1406,7 +1406,7 @@ def best_rows(
     return rows.drop_duplicates([*cell, "seed"], keep="last")
 
 
-def _of_seeds(
+def _seed_half_interval(
     sd,
     n,  # standard deviation of a value over seeds, and how many there are
 ):  # half of the 95 % interval of their mean (Student's t); 0 where the spread is not known
@@ -1436,7 +1436,9 @@ def summarised(
         )
         here, sd, seeds = values.value.mean(), values.value.std(), values.seed.nunique()
         lo, hi = (
-            here + way * np.hypot(here - values[end].astype(float).mean(), _of_seeds(sd, seeds))
+            here
+            + way
+            * np.hypot(here - values[end].astype(float).mean(), _seed_half_interval(sd, seeds))
             for way, end in ((-1, "lo"), (1, "hi"))
         )
         least = (
@@ -1530,7 +1532,10 @@ def against_paper(
     cells = cells.merge(paper, "left", ["method", "paper_model", "task"]).merge(
         here, "left", ["method", "paper_model", "model", "task"]
     )
-    theirs, difference = _of_seeds(cells.paper_sd, cells.paper_seeds), cells.here - cells.paper
+    theirs, difference = (
+        _seed_half_interval(cells.paper_sd, cells.paper_seeds),
+        cells.here - cells.paper,
+    )
     return cells.assign(
         model=cells.model.fillna(""),
         difference=difference,
@@ -1692,12 +1697,12 @@ def against_paper_figure(
         len(tables), 1, figsize=(6.6, 3.9 * len(tables)), squeeze=False, layout="constrained"
     )
     for name, axes in zip(tables, panels[:, 0]):
-        _against(axes, name, both[both.table == name])
+        _draw_paper_panel(axes, name, both[both.table == name])
     plt.close(figure)
     return figure
 
 
-def _against(axes, name: str, both: pd.DataFrame) -> None:
+def _draw_paper_panel(axes, name: str, both: pd.DataFrame) -> None:
     "One panel of `against_paper_figure`; a label that would cover another is left out."
     shades = _shades(both.model)
     for (model, method), points in both.groupby(["model", "method"], sort=False):
@@ -1815,7 +1820,7 @@ def rows_so_far(
     )
 
 # %% ../nbs/library/71_results.ipynb #aa8cd46c
-def kept_rows(
+def cached_rows(
     run: Run,
     key: str,  # everything that the rows depend on besides the code
     make: Callable[[], pd.DataFrame],

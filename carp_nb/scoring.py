@@ -120,7 +120,7 @@ def _checked(model, wild_type: str) -> str:
     return wild_type
 
 # %% ../nbs/library/50_scoring.ipynb #406d527b
-def _asking(model) -> Callable:
+def _fastest_log_probs(model) -> Callable:
     "The quickest exact way to ask a scorer for log-probabilities."
     return (
         partial(masked_log_probs, model, batch_tokens=model.batch_tokens)
@@ -149,7 +149,7 @@ def _log_odds(
             total=len(sets), disable=not progress, desc=f"{model.name}: sets of masked positions"
         ) as bar:
             for start in range(0, len(sets), chunk):
-                answers += _asking(model)(wild_type, sets[start : start + chunk])
+                answers += _fastest_log_probs(model)(wild_type, sets[start : start + chunk])
                 bar.update(min(chunk, len(sets) - start))
     return [
         _against_wild_type(np.asarray(a, np.float64), [wild_type[i] for i in s])

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .carp import CARP
-from .comparison import chosen, fit_and_test, load_task, part_of
+from .comparison import fit_and_test, load_task, parse_choices, part_of
 from .coordinates import contact_map, read_chain
 from .datasets import load_dataset
 from .esm import ESM
@@ -110,7 +110,7 @@ def structure_sets(
     data: str,  # one set for each, comma-separated; empty: DEFAULT_SETS
 ) -> list[tuple[str, str]]:  # (task, set)
     "Which tasks on which sets. Raises ValueError for an unknown task, or sets that are not as many."
-    tasks = chosen(task, list(STRUCTURE_TASKS), "task")
+    tasks = parse_choices(task, list(STRUCTURE_TASKS), "task")
     if not data:
         return [(t, DEFAULT_SETS[t]) for t in tasks]
     tasks, sets = (

@@ -242,7 +242,7 @@ class _Run:
         self._saved = self._since = time.monotonic()
 
     @contextmanager
-    def apart(self):
+    def clock_paused(self):
         "Within this block the time is not the training's."
         began = time.monotonic()
         try:
@@ -278,7 +278,7 @@ class _Run:
         table = pd.DataFrame(self.at["rows"], columns=METRICS)
         if not self.main:
             return table
-        with self.apart():
+        with self.clock_paused():
             _save_checkpoint(
                 self.folder / "checkpoints",
                 self.at["step"],
@@ -297,7 +297,7 @@ class _Run:
             self.save()
 
 # %% ../nbs/library/42_training.ipynb #d7d60a62
-def _ahead(batches, first: int, stop: int):
+def _prefetch(batches, first: int, stop: int):
     "The batches of the steps from `first` to `stop`, each made while the one before it is used."
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(batches.__getitem__, first) if first < stop else None
@@ -321,7 +321,9 @@ def recompute_activations(
     return model
 
 # %% ../nbs/library/42_training.ipynb #eb7457c6
-def _call(action: Callable[[], bool | None], model: nn.Module, accelerator: Accelerator) -> bool:
+def _run_callback(
+    action: Callable[[], bool | None], model: nn.Module, accelerator: Accelerator
+) -> bool:
     "Let the first process act in eval mode while the others wait; whether the training ends is told to all."
     model.eval()
     ends = accelerator.is_main_process and bool(action())
@@ -364,7 +366,7 @@ def train(
     model.train()
     whole = True  # weights, counters and `memory` are of one step
     try:
-        for batch in _ahead(
+        for batch in _prefetch(
             batches, run.at["step"], config.steps if not run.at.get("ended") else 0
         ):
             step = run.at["step"]
@@ -378,8 +380,8 @@ def train(
             run.optimizer.step()
             run.advance(value, tokens)
             if step + 1 in after:
-                with run.apart():
-                    run.at["ended"] = _call(after[step + 1], model, accelerator)
+                with run.clock_paused():
+                    run.at["ended"] = _run_callback(after[step + 1], model, accelerator)
             whole = True
             bar.update()
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)

@@ -222,7 +222,9 @@ IN_EACH = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_finetune import fitted, processes, torch
+import torch
+from carp_nb.training import processes
+from test_finetune import fitted
 for _ in fitted(Path({folder!r})): assert processes().num_processes == torch.distributed.get_world_size() == 2
 """
 
