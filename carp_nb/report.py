@@ -27,6 +27,7 @@ from carp_nb.results import (
     falls_furthest,
     loss_rank_correlations,
     published,
+    run_names,
     stated_table,
 )
 from .structure import TABLE_1_METRICS, table_1_columns
@@ -450,7 +451,7 @@ def coverage(
                 "part": p.part,
                 "section": p.section,
                 "rows": len(own),
-                "models": own.model.astype(str).str.split("@").str[0].nunique(),
+                "models": run_names(own.model).nunique(),
                 "budgets": ", ".join(dict.fromkeys(own.budget.dropna())) or "–",
                 "state": "begun in full" if len(full) else "in small" if len(own) else "not run",
                 "published cells": "; ".join(cells) or "–",

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BUDGETS', 'Results', 'get_budget', 'provenance', 'Run', 'save_figure', 'model_colour', 'published',
-           'zero_shot_figure', 'scan_figure', 'ranked_figure', 'learning_curve', 'describe_run', 'styled', 'scan_table',
-           'mean_table', 'depth_table', 'loss_by_size_figure', 'loss_by_length', 'loss_by_length_figure', 'long_bins',
-           'calibration_figure', 'cost_exponents', 'cost_figure', 'cost_claims', 'stated_table', 'best_rows',
-           'summarised', 'against_paper', 'paper_table', 'other_table', 'against_paper_figure', 'training_size_figure',
-           'rows_so_far', 'cached_rows', 'checkpoint_points', 'loss_rank_correlations', 'falls_furthest',
-           'downstream_figure', 'zero_shot_along_figure', 'rank_correlation_figure', 'contact_figure',
-           'confusion_figure', 'trace_figure']
+           'count_benchmarks', 'finish_figure', 'zero_shot_figure', 'scan_figure', 'ranked_figure', 'learning_curve',
+           'describe_run', 'styled', 'scan_table', 'mean_table', 'depth_table', 'loss_by_size_figure', 'loss_by_length',
+           'loss_by_length_figure', 'long_bins', 'calibration_figure', 'cost_exponents', 'cost_figure', 'cost_claims',
+           'stated_table', 'best_rows', 'summarised', 'against_paper', 'paper_table', 'other_table',
+           'against_paper_figure', 'training_size_figure', 'rows_so_far', 'cached_rows', 'run_names',
+           'checkpoint_points', 'loss_rank_correlations', 'falls_furthest', 'downstream_figure',
+           'zero_shot_along_figure', 'rank_correlation_figure', 'contact_figure', 'confusion_figure', 'trace_figure']
 
 # %% ../nbs/library/71_results.ipynb #df4ae1d0
 import ast
@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm, TwoSlopeNorm, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -594,6 +595,26 @@ def _ahead_panel(axes, rows: pd.DataFrame, labels: list[tuple[str, str]]) -> Non
         f"share of scans on which\n{first[0]} (published: CARP-640M)\nis ahead of", fontsize=8
     )
 
+# %% ../nbs/library/71_results.ipynb #6566532e
+def count_benchmarks(scans: list[DMS]) -> int:
+    "How many of the paper's 41 scans are among these."
+    return len({s.benchmark for s in scans if s.benchmark})
+
+# %% ../nbs/library/71_results.ipynb #a49ef928
+def finish_figure(
+    figure: Figure,
+    *axes: Axes,  # whose top and right spines are hidden
+    legends: Sequence[Axes | Figure] = (),  # what gets a legend
+    **keywords,  # of the legends: fontsize, loc, ...
+) -> Figure:
+    "Hide spines, add legends without a frame and close the figure, so that it shows once."
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    for owner in legends:
+        owner.legend(frameon=False, **keywords)
+    plt.close(figure)
+    return figure
+
 # %% ../nbs/library/71_results.ipynb #33dd8495
 def zero_shot_figure(
     rows: pd.DataFrame,  # results rows
@@ -642,7 +663,7 @@ def zero_shot_figure(
     )
     axes.axhline(0, color="0.8", lw=0.8, zorder=0)
     axes.set_ylabel("Spearman correlation\n(expected direction)")
-    of_41 = len({s.benchmark for s in scans if s.benchmark})
+    of_41 = count_benchmarks(scans)
     marks = [
         Line2D(
             [],
@@ -657,19 +678,18 @@ def zero_shot_figure(
         Line2D([], [], color="0.4", lw=2.5, label="mean"),
         Line2D([], [], ls="", marker="D", mfc="none", mec="0.4", label="as published (n = 41)"),
     ]
-    axes.legend(
+    _ahead_panel(ahead, rows, labels)
+    return finish_figure(
+        figure,
+        axes,
+        ahead,
+        legends=[axes],
         handles=marks,
-        frameon=False,
         fontsize=8,
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
         ncols=3,
     )
-    _ahead_panel(ahead, rows, labels)
-    for ax in (axes, ahead):
-        ax.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)
-    return figure
 
 # %% ../nbs/library/71_results.ipynb #af51c6d8
 def scan_figure(
@@ -719,8 +739,7 @@ def scan_figure(
         shrink=0.9,
         extend="both",
     )
-    plt.close(figure)
-    return figure
+    return finish_figure(figure)
 
 # %% ../nbs/library/71_results.ipynb #7474cc55
 def ranked_figure(
@@ -748,9 +767,7 @@ def ranked_figure(
     axes.set_yticks(range(len(top)), top.mutant, fontsize=8)
     axes.set_xlabel("log-odds against the wild type (nats)")
     axes.set_ylabel(f"best {len(top)} of {len(ranked):,} mutants")
-    axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)
-    return figure
+    return finish_figure(figure, axes)
 
 # %% ../nbs/library/71_results.ipynb #d1ff7fcf
 def learning_curve(
@@ -771,10 +788,7 @@ def learning_curve(
     axes.set_xscale("log")
     axes.set_xlabel("residues seen")
     axes.set_ylabel("loss (nats per masked residue)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    plt.close(figure)
-    return figure
+    return finish_figure(figure, axes, legends=[axes], fontsize=8)
 
 # %% ../nbs/library/71_results.ipynb #2513b530
 def describe_run(
@@ -870,7 +884,7 @@ def mean_table(
         index="task", columns=["model", "method"], values="value", sort=False
     )
     blosum = wide["blosum62"].iloc[:, 0]
-    of_41 = len({s.benchmark for s in scans if s.benchmark})
+    of_41 = count_benchmarks(scans)
     draws = bootstrap(len(wide), 2000, np.random.default_rng(0))
 
     def spread(values):
@@ -983,10 +997,7 @@ def loss_by_size_figure(
     twin = axes.secondary_yaxis("right", functions=(np.exp, lambda p: np.log(np.maximum(p, 1e-9))))
     twin.set_ylabel("perplexity")
     axes.set_ylim(nats)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    plt.close(figure)
-    return figure
+    return finish_figure(figure, axes, legends=[axes], fontsize=8)
 
 # %% ../nbs/library/71_results.ipynb #9198d962
 def loss_by_length(
@@ -1062,10 +1073,7 @@ def loss_by_length_figure(
     axes.minorticks_off()
     axes.set_xlabel("sequence length (residues)")
     axes.set_ylabel("held-out loss (nats per masked residue)")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
-    plt.close(figure)
-    return figure
+    return finish_figure(figure, axes, legends=[figure], loc="outside lower center", fontsize=8)
 
 # %% ../nbs/library/71_results.ipynb #0426ad10
 def long_bins(
@@ -1135,10 +1143,7 @@ def calibration_figure(
     axes.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
     axes.set_xlabel(f"{unit}, predicted by {model}")
     axes.set_ylabel(f"{unit}, measured (n = {len(measured):,})")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    plt.close(figure)
-    return figure
+    return finish_figure(figure, axes, legends=[axes], fontsize=8)
 
 # %% ../nbs/library/71_results.ipynb #60a150f9
 def cost_exponents(
@@ -1254,10 +1259,7 @@ def cost_figure(
         axes.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
         axes.set_xlabel(f"sequence length (residues); {device}, {dtype}")
         axes.set_ylabel(label)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=8)
-    plt.close(figure)
-    return figure
+    return finish_figure(figure, left, right, legends=[left], fontsize=8)
 
 # %% ../nbs/library/71_results.ipynb #64f172c8
 def _similar(
@@ -1677,12 +1679,8 @@ def other_table(
 _MARKS = {"pt-ft": "o", "pt-fr": "s", "na-ft": "^", "na-fr": "v", "baseline": "D"}
 
 
-def _clean(figure: Figure, axes) -> Figure:
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    plt.close(figure)
-    return figure
+# beside the axes, because a panel with many points has no free corner
+_BESIDE = {"fontsize": 7, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 
 def against_paper_figure(
@@ -1698,8 +1696,8 @@ def against_paper_figure(
     )
     for name, axes in zip(tables, panels[:, 0]):
         _draw_paper_panel(axes, name, both[both.table == name])
-    plt.close(figure)
-    return figure
+    drawn = panels[:, 0] if len(both) else ()
+    return finish_figure(figure, *panels[:, 0], legends=drawn, **_BESIDE)
 
 
 def _draw_paper_panel(axes, name: str, both: pd.DataFrame) -> None:
@@ -1749,11 +1747,8 @@ def _draw_paper_panel(axes, name: str, both: pd.DataFrame) -> None:
     axes.axline((0, 0), slope=1, color="0.7", lw=0.8, zorder=0)
     axes.set_xlim(-0.1, 1)
     axes.set_ylim(-0.3, 1)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel(f"{name} as published (models and data: see the table)")
     axes.set_ylabel("here (hollow: part of the data\nor fewer than three seeds)")
-    if len(both):
-        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 # %% ../nbs/library/71_results.ipynb #351754ed
 def training_size_figure(
@@ -1807,7 +1802,8 @@ def training_size_figure(
         "Spearman or AUROC on the test rows\n(hollow: part of the data or fewer than three seeds)",
         fontsize=8,
     )
-    return _clean(figure, axes)
+    named = axes.get_legend_handles_labels()[0]
+    return finish_figure(figure, axes, legends=[axes] if named else (), **_BESIDE)
 
 # %% ../nbs/library/71_results.ipynb #8ca7adeb
 def rows_so_far(
@@ -1833,11 +1829,18 @@ def cached_rows(
         write_table(make(), path)
     return pd.read_parquet(path)
 
+# %% ../nbs/library/71_results.ipynb #841c62b0
+def run_names(
+    models: pd.Series,  # as rows have them; a checkpoint is RUN@STEP
+) -> pd.Series:
+    "The run of each row, or the model where it is of no run."
+    return models.astype(str).str.split("@").str[0]
+
 # %% ../nbs/library/71_results.ipynb #7e433ea9
 def _losses(rows: pd.DataFrame) -> pd.Series:  # model -> loss
     "Of every run the losses on one held-out set: the one on which most of its checkpoints were measured, of equals the last."
     rows = rows.drop_duplicates(["model", "split"], keep="last")
-    run = rows.model.astype(str).str.split("@").str[0]
+    run = run_names(rows.model)
     most = rows.groupby([run, rows.split]).model.transform("size")
     first = (
         rows.assign(most=most, run=run)
@@ -1944,7 +1947,6 @@ def falls_furthest(
 def _loss_axis(axes) -> None:
     axes.invert_xaxis()
     axes.set_xlabel("held-out pretraining loss (nats)\ntraining runs to the right", fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _along(
@@ -2027,9 +2029,15 @@ def downstream_figure(
         )
         _loss_axis(axes)
         axes.margins(y=0.1)
-        axes.legend(frameon=False, fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.24))
-    plt.close(figure)
-    return figure
+    drawn = panels.flat[: len(tasks)]
+    return finish_figure(
+        figure,
+        *drawn,
+        legends=drawn,
+        fontsize=6.5,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.24),
+    )
 
 # %% ../nbs/library/71_results.ipynb #0fa97cba
 def zero_shot_along_figure(
@@ -2062,10 +2070,7 @@ def zero_shot_along_figure(
         axes.axhline(0, color="0.8", lw=0.8, zorder=0)
         axes.set_ylabel("Spearman correlation\n(expected direction)", fontsize=8)
         _loss_axis(axes)
-    for axes in (mean, one) if runs else ():
-        axes.legend(frameon=False, fontsize=7)
-    plt.close(figure)
-    return figure
+    return finish_figure(figure, mean, one, legends=(mean, one) if runs else (), fontsize=7)
 
 # %% ../nbs/library/71_results.ipynb #bfcfc955
 def rank_correlation_figure(
@@ -2110,9 +2115,7 @@ def rank_correlation_figure(
         "rank correlation of minus the loss\nwith zero-shot Spearman (dotted: published range)",
         fontsize=8,
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)
-    return figure
+    return finish_figure(figure, axes)
 
 # %% ../nbs/library/71_results.ipynb #0bb58503
 def contact_figure(
@@ -2146,8 +2149,7 @@ def contact_figure(
         shrink=0.8,
         ticks=[0, 0.05, 0.1, 0.2, 0.5, 1],
     )
-    plt.close(figure)
-    return figure
+    return finish_figure(figure)
 
 # %% ../nbs/library/71_results.ipynb #ac364c53
 _STATES = {"H": ("helix", "#c0392b"), "E": ("strand", "#1f6fb4"), "C": ("coil", "#b5b5b5")}
@@ -2180,8 +2182,7 @@ def confusion_figure(
         ax.set_title(f"{model}, {table.sum():,} residues", fontsize=8)
         ax.set_xlabel("predicted", fontsize=8)
         ax.set_ylabel("true (DSSP)", fontsize=8)
-    plt.close(figure)
-    return figure
+    return finish_figure(figure)
 
 
 def trace_figure(
@@ -2203,12 +2204,11 @@ def trace_figure(
         ax.set_title(title, fontsize=8)
         ax.set_axis_off()
         ax.set_box_aspect(np.nanmax(ca, 0) - np.nanmin(ca, 0), zoom=1.4)
-    figure.legend(
+    return finish_figure(
+        figure,
+        legends=[figure],
         handles=[Line2D([], [], color=c, lw=3, label=name) for name, c in _STATES.values()],
-        frameon=False,
         fontsize=8,
         loc="lower center",
         ncols=3,
     )
-    plt.close(figure)
-    return figure
