@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.agreement import SCANS, bf16_scans, summary
 from benchmarks.lines import LINES, Line, Ways, matrix_product
-from carp_nb.files import atomic_path, project_root, write_table, write_text
+from carp_nb.files import atomic_path, in_project, write_table, write_text
 from carp_nb.results import provenance
 from carp_nb.timing import interleave, paired_ratio
 
@@ -302,7 +302,7 @@ def main() -> int:
         action="store_true",
         help="leave out the settings in which the peer may be better",
     )
-    parser.add_argument("--output", type=Path, default=project_root() / "outputs" / "benchmarks")
+    parser.add_argument("--output", type=Path, default=in_project("outputs/benchmarks"))
     given = parser.parse_args()
     if unknown := [n for n in given.lines if n not in LINES and n != SCANS]:
         parser.error(f"there is no line {unknown[0]!r}; the lines are {', '.join([*LINES, SCANS])}")

@@ -27,7 +27,7 @@ from .datasets import load_dataset, read_fasta
 from .devices import pick_device, resolve_dtype
 from .embedding import embed as embed_sequences
 from .fetch import cache_dir
-from .files import atomic_path, content_sha256, file_sha256, project_root, write_table
+from .files import atomic_path, content_sha256, file_sha256, in_project, write_table
 from .pretrain import PretrainConfig, as_corpus, read_records
 from .pretrain import pretrain as train_model
 from carp_nb.pretrained import (
@@ -539,7 +539,7 @@ def plan(
     "Print jobs, GPU hours and disk of a plan, and where each number is from."
     runs = read_plan(which)
     costs = estimate(
-        runs, measured_rates(outputs or project_root() / "outputs"), tflops, bandwidth, utilisation
+        runs, measured_rates(outputs or in_project("outputs")), tflops, bandwidth, utilisation
     )
     costs = (
         costs.drop(columns="minutes asked for")

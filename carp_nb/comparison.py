@@ -17,7 +17,7 @@ from .baselines import fit_cnn, fit_ridge
 from .carp import CARP
 from .datasets import DMS, list_datasets, load_dataset
 from .esm import ESM
-from .files import joined_sha256
+from .files import joined_sha256, split_commas
 from carp_nb.finetune import (
     METHODS,
     FinetuneConfig,
@@ -125,7 +125,7 @@ def parse_choices(
     what: str,  # for the message
 ) -> list[str]:  # in the order given; all of them for an empty text
     "Names out of a list. Raises ValueError that says which there are."
-    names = list(dict.fromkeys(w.strip() for w in text.split(",") if w.strip())) or list(known)
+    names = list(dict.fromkeys(split_commas(text))) or list(known)
     if odd := [n for n in names if n not in known]:
         raise ValueError(f"{what} has {odd[0]!r}; use {', '.join(known)}.")
     return names

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['open_file', 'file_sha256', 'text_sha256', 'joined_sha256', 'content_sha256', 'tensors_sha256', 'rows_sha256',
-           'atomic_path', 'write_text', 'write_table', 'save_tensors', 'read_tensors', 'project_root']
+           'atomic_path', 'write_text', 'write_table', 'save_tensors', 'read_tensors', 'project_root', 'in_project',
+           'package_folder', 'split_commas', 'file_name']
 
 # %% ../nbs/library/00_files.ipynb #122eb073
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -206,3 +208,32 @@ def project_root() -> Path | None:
             if settings.exists() and "lib_path = carp_nb" in settings.read_text():
                 return folder
     return None
+
+
+def in_project(
+    path: str,  # below the checkout, as data/paper/zero_shot.csv
+) -> Path:
+    "A path of the checkout. Raises FileNotFoundError outside one."
+    root = project_root()
+    if root is None:
+        raise FileNotFoundError(
+            f"{path} belongs to the repository of carp_nb, and this is not run inside one."
+        )
+    return root / path
+
+
+def package_folder(
+    name: str,  # weights, static
+) -> Path:
+    "A folder of files that travel inside the package."
+    return Path(carp_nb.__file__).parent / name
+
+# %% ../nbs/library/00_files.ipynb #e678237b
+def split_commas(text: str) -> list[str]:
+    "The parts of a comma-separated text without blanks around them; empty ones are left out."
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def file_name(text: str) -> str:
+    "Text as part of a file name: every run of other characters becomes an underscore."
+    return re.sub(r"[^A-Za-z0-9_.+=-]+", "_", text)

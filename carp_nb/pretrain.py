@@ -27,7 +27,7 @@ from .carp import CARP, TABLE_S1, n_parameters
 from .datasets import list_datasets, load_dataset, read_fasta
 from .devices import pick_device
 from .esm import ESM, TABLE_S2
-from .files import write_table, write_text
+from .files import split_commas, write_table, write_text
 from .metrics import bootstrap, interval
 from .mlm import Evaluation, corrupt, evaluate, evaluate_ngram, mlm_loss, ngram_counts
 from .pretrained import find_weights, list_models, load_model, save_checkpoint
@@ -503,10 +503,7 @@ def find_checkpoints(
     found = pd.DataFrame(
         rows, columns=["run", "size", "parameters", "seed", "step", "loss", "weights"]
     ).sort_values(["parameters", "run", "step"], ignore_index=True)
-    wanted, known = (
-        [n.strip() for n in names.split(",") if n.strip()],
-        list(dict.fromkeys(found.run)),
-    )
+    wanted, known = split_commas(names), list(dict.fromkeys(found.run))
     if absent := [n for n in wanted if n not in known] or (["a run"] if not known else []):
         raise FileNotFoundError(
             f"{folder} holds no checkpoints of {absent[0]}; it has {', '.join(known) or 'none at all'}. Train one with papermill nbs/pretrain.ipynb."

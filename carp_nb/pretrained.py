@@ -18,7 +18,6 @@ import zipfile
 from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +39,15 @@ from carp_nb.esm import (
     to_fair_esm,
 )
 from .fetch import cache_dir, fetch
-from .files import atomic_path, file_sha256, read_tensors, save_tensors, text_sha256
+from carp_nb.files import (
+    atomic_path,
+    file_sha256,
+    package_folder,
+    read_tensors,
+    save_tensors,
+    split_commas,
+    text_sha256,
+)
 from carp_nb.protbert import (
     PROTBERT_FILES,
     PROTBERT_SHAPE,
@@ -359,7 +366,7 @@ _SHAPES = {
 ENSEMBLES = {"esm1v": [f"esm1v_{i}" for i in range(1, 6)]}  # name -> members
 
 # %% ../nbs/library/21_pretrained.ipynb #ab777005
-_SHIPPED = Path(str(resources.files("carp_nb"))) / "weights"
+_SHIPPED = package_folder("weights")
 
 
 def model_key(name: str) -> str:
@@ -561,9 +568,10 @@ def load_models(
     device: str | torch.device = "auto",  # auto: cuda, else cpu
 ) -> list[CARP | ESM | Ensemble | ProtBert]:  # in that order, each with its own name
     "Several models. Raises ValueError when two of them have one name; else as `load_model`."
-    models = [load_model(name.strip(), device) for name in names.split(",")]
-    for name, model in zip(names.split(","), models):
-        if _is_path(name.strip()) and not Path(name.strip()).is_dir():
+    asked = split_commas(names) or [names]  # an empty text is refused as a name
+    models = [load_model(name, device) for name in asked]
+    for name, model in zip(asked, models):
+        if _is_path(name) and not Path(name).is_dir():
             model.name = model.path.stem
     called = [model.name for model in models]
     if twice := [name for name in called if called.count(name) > 1]:

@@ -19,7 +19,7 @@ from .carp import CARP, TABLE_S1, CARPConfig, n_parameters
 from .comparison import PAPER_COLUMNS
 from .datasets import list_datasets
 from .esm import ESM, TABLE_S2, ESMConfig
-from .files import project_root
+from .files import in_project
 from .metrics import spearman
 from carp_nb.results import (
     against_paper,
@@ -307,12 +307,7 @@ def errata() -> pd.DataFrame:  # where, printed, computed, against, calculation
 # %% ../nbs/library/72_report.ipynb #0acaef7c
 def published_tables() -> pd.DataFrame:  # file, values, where
     "The files of data/paper. Raises FileNotFoundError outside the repository."
-    root = project_root()
-    if root is None:
-        raise FileNotFoundError(
-            "the published numbers stand in data/paper of the repository, and this is not run inside one."
-        )
-    names = sorted(p.stem for p in (root / "data" / "paper").glob("*.csv"))
+    names = sorted(p.stem for p in in_project("data/paper").glob("*.csv"))
     places = {name: published(name) for name in names}
 
     def where(t, name):

@@ -17,7 +17,6 @@ import ast
 import itertools
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -45,7 +44,15 @@ from .carp import CARP, n_parameters
 from .datasets import DMS
 from .devices import device_name
 from .esm import ESM
-from .files import atomic_path, project_root, text_sha256, write_table, write_text
+from carp_nb.files import (
+    atomic_path,
+    file_name,
+    in_project,
+    project_root,
+    text_sha256,
+    write_table,
+    write_text,
+)
 from .metrics import bootstrap, interval, spearman
 from .mlm import ngram_counts
 from .mutants import parse_mutant
@@ -308,12 +315,8 @@ class _Parameter:
 
 def _notebook_parameters(section: str) -> dict[str, _Parameter]:
     "The parameters cell of a section notebook. Raises FileNotFoundError outside the repository."
-    root = project_root()
-    if root is None:
-        raise FileNotFoundError(
-            f"{section}.ipynb belongs to the repository of carp_nb, and this is not run inside one."
-        )
-    cells = json.loads((root / "nbs" / f"{section}.ipynb").read_text(encoding="utf-8"))["cells"]
+    notebook = in_project(f"nbs/{section}.ipynb").read_text(encoding="utf-8")
+    cells = json.loads(notebook)["cells"]
     source = next(
         "".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])
     )
@@ -355,13 +358,8 @@ def _folder_name(section: str, parameters: dict) -> str:
         for k, v in parameters.items()
         if k not in ("model", "output_dir") and v != known[k].default
     ]
-    name = _file_name("-".join([parameters["model"], *changed]))
+    name = file_name("-".join([parameters["model"], *changed]))
     return name if len(name) <= 100 else f"{name[:90]}-{text_sha256(name)[:8]}"
-
-
-def _file_name(text: str) -> str:
-    "Text as part of a file name."
-    return re.sub(r"[^A-Za-z0-9_.+=-]+", "_", text)
 
 # %% ../nbs/library/71_results.ipynb #d2fde72e
 def provenance(
@@ -429,7 +427,7 @@ class Run:
         namespace.update(parameters)
         folder = Path(
             parameters["output_dir"]
-            or project_root() / "outputs" / section / _folder_name(section, parameters)
+            or in_project("outputs") / section / _folder_name(section, parameters)
         )
         if not parameters["output_dir"] and folder.is_relative_to(Path.cwd()):
             folder = folder.relative_to(Path.cwd())  # so that a kept notebook names no home folder
@@ -477,13 +475,13 @@ def _save(
     text = json.dumps(
         {"section": self.section, "parameters": self.parameters, **self.record}, indent=1
     )
-    tables = {f"{_file_name(name)}.csv": table for name, table in (tables or {}).items()}
+    tables = {f"{file_name(name)}.csv": table for name, table in (tables or {}).items()}
     if len(self.results.rows):
         tables = {"results.parquet": self.results.rows, **tables}
     for name, table in tables.items():
         write_table(table, self.folder / name)
     write_text(self.folder / "run.json", text + "\n")
-    pictures = {f"{_file_name(name)}.svg": figure for name, figure in figures.items()}
+    pictures = {f"{file_name(name)}.svg": figure for name, figure in figures.items()}
     for name, figure in pictures.items():
         save_figure(figure, self.folder / name)
     return [self.folder / name for name in (*tables, "run.json", *pictures)]
@@ -516,12 +514,7 @@ def _intervals(axes, x: pd.Series, lo: pd.Series, hi: pd.Series, colour: str) ->
 
 def published(table: str) -> pd.DataFrame:
     "A table of numbers as the paper states them, e.g. `zero_shot`. Raises FileNotFoundError outside the repository."
-    root = project_root()
-    if root is None:
-        raise FileNotFoundError(
-            f"the published numbers stand in data/paper/{table}.csv of the repository, and this is not run inside one."
-        )
-    return pd.read_csv(root / "data" / "paper" / f"{table}.csv")
+    return pd.read_csv(in_project(f"data/paper/{table}.csv"))
 
 # %% ../nbs/library/71_results.ipynb #79241121
 def _scan_points(axes, x: float, values: pd.Series, colour: str, hollow: bool) -> None:
@@ -1810,7 +1803,7 @@ def rows_so_far(
     run: Run,
 ) -> pd.DataFrame:  # results rows
     "The rows of every run of a section under outputs/, and those of this one."
-    before = Results.read(project_root() / "outputs" / run.section).rows
+    before = Results.read(in_project("outputs") / run.section).rows
     return pd.concat(
         [t for t in (before, run.results.rows) if len(t)] or [before], ignore_index=True
     )

@@ -30,6 +30,7 @@ from carp_nb.datasets import (
     read_fasta,
 )
 from .devices import as_dtype
+from .files import split_commas
 from .incremental import masked_log_probs
 from .metrics import ndcg, spearman_interval, top_recall
 from .mutants import count_fits, format_mutant, parse_mutant, place_mutant
@@ -295,7 +296,7 @@ def read_mutants(
     "Mutants from a csv or a comma-separated string (sites of one mutant are joined by a colon). Raises ValueError for a missing column."
     looks_like_file = source.lower().endswith((".csv", ".csv.gz"))
     if not looks_like_file and not isfile(source):
-        mutants = [m.strip() for m in source.split(",") if m.strip()]
+        mutants = split_commas(source)
     else:
         mutants = _mutant_column(source)
     if not mutants:
@@ -434,9 +435,7 @@ def find_scans(
         "here": table.index[table.here],
         "all": table.index,
     }
-    names = list(
-        dict.fromkeys(groups.get(datasets, [d.strip() for d in datasets.split(",") if d.strip()]))
-    )
+    names = list(dict.fromkeys(groups.get(datasets, split_commas(datasets))))
     if not names:
         raise ValueError(
             "datasets names no scan; use shipped, here, all, or names out of list_datasets()."

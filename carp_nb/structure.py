@@ -20,7 +20,7 @@ from .comparison import fit_and_test, load_task, parse_choices, part_of
 from .coordinates import contact_map, read_chain
 from .datasets import load_dataset
 from .esm import ESM
-from .files import joined_sha256
+from .files import joined_sha256, split_commas
 from carp_nb.finetune import (
     METHODS,
     UNLABELLED,
@@ -113,10 +113,7 @@ def structure_sets(
     tasks = parse_choices(task, list(STRUCTURE_TASKS), "task")
     if not data:
         return [(t, DEFAULT_SETS[t]) for t in tasks]
-    tasks, sets = (
-        [t.strip() for t in task.split(",")] if task else tasks,
-        [s.strip() for s in data.split(",")],
-    )
+    tasks, sets = split_commas(task) or tasks, split_commas(data)
     if len(tasks) != len(sets):
         raise ValueError(
             f"data names {len(sets)} sets for {len(tasks)} tasks; give one for each, or none."

@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import carp_nb
 from .alphabet import AMINO_ACIDS
 from .coordinates import pdb_text, placed_chain
 from carp_nb.datasets import (
@@ -31,7 +30,7 @@ from carp_nb.datasets import (
 )
 from .devices import as_dtype
 from .fetch import cache_dir
-from .files import atomic_path
+from .files import atomic_path, file_name, package_folder
 from .metrics import spearman_interval
 from .mutants import Misplaced, Mutation, format_mutant, mutate, parse_mutant, place_mutant
 from .pretrained import list_models, load_model, own_weights, shipped_weights
@@ -649,7 +648,7 @@ def _export(
     }
     if kind not in makers:
         raise ValueError(f"{kind!r} cannot be exported; choose {', '.join(makers)}.")
-    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", f"{self.label}-{self.model.name}")
+    name = file_name(f"{self.label}-{self.model.name}")
     return f"{name}.{'txt' if kind == 'state' else kind}", makers[kind]()
 
 
@@ -716,7 +715,7 @@ def explore(
     )
 
 # %% ../nbs/library/80_widget.ipynb #a188de48
-_STATIC = Path(carp_nb.__file__).parent / "static"
+_STATIC = package_folder("static")
 _CARTOON = (_STATIC / "structure.js").read_text(encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ import torch
 from .carp import TABLE_S1, n_parameters
 from .datasets import list_datasets
 from .esm import TABLE_S2
-from .files import project_root
+from .files import in_project
 from .pretrain import PretrainConfig, log_spaced
 from .pretrained import list_models
 from .results import Results
@@ -50,13 +50,8 @@ def read_plan(
     path: str | Path | None = None,  # None: profiles/runs.toml of the project
 ) -> list[PlannedRun]:  # every run after those that it needs
     "The runs of a plan. Raises FileNotFoundError outside the repository, ValueError for a plan, field or run that does not exist."
-    if path is None:
-        if (root := project_root()) is None:
-            raise FileNotFoundError(
-                "profiles/runs.toml belongs to the repository of carp_nb, and this is not run inside one."
-            )
-        path = root / "profiles" / "runs.toml"
-    plans = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    path = Path(path or in_project("profiles/runs.toml"))
+    plans = tomllib.loads(path.read_text(encoding="utf-8"))
     if plan not in plans:
         raise ValueError(f"there is no plan {plan!r} in {path}; it has {', '.join(plans)}.")
     runs = {
