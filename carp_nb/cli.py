@@ -24,7 +24,7 @@ from typer import Argument, Option
 from . import datasets
 from .batching import build_corpus, uniref50_records
 from .datasets import load_dataset, read_fasta
-from .devices import pick_device, resolve_dtype
+from .devices import used_dtype
 from .embedding import embed as embed_sequences
 from .fetch import cache_dir
 from .files import atomic_path, content_sha256, file_sha256, in_project, write_table
@@ -496,7 +496,7 @@ def pretrain(
     device: Device = "auto",
 ) -> None:
     "Train a CARP or an ESM from scratch; a model card and a learning curve are written at the end."
-    used = str(resolve_dtype(dtype, pick_device(device))).removeprefix("torch.")
+    used = used_dtype(dtype, device)
     config = PretrainConfig(
         size,
         tokens,

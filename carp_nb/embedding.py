@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .alphabet import PROTEIN
 from .batching import bucketed_batches
 from .datasets import read_fasta
-from .devices import as_dtype
+from .devices import as_dtype, dtype_name
 from .files import atomic_path, tensors_sha256
 
 # %% ../nbs/library/51_embedding.ipynb #bc5c6f59
@@ -324,7 +324,7 @@ def embed(
         "model": model.name,
         "layer": str(layer % (model.config.n_layers + 1)),
         "per": per,
-        "dtype": str(sample.dtype).removeprefix("torch."),
+        "dtype": dtype_name(sample.dtype),
         "weights_sha": tensors_sha256(model),
         "sequences_sha": _sequences_sha256(records),
     }
