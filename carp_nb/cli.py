@@ -27,7 +27,7 @@ from .datasets import load_dataset, read_fasta
 from .devices import used_dtype
 from .embedding import embed as embed_sequences
 from .fetch import cache_dir
-from .files import atomic_path, content_sha256, file_sha256, in_project, write_table
+from .files import content_sha256, file_sha256, in_project, write_table
 from .pretrain import PretrainConfig, as_corpus, read_records
 from .pretrain import pretrain as train_model
 from carp_nb.pretrained import (
@@ -42,6 +42,7 @@ from carp_nb.pretrained import (
 )
 from .results import describe_run, provenance
 from .scoring import rank_proteins, read_mutants, read_proteins
+from .tasks import write_fasta
 from .training import NonFiniteLoss, processes
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 
@@ -453,9 +454,7 @@ def corpus(
             records, output, {"source": str(source), "split": split if source.is_dir() else ""}
         )
         return print(f"{len(made):,} sequences, {int(made.offsets[-1]):,} residues: {output}")
-    with atomic_path(output) as temporary, open(temporary, "w") as file:
-        n = sum(bool(file.write(f">{name}\n{sequence}\n")) for name, sequence in records)
-    print(f"{n:,} sequences: {output}")
+    print(f"{write_fasta(records, output):,} sequences: {output}")
 
 # %% ../nbs/library/81_cli.ipynb #9dc45351
 @app.command()

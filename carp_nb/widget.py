@@ -42,6 +42,7 @@ from carp_nb.scoring import (
     read_proteins,
     score_mutants,
 )
+from .tasks import fasta_record
 
 # %% ../nbs/library/80_widget.ipynb #afe72b17
 def parse_positions(
@@ -585,10 +586,7 @@ def _fasta(self: Explorer) -> str:
         if self.mutant.mutations
         else []
     )
-    return "".join(
-        f">{name}\n" + "".join(s[i : i + 60] + "\n" for i in range(0, len(s), 60))
-        for name, s in rows
-    )
+    return "".join(fasta_record(name, sequence, 60) for name, sequence in rows)
 
 
 Explorer.table, Explorer.fasta = _table, _fasta
