@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.memory import TITIN, long_protein
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
 from carp_nb.carp import CARP, TABLE_S1, CARPConfig
-from carp_nb.devices import as_dtype
+from carp_nb.devices import as_dtype, resolve_dtype
 from carp_nb.timing import measured, peak_tflops, training_memory
 
 
@@ -160,7 +160,7 @@ def matrix_product(dtype: str) -> tuple[Callable[[], object], float]:
     "A product large enough to run at the full rate of the processor, and its operations."
     n = 1024
     a, b = (
-        torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
+        torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(resolve_dtype(dtype))
         for _ in range(2)
     )
     return quiet(torch.mm, a, b), 2.0 * n**3

@@ -24,7 +24,8 @@ def pick_device(
         raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:1.") from error
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device {str(picked)!r} does not exist here: torch sees {torch.cuda.device_count()} GPUs; use device='auto' or 'cpu'."
+            f"device {str(picked)!r} does not exist here: torch sees {torch.cuda.device_count()} GPUs; "
+            "use device='auto' or 'cpu'."
         )
     return picked
 

@@ -134,7 +134,8 @@ def rows_sha256(*tables: pd.DataFrame) -> str:
 def atomic_path(
     path: str | Path,  # final name of a file or a folder; its parent is made
 ) -> Iterator[Path]:  # the name to write it under
-    "A temporary name beside the final one, renamed when the block ends; a block that fails leaves nothing, and an older file as it was."
+    """A temporary name beside the final one, renamed when the block ends. A block that fails leaves nothing,
+    and an older file as it was."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")

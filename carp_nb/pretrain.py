@@ -29,7 +29,7 @@ from .devices import pick_device
 from .esm import ESM, TABLE_S2
 from .files import split_commas, write_table, write_text
 from .metrics import bootstrap, interval
-from .mlm import Evaluation, corrupt, evaluate, evaluate_ngram, mlm_loss, ngram_counts
+from .mlm import Evaluation, corrupt, evaluate, evaluate_ngram, mlm_loss
 from .pretrained import find_weights, list_models, load_model, save_checkpoint
 from carp_nb.training import (
     NonFiniteLoss,
