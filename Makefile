@@ -1,5 +1,6 @@
 # `make demo` and `make test` are the two commands; `make help` lists the others.
 PYTHON ?= python3
+WORKERS ?= 2
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
@@ -46,11 +47,13 @@ format: $(STAMP)  ## write the layout of notebooks and scripts
 style: $(STAMP)  ## how the code reads, in numbers; ARGS=--accept keeps the present ones
 	$(BIN)/python scripts/style.py $(ARGS)
 
-test: $(STAMP) check  ## environment, layout and types, then every notebook and every test
+# a process per core and a thread per process: threads of several processes stand in each other's way
+test: export OMP_NUM_THREADS = 1
+test: $(STAMP) check  ## environment, layout and types, then every notebook and every test, WORKERS=2 at a time
 	@flags=$$(sed -n 's/^tst_flags *= *//p' settings.ini | tr ' ' '|'); \
 	grep -cE "^ *\"#\| *($$flags)\b" nbs/*.ipynb nbs/library/*.ipynb | awk -F: -v flags="$$flags" '$$2 {print "skipped: " $$2 " cell(s) flagged " flags " in " $$1}'
-	$(BIN)/nbdev_test
-	$(BIN)/python -m pytest
+	$(BIN)/nbdev_test --n_workers $(WORKERS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 mutants: $(STAMP)  ## wrong edits one by one, for each of which a test must fail; NAMES="'planned methods'"
 	$(BIN)/python scripts/mutants.py $(NAMES)

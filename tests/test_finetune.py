@@ -1,8 +1,5 @@
 """Fine-tuning as its users rely on it: repeatable, resumable, honest about the test set, and clear about bad input."""
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forks import on_two_processes
 
 from carp_nb import finetune as module
 from carp_nb.carp import CARP, TABLE_S1
@@ -26,8 +24,7 @@ from carp_nb.finetune import (
 )
 from carp_nb.heads import PooledHead
 from carp_nb.metrics import evaluate_predictions
-
-ROOT = Path(__file__).resolve().parent.parent
+from carp_nb.training import processes
 
 
 def labelled(n: int = 90, seed: int = 0) -> pd.DataFrame:
@@ -218,15 +215,9 @@ def fitted(folder: Path):
         )
 
 
-IN_EACH = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import torch
-from carp_nb.training import processes
-from test_finetune import fitted
-for _ in fitted(Path({folder!r})): assert processes().num_processes == torch.distributed.get_world_size() == 2
-"""
+def fit_in_each(folder: Path) -> None:
+    for _ in fitted(folder):
+        assert processes().num_processes == torch.distributed.get_world_size() == 2
 
 
 @pytest.fixture
@@ -239,24 +230,7 @@ def one_thread():
 
 
 def test_two_processes_fit_as_one(tmp_path, one_thread):
-    (script := tmp_path / "script.py").write_text(
-        IN_EACH.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two"))
-    )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(script),
-    ]
-    done = subprocess.run(
-        launch,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert on_two_processes(fit_in_each, tmp_path / "two") == [0, 0]
     sequences = labelled().sequence.tolist()
     for (one, history), (two, history_of_two) in zip(
         list(fitted(tmp_path / "one")), fitted(tmp_path / "two")
@@ -289,43 +263,16 @@ def test_fits_that_share_representations_give_what_fits_alone_give(carp, tmp_pat
     )  # train, valid and test of the pretrained encoder and of the one drawn from seed 1
 
 
-def papermill(tmp_path: Path, **parameters: str) -> tuple[int, str]:
-    words = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(ROOT / "nbs/finetune.ipynb"),
-        str(tmp_path / "executed.ipynb"),
-        "--no-progress-bar",
-    ]
-    for name, value in {
-        "output_dir": str(tmp_path / "out"),
-        "budget": "smoke",
-        **parameters,
-    }.items():
-        words += ["-p", name, value]
-    done = subprocess.run(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "TQDM_DISABLE": "1"},
-    )
-    return done.returncode, " ".join(done.stdout.split())
-
-
-def test_notebook_fits_a_csv_and_predicts_a_second(tmp_path):
+def test_notebook_fits_a_csv_and_predicts_a_second(papermill, tmp_path):
     labelled().to_csv(tmp_path / "mine.csv", index=False)
     pd.DataFrame({"name": ["a", "b"], "sequence": ["ACDKK", "AACCDD"]}).to_csv(
         tmp_path / "new.csv", index=False
     )
-    status, shown = papermill(tmp_path, csv="mine.csv", predict_csv="new.csv")
-    assert status == 0, shown
+    done = papermill("finetune", csv="mine.csv", predict_csv="new.csv")
+    assert done.status == 0, done.shown
     rows, new = (
-        pd.read_parquet(tmp_path / "out/results.parquet"),
-        pd.read_csv(tmp_path / "out/predictions.csv"),
+        pd.read_parquet(done.out / "results.parquet"),
+        pd.read_csv(done.out / "predictions.csv"),
     )
     assert (
         set(rows.metric) == {"spearman", "mse"}
@@ -335,22 +282,22 @@ def test_notebook_fits_a_csv_and_predicts_a_second(tmp_path):
     assert new.sequence.tolist() == ["ACDKK", "AACCDD"]
     np.testing.assert_allclose(
         new.predicted,
-        FineTuned.load(tmp_path / "out/model.safetensors", "cpu").predict(new.sequence.tolist()),
+        FineTuned.load(done.out / "model.safetensors", "cpu").predict(new.sequence.tolist()),
         rtol=1e-2,
         atol=1e-2,
     )
-    assert (tmp_path / "out/figure.svg").exists()
+    assert (done.out / "figure.svg").exists()
 
 
-def test_notebook_tells_three_classes_apart(tmp_path):
+def test_notebook_tells_three_classes_apart(papermill, tmp_path):
     task = labelled(150)
     task = task.assign(
         place=np.select([task.target < 0.2, task.target < 0.35], ["few", "some"], "many")
     ).drop(columns="target")
     task.to_csv(tmp_path / "mine.csv", index=False)
     task[:3].to_csv(tmp_path / "new.csv", index=False)
-    status, shown = papermill(
-        tmp_path,
+    done = papermill(
+        "finetune",
         csv="mine.csv",
         predict_csv="new.csv",
         kind="classification",
@@ -358,11 +305,11 @@ def test_notebook_tells_three_classes_apart(tmp_path):
         method="pt-fr",
         lr="0.003",
     )
-    assert status == 0, shown
+    assert done.status == 0, done.shown
     rows, new, tested = (
-        pd.read_parquet(tmp_path / "out/results.parquet"),
-        pd.read_csv(tmp_path / "out/predictions.csv"),
-        pd.read_csv(tmp_path / "out/test_predictions.csv"),
+        pd.read_parquet(done.out / "results.parquet"),
+        pd.read_csv(done.out / "predictions.csv"),
+        pd.read_csv(done.out / "test_predictions.csv"),
     )
     assert rows.metric.tolist() == ["accuracy"] and rows.value.iloc[0] == pytest.approx(
         (tested.predicted == tested.target).mean()
@@ -374,9 +321,7 @@ def test_notebook_tells_three_classes_apart(tmp_path):
         "some",
     }
     np.testing.assert_allclose(new[chances].sum(axis=1), 1, atol=1e-6)
-    assert not (
-        tmp_path / "out/figure.svg"
-    ).exists()  # a calibration plot has one axis of probability
+    assert not (done.out / "figure.svg").exists()  # a calibration plot has one axis of probability
 
 
 @pytest.mark.parametrize(

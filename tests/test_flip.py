@@ -1,43 +1,9 @@
 """flip.ipynb and in_domain.ipynb by papermill, with the smallest settings."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pandas as pd
 import pytest
 
 from carp_nb.comparison import load_task, part_of
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def papermill(notebook: str, tmp_path: Path, **parameters: str) -> tuple[int, str]:
-    words = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(ROOT / f"nbs/{notebook}.ipynb"),
-        str(tmp_path / "executed.ipynb"),
-        "--no-progress-bar",
-    ]
-    for name, value in {
-        "output_dir": str(tmp_path / "out"),
-        "budget": "smoke",
-        **parameters,
-    }.items():
-        words += ["-p", name, value]
-    done = subprocess.run(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "TQDM_DISABLE": "1", "CARP_NB_DATA": ""},
-    )
-    return done.returncode, " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -51,10 +17,10 @@ def papermill(notebook: str, tmp_path: Path, **parameters: str) -> tuple[int, st
         ("in_domain", {"tasks": "abeta42"}, ["table_4"]),
     ],
 )
-def test_smoke_on_what_ships(notebook, place, tables, tmp_path):
-    status, shown = papermill(notebook, tmp_path, methods="ridge,pt-fr,cnn", **place)
-    assert status == 0, shown
-    rows = pd.read_parquet(tmp_path / "out/results.parquet")
+def test_smoke_on_what_ships(notebook, place, tables, papermill):
+    done = papermill(notebook, environment={"CARP_NB_DATA": ""}, methods="ridge,pt-fr,cnn", **place)
+    assert done.status == 0, done.shown
+    rows = pd.read_parquet(done.out / "results.parquet")
     scores = rows[rows.metric == "spearman"]
     assert set(zip(scores.model, scores.method)) == {
         ("ridge", "train"),
@@ -76,12 +42,12 @@ def test_smoke_on_what_ships(notebook, place, tables, tmp_path):
         read.value == int(place.get("train_rows", 32)) < read.n
     )  # a smoke run reads part of the rows and says so
     for table in tables:
-        cells = pd.read_csv(tmp_path / f"out/{table}.csv")
+        cells = pd.read_csv(done.out / f"{table}.csv")
         assert (
             cells.paper.notna().any()
             and not cells["set"].isin(["gb1_olson_sample", "abeta42"]).any()
         )  # a stand-in is never beside the paper
-    assert {p.name for p in (tmp_path / "out").glob("*.svg")} == {
+    assert {p.name for p in done.out.glob("*.svg")} == {
         "against_paper.svg",
         "training_size.svg",
     }
@@ -99,9 +65,9 @@ def test_smoke_on_what_ships(notebook, place, tables, tmp_path):
         ("in_domain", {"tasks": "sprot_heldout_sample"}, "without a measurement"),
     ],
 )
-def test_wrong_parameters(notebook, parameters, sentence, tmp_path):
-    status, shown = papermill(notebook, tmp_path, **parameters)
-    assert status != 0 and sentence in shown, shown
+def test_wrong_parameters(notebook, parameters, sentence, papermill):
+    done = papermill(notebook, environment={"CARP_NB_DATA": ""}, **parameters)
+    assert done.status != 0 and sentence in done.shown, done.shown
 
 
 def test_test_rows_are_the_same_for_every_seed_and_never_in_training():

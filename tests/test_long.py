@@ -1,22 +1,21 @@
 """Very long proteins: exact at the seams, in bounded memory; and embeddings that survive a kill."""
 
-import json
 import os
 import random
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import FORKS
 from safetensors import safe_open
 
 from benchmarks.memory import TITIN, long_protein
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
-from carp_nb.carp import CARP, TABLE_S1
+from carp_nb.carp import CARP, TABLE_S1, CARPConfig
 from carp_nb.datasets import load_dataset
 from carp_nb.embedding import embed, read_embeddings
 from carp_nb.scoring import mutation_scan, score_mutants
@@ -159,20 +158,23 @@ def test_titin_under_two_gigabytes(titin, work):
 
 # a kill
 
-WORKER = """
-import json, sys, time, torch
-from carp_nb.carp import CARP, CARPConfig
-from carp_nb.embedding import embed
-torch.manual_seed(0)
-model, slow = CARP(CARPConfig(16, 3)).eval(), float(sys.argv[2])
-represent, calls = model.represent, []
-def slowly(tokens, *args, **kwargs):
-    time.sleep(slow); calls.append(len(tokens))
-    return represent(tokens, *args, **kwargs)
-model.represent = slowly
-embed(model, json.load(open(sys.argv[1])), sys.argv[3], sys.argv[4], batch_tokens=256, progress=False)
-print(sum(calls))
-"""
+
+def embed_counted(records: dict, path: Path, per: str, halfway=None) -> int:
+    "Embed; how many sequences the model was asked for. From the twentieth on, say so and wait for the kill."
+    torch.manual_seed(0)
+    model, asked = CARP(CARPConfig(16, 3)).eval(), []
+    represent = model.represent
+
+    def counted(tokens, *args, **kwargs):
+        if halfway and sum(asked) >= 20:
+            halfway.send("as many as were asked for are on disk")
+            signal.pause()
+        asked.append(len(tokens))
+        return represent(tokens, *args, **kwargs)
+
+    model.represent = counted
+    embed(model, records, path, per, batch_tokens=256, progress=False)
+    return sum(asked)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process")
@@ -182,40 +184,22 @@ def test_killed_embedding_goes_on(per, tmp_path):
     records = {
         f"id {i}": "".join(rng.choices(AMINO_ACIDS, k=rng.randint(1, 120))) for i in range(60)
     }
-    (tmp_path / "records.json").write_text(json.dumps(records))
-
-    def command(name: str, slow: float):
-        return [
-            sys.executable,
-            "-c",
-            WORKER,
-            str(tmp_path / "records.json"),
-            str(slow),
-            str(tmp_path / name),
-            per,
-        ]
-
-    part = tmp_path / ".e.safetensors.part"
-    worker = subprocess.Popen(command("e.safetensors", 0.1))
-    deadline = time.monotonic() + 120
-
-    def finished() -> int:
-        if not part.exists():
-            return 0
-        with safe_open(part, "np") as file:
-            return int(file.get_tensor("done").sum())
-
-    while finished() < 10 and time.monotonic() < deadline and worker.poll() is None:
-        time.sleep(0.02)
-    worker.send_signal(signal.SIGKILL)
-    assert worker.wait() == -signal.SIGKILL
-    kept = finished()
-    assert 10 <= kept < 60 and not (tmp_path / "e.safetensors").exists()
-    again = subprocess.run(command("e.safetensors", 0), capture_output=True, text=True, check=True)
-    assert int(again.stdout) == 60 - kept + 1  # one to learn the width
-    subprocess.run(command("whole.safetensors", 0), check=True, capture_output=True)
+    path, part = tmp_path / "e.safetensors", tmp_path / ".e.safetensors.part"
+    heard, halfway = FORKS.Pipe(duplex=False)
+    worker = FORKS.Process(target=embed_counted, args=(records, path, per, halfway))
+    worker.start()
+    halfway.close()
+    heard.recv()
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+    with safe_open(part, "np") as file:
+        kept = int(file.get_tensor("done").sum())
+    assert 10 <= kept < 60 and not path.exists()
+    assert embed_counted(records, path, per) == 60 - kept + 1  # one to learn the width
+    embed_counted(records, tmp_path / "whole.safetensors", per)
     resumed, whole = (
-        read_embeddings(tmp_path / "e.safetensors"),
+        read_embeddings(path),
         read_embeddings(tmp_path / "whole.safetensors"),
     )
     assert resumed.ids == list(records) and resumed.lengths.tolist() == [

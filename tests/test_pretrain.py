@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forks import on_two_processes
 
 from carp_nb.batching import Corpus, uniref50_records
 from carp_nb.datasets import load_dataset
 from carp_nb.pretrain import PretrainConfig, pretrain, pretrain_here
 from carp_nb.pretrained import load_model
+from carp_nb.training import NonFiniteLoss, TrainConfig, processes, train
 
 CONFIG = PretrainConfig(
     "carp_4k",
@@ -143,65 +143,42 @@ def test_two_processes_train_as_one(undisturbed, tmp_path):
     )
 
 
-def launch(folder: Path) -> subprocess.CompletedProcess:
-    "script.py of a folder on two processes, with folder/run for its files."
-    words = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(folder / "script.py"),
-        str(folder / "run"),
-    ]
-    return subprocess.run(
-        words,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-        timeout=120,
-    )
+def fails_on_one(folder: Path) -> None:
+    assert processes().num_processes == 2
+    rank = processes().process_index
 
+    def loss(model, rows, generator):
+        failed = rank and rows[0, 0] == 5  # update 2, the second process
+        return model(rows).mean() * (float("nan") if failed else 1), 1
 
-FAILS_ON_ONE = """
-import sys, torch
-from pathlib import Path
-from carp_nb.training import NonFiniteLoss, TrainConfig, processes, train
-rank = processes().process_index
-assert processes().num_processes == 2
-loss = lambda model, rows, generator: (model(rows).mean() * (float("nan") if rank and rows[0, 0] == 5 else 1), 1)   # update 2, the second process
-batches = [torch.full((4, 1), value) for value in (1.0, 5.0)]
-try: train(torch.nn.Linear(1, 1), batches, loss, TrainConfig(2), sys.argv[1], progress=False)
-except NonFiniteLoss as error: Path(f"{sys.argv[1]}.{rank}.told").write_text(str(error))
-"""
+    batches = [torch.full((4, 1), value) for value in (1.0, 5.0)]
+    try:
+        train(torch.nn.Linear(1, 1), batches, loss, TrainConfig(2), folder, progress=False)
+    except NonFiniteLoss as error:
+        Path(f"{folder}.{rank}.told").write_text(str(error))
 
 
 def test_a_loss_that_fails_on_one_process_stops_both_with_the_batch(tmp_path):
-    (tmp_path / "script.py").write_text(FAILS_ON_ONE)
-    done = launch(tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert on_two_processes(fails_on_one, tmp_path / "run") == [0, 0]
     for rank in (0, 1):
         assert "the loss of update 2 is nan" in (tmp_path / f"run.{rank}.told").read_text()
     assert torch.load(tmp_path / "run/non_finite_batch.pt", weights_only=True)["step"] == 1
 
 
-SUMS_ONCE = """
-import sys, torch
-from pathlib import Path
-from carp_nb.training import TrainConfig, processes, train
-processes(); summed = []
-def loss(model, rows, generator):
-    summed.append(model.require_backward_grad_sync)
-    return model(rows).square().mean(), len(rows), len(rows)
-train(torch.nn.Linear(1, 1), [torch.ones(12, 1)] * 2, loss, TrainConfig(2, accumulate=3), sys.argv[1], progress=False)
-Path(f"{sys.argv[1]}.{processes().process_index}.told").write_text(str(summed))
-"""
+def sums_once(folder: Path) -> None:
+    rank, summed = processes().process_index, []
+
+    def loss(model, rows, generator):
+        summed.append(model.require_backward_grad_sync)
+        return model(rows).square().mean(), len(rows), len(rows)
+
+    config = TrainConfig(2, accumulate=3)
+    train(torch.nn.Linear(1, 1), [torch.ones(12, 1)] * 2, loss, config, folder, progress=False)
+    Path(f"{folder}.{rank}.told").write_text(str(summed))
 
 
 def test_processes_sum_their_gradients_once_an_update(tmp_path):
-    (tmp_path / "script.py").write_text(SUMS_ONCE)
-    done = launch(tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert on_two_processes(sums_once, tmp_path / "run") == [0, 0]
     for rank in (0, 1):
         assert (tmp_path / f"run.{rank}.told").read_text() == str([False, False, True] * 2)
 

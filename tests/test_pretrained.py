@@ -289,30 +289,17 @@ def test_protbert_without_its_package_or_a_connection(record, monkeypatch):
         load_model("prot_bert_bfd")
 
 
-def test_zero_shot_takes_every_family(tmp_path, monkeypatch):
+def test_zero_shot_takes_every_family(papermill, tmp_path, monkeypatch):
     "The section notebook, on small random models: one of the published ESM layout, one of ours, a ProtBERT, beside the one that ships."
-    papermill = pytest.importorskip("papermill")
     save_protbert(tmp_path / "prot_bert_bfd")
     monkeypatch.setenv("CARP_NB_WEIGHTS", str(tmp_path))
     published = save_checkpoint(ESM(LITTLE), tmp_path / "esm1v_small.pt")
     ours = save_checkpoint(ESM(ESMConfig(8, 2, 2, 8), "esm_8"), tmp_path / "esm_ours.safetensors")
     names = f"{ours},{published},prot_bert_bfd,carp_600k_sprot50"
-    nbs = Path(__file__).resolve().parent.parent / "nbs"
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    papermill.execute_notebook(
-        nbs / "zero_shot.ipynb",
-        tmp_path / "run.ipynb",
-        cwd=nbs,
-        progress_bar=False,
-        parameters={
-            "model": names,
-            "datasets": "abeta42",
-            "budget": "smoke",
-            "output_dir": str(tmp_path / "out"),
-        },
-    )
+    done = papermill("zero_shot", model=names, datasets="abeta42")
+    assert done.status == 0, done.shown
     rows = (
-        pd.read_parquet(tmp_path / "out" / "results.parquet")
+        pd.read_parquet(done.out / "results.parquet")
         .query("metric == 'spearman'")
         .set_index(["model", "method"])
     )

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -19,37 +17,6 @@ from carp_nb.results import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def papermill(
-    notebook: str, tmp_path: Path, **parameters
-) -> tuple[subprocess.CompletedProcess, Path]:
-    "What papermill did, and the folder that it wrote to."
-    words = [
-        w
-        for name, value in {
-            "output_dir": tmp_path / notebook,
-            "budget": "smoke",
-            **parameters,
-        }.items()
-        for w in ("-p", name, str(value))
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        ROOT / f"nbs/{notebook}.ipynb",
-        tmp_path / f"{notebook}.ipynb",
-        "--no-progress-bar",
-        *words,
-    ]
-    return subprocess.run(
-        [str(c) for c in command],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-    ), tmp_path / notebook
 
 
 def outputs_of(path: Path) -> list[str]:
@@ -102,18 +69,18 @@ def test_ridge_has_no_seeds_and_is_whole_unless_rows_are_missing():
     assert summarised(pd.concat([ridge, read])).partial.tolist() == [True]
 
 
-def test_without_outputs_every_cell_is_empty(tmp_path):
+def test_without_outputs_every_cell_is_empty(papermill, tmp_path):
     (tmp_path / "nothing").mkdir()
-    done, out = papermill("report", tmp_path, outputs=tmp_path / "nothing")
-    assert done.returncode == 0, done.stderr
-    shown = outputs_of(tmp_path / "report.ipynb")
+    done = papermill("report", outputs=tmp_path / "nothing")
+    assert done.status == 0, done.shown
+    shown = outputs_of(done.notebook)
     assert "0 rows of 0 sections." in shown[0] and not any(
         "image" in s or "CARP-640M" in s for s in shown
     )
-    assert sorted(p.name for p in out.iterdir()) == ["run.json"]
+    assert sorted(p.name for p in done.out.iterdir()) == ["run.json"]
 
 
-def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
+def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(papermill, tmp_path):
     common = {
         "seed": 0,
         "n": 100,
@@ -211,9 +178,9 @@ def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
     (folder := tmp_path / "rows" / "any").mkdir(parents=True)
     rows = [r | {"lo": r["value"] - 0.05, "hi": r["value"] + 0.05} for r in rows]
     pd.DataFrame(rows).reindex(columns=COLUMNS).to_parquet(folder / "results.parquet")
-    done, out = papermill("report", tmp_path, outputs=tmp_path / "rows")
-    assert done.returncode == 0, done.stderr
-    text = "\n".join(outputs_of(tmp_path / "report.ipynb"))
+    done = papermill("report", outputs=tmp_path / "rows")
+    assert done.status == 0, done.shown
+    out, text = done.out, "\n".join(outputs_of(done.notebook))
     assert "2 states of the code: aaaaaaa, bbbbbbb" in text
     assert (
         "0.344" in text and "0.654" in text and "papermill nbs/structure.ipynb" in text
@@ -247,14 +214,14 @@ def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def along(tmp_path_factory):
+def along(papermill_in, tmp_path_factory):
     folder = tmp_path_factory.mktemp("along")
-    return *papermill("checkpoints", folder, datasets="abeta42", method="wild-type"), folder
+    return papermill_in(folder, "checkpoints", datasets="abeta42", method="wild-type")
 
 
 def test_checkpoints_of_the_kept_run(along):
-    done, out, _ = along
-    assert done.returncode == 0, done.stderr
+    assert along.status == 0, along.shown
+    out = along.out
     points = pd.read_csv(out / "points.csv")
     scored = points[points.kind == "zero-shot"]
     assert (
@@ -267,20 +234,20 @@ def test_checkpoints_of_the_kept_run(along):
     assert {"figure_3.svg", "figure_4.svg", "figure_s1.svg"} <= {p.name for p in out.iterdir()}
 
 
-def test_a_second_start_computes_nothing_again(along):
-    _done, out, folder = along
-    before = {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}
-    again, _ = papermill("checkpoints", folder, datasets="abeta42", method="wild-type")
+def test_a_second_start_computes_nothing_again(along, papermill_in):
+    before = {p.name: p.stat().st_mtime_ns for p in (along.out / "parts").iterdir()}
+    again = papermill_in(along.out.parent, "checkpoints", datasets="abeta42", method="wild-type")
     assert (
-        again.returncode == 0
-        and {p.name: p.stat().st_mtime_ns for p in (out / "parts").iterdir()} == before
+        again.status == 0
+        and {p.name: p.stat().st_mtime_ns for p in (along.out / "parts").iterdir()} == before
     )
 
 
-def test_a_folder_without_checkpoints_is_one_sentence(tmp_path):
+def test_a_folder_without_checkpoints_is_one_sentence(papermill, tmp_path):
     shutil.copytree(ROOT / "outputs/pretrain/carp_600k_sprot50", tmp_path / "runs" / "mine")
-    done, _ = papermill("checkpoints", tmp_path, runs_dir=tmp_path / "runs", model="carp_640m")
+    done = papermill(
+        "checkpoints", runs_dir=tmp_path / "runs", model="carp_640m", datasets="abeta42"
+    )
     assert (
-        done.returncode
-        and "holds no checkpoints of carp_640m; it has carp_600k_sprot50" in done.stderr
+        done.status and "holds no checkpoints of carp_640m; it has carp_600k_sprot50" in done.shown
     )

@@ -1,54 +1,23 @@
 """scaling.ipynb the way its users start it, on shapes that take seconds; and what the table of benchmarks says of its numbers."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def scaling(tmp_path: Path, **parameters: str) -> tuple[subprocess.CompletedProcess, Path]:
-    "What papermill did, and the folder that it wrote to."
-    words = [
-        w
-        for name, value in {
-            "output_dir": str(tmp_path / "out"),
-            "budget": "smoke",
-            **parameters,
-        }.items()
-        for w in ("-p", name, value)
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        ROOT / "nbs/scaling.ipynb",
-        tmp_path / "executed.ipynb",
-        "--no-progress-bar",
-        *words,
-    ]
-    return subprocess.run(
-        [str(c) for c in command],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-    ), tmp_path / "out"
-
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces a limit on memory")
-def test_out_of_memory_is_the_end_of_a_line(tmp_path):
-    done, out = scaling(
-        tmp_path,
+def test_out_of_memory_is_the_end_of_a_line(papermill):
+    done = papermill(
+        "scaling",
         model="carp_40k,esm_41k:plain",
         lengths="64,256,8192",
         repeats="2",
         memory_limit="0.3",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.shown
+    out = done.out
     cost = pd.read_csv(out / "cost.csv")
     assert cost[cost["shape"] == "carp_40k"].groupby("length").wall.count().tolist() == [2, 2, 2]
     assert cost[cost.wall.isna()][["shape", "length"]].values.tolist() == [["esm_41k:plain", 8192]]
@@ -66,9 +35,9 @@ def test_out_of_memory_is_the_end_of_a_line(tmp_path):
     assert set(rows.model) == {"carp_40k", "esm_41k:plain"} and (rows.device.str.len() > 0).all()
 
 
-def test_an_unknown_shape_is_named(tmp_path):
-    done, _ = scaling(tmp_path, model="carp_40k,esm_2")
-    assert done.returncode and "'esm_2' is no shape to measure" in done.stderr
+def test_an_unknown_shape_is_named(papermill):
+    done = papermill("scaling", model="carp_40k,esm_2")
+    assert done.status and "'esm_2' is no shape to measure" in done.shown
 
 
 @pytest.mark.parametrize("peers", [1, 2])

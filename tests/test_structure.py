@@ -24,8 +24,6 @@ from carp_nb.structure import (
 )
 from carp_nb.tasks import read_contacts
 
-ROOT = Path(__file__).resolve().parent.parent
-
 DEPOSITED = Path(os.environ.get("CARP_NB_DATA", "")) / "structures" / "deposited"
 here = pytest.mark.skipif(
     not (DEPOSITED / "1ubi.pdb").is_file(), reason="CARP_NB_DATA has no structures/deposited"
@@ -232,37 +230,10 @@ def test_masked_residues_do_not_count():
     assert (full, part) == (0.75, 1.0)
 
 
-def papermill(tmp_path: Path, **parameters: str) -> tuple[int, str]:
-    words = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(ROOT / "nbs/structure.ipynb"),
-        str(tmp_path / "executed.ipynb"),
-        "--no-progress-bar",
-    ]
-    for name, value in {
-        "output_dir": str(tmp_path / "out"),
-        "budget": "smoke",
-        **parameters,
-    }.items():
-        words += ["-p", name, value]
-    done = subprocess.run(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "TQDM_DISABLE": "1", "CARP_NB_DATA": ""},
-    )
-    return done.returncode, " ".join(done.stdout.split())
-
-
-def test_smoke_on_what_ships(tmp_path):
-    status, shown = papermill(tmp_path)
-    assert status == 0, shown
-    rows = pd.read_parquet(tmp_path / "out/results.parquet")
+def test_smoke_on_what_ships(papermill):
+    done = papermill("structure", environment={"CARP_NB_DATA": ""})
+    assert done.status == 0, done.shown
+    rows = pd.read_parquet(done.out / "results.parquet")
     for metric in ("q3", "precision long L"):
         scores = rows[rows.metric == metric]
         assert (
@@ -278,22 +249,22 @@ def test_smoke_on_what_ships(tmp_path):
         set(rows.task) == {"secondary_structure: pdb_chains_sample", "contacts: pdb_chains_sample"}
         and rows.data_sha.str.len().eq(64).all()
     )
-    assert {p.name for p in (tmp_path / "out").glob("*.svg")} == {
+    assert {p.name for p in done.out.glob("*.svg")} == {
         "contacts.svg",
         "confusion.svg",
         "trace.svg",
     }
     assert (
-        not pd.read_csv(tmp_path / "out/table_1.csv")["set"].isin(set(rows.task)).any()
+        not pd.read_csv(done.out / "table_1.csv")["set"].isin(set(rows.task)).any()
     )  # a stand-in is never beside the paper
 
 
-def test_a_wrong_task_is_one_sentence(tmp_path):
-    status, shown = papermill(tmp_path, task="folds")
+def test_a_wrong_task_is_one_sentence(papermill):
+    done = papermill("structure", task="folds")
     assert (
-        status != 0
-        and "task has 'folds'; use secondary_structure, remote_homology, contacts." in shown
-    ), shown
+        done.status != 0
+        and "task has 'folds'; use secondary_structure, remote_homology, contacts." in done.shown
+    ), done.shown
 
 
 def test_training_sequences_in_the_test_of_the_other_set_are_dropped(monkeypatch):

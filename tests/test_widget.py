@@ -1,10 +1,7 @@
 """The mutation map from outside: many actions at random, a kernel that stays free, and mutate.ipynb as papermill runs it."""
 
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +14,6 @@ from carp_nb.pretrained import load_model
 from carp_nb.scoring import score_mutants
 from carp_nb.widget import Explorer, History, Mutant, MutationMap, read_state, write_state
 
-ROOT = Path(__file__).resolve().parent.parent
 WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
 POSITION = st.integers(-2, 60)
 STEP = st.one_of(
@@ -158,27 +154,12 @@ def test_a_failing_model_is_told_once_and_ends():
     assert view._thread is None
 
 
-def test_mutate_notebook_exports(tmp_path):
-    words = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(ROOT / "nbs/mutate.ipynb"),
-        str(tmp_path / "executed.ipynb"),
-        "--no-progress-bar",
-    ]
-    for name, value in {
-        "sequence": WILD_TYPE,
-        "offset": "228",
-        "mutant": "T252W:D267E",
-        "budget": "smoke",
-        "dtype": "float32",
-        "output_dir": str(tmp_path / "out"),
-    }.items():
-        words += ["-p", name, value]
-    done = subprocess.run(words, cwd=tmp_path, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    table = pd.read_csv(next((tmp_path / "out").glob("*.csv")))
+def test_mutate_notebook_exports(papermill):
+    done = papermill(
+        "mutate", sequence=WILD_TYPE, offset=228, mutant="T252W:D267E", dtype="float32"
+    )
+    assert done.status == 0, done.shown
+    table = pd.read_csv(next(done.out.glob("*.csv")))
     assert table[table.in_mutant].mutant.tolist() == ["T252W", "D267E"] and len(table) == 56 * 19
-    mutant, others = read_state(next((tmp_path / "out").glob("*.txt")).read_text())
+    mutant, others = read_state(next(done.out.glob("*.txt")).read_text())
     assert mutant.text == "T252W:D267E" and others["model"] == "carp_600k_sprot50"

@@ -7,9 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
+from forks import completed
+from snakemake.cli import main
 
 from carp_nb.report import _PARTS
 from carp_nb.results import _notebook_parameters
@@ -42,22 +45,21 @@ time.sleep(seconds)
 with open(folder.parent / "ran.txt", "a") as ran: ran.write(folder.name + "\\\\n")"""
 
 
-def snakemake(*words, cwd: Path = ROOT, **kwargs) -> subprocess.CompletedProcess:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
-    return subprocess.run(
-        [SNAKEMAKE, *words],
-        cwd=cwd,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        **kwargs,
-    )
+def environment() -> dict[str, str]:
+    "Where this environment's commands come first."
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+def snakemake(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    "Snakemake's command line, in a process that has its imports done."
+    return completed(main, words, folder=cwd, environment=environment())
+
+
+@cache
+def dry_run(*words: str) -> subprocess.CompletedProcess:
+    "What Snakemake would do in this project, asked once."
+    return snakemake("-n", "--forceall", *words)
 
 
 def planned(output: str) -> dict[str, int]:
@@ -128,13 +130,13 @@ def test_every_run_has_a_notebook_that_takes_its_parameters(plan):
     ids=" ".join,
 )
 def test_dry_run_plans_every_run(words):
-    done = snakemake("-n", "--forceall", *words)
+    done = dry_run(*words)
     assert done.returncode == 0, done.stdout
     assert {f"{words[0]}_{run.name}" for run in read_plan(words[0])} <= planned(done.stdout).keys()
 
 
 def test_one_gpu_gets_one_process():
-    done = snakemake("-n", "--forceall", "paper", "--profile", "profiles/gpu")
+    done = dry_run("paper", "--profile", "profiles/gpu")
     assert set(re.findall(r"-p processes (\d+)", done.stdout)) == {"1"} and set(
         re.findall(r"gpu=(\d+)", done.stdout)
     ) == {"0", "1"}
@@ -171,22 +173,15 @@ def test_killed_and_started_again_runs_only_what_is_missing(small):
             '[smoke.first]\nnotebook = "small"\nparameters = {seconds = 600}',
         )
     )
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
     process = subprocess.Popen(
         [SNAKEMAKE, "--cores", "1", "smoke"],
         cwd=small,
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    for _ in range(2400):
-        if "first begins" in ran(small):
-            break
+    while "first begins" not in ran(small) and process.poll() is None:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

@@ -17,10 +17,11 @@ NO_NETWORK = {
     "http_proxy": "http://127.0.0.1:9",
     "HTTPS_PROXY": "http://127.0.0.1:9",
 }
+MISSPELT = "zero_shot.ipynb has no parameter 'modle'; did you mean 'model'"
 
 
-def papermill(tmp_path: Path, *parameters: str, **environment: str) -> tuple[int, str]:
-    "Exit status and what the terminal shows, of papermill run under a pseudo-terminal with output_dir in a temporary folder."
+def at_a_terminal(tmp_path: Path, *parameters: str) -> tuple[int, str]:
+    "Exit status and what the terminal shows, of papermill under a pseudo-terminal."
     words = [
         sys.executable,
         "-m",
@@ -41,7 +42,7 @@ def papermill(tmp_path: Path, *parameters: str, **environment: str) -> tuple[int
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env={**os.environ, "TQDM_DISABLE": "1", **environment},
+        env={**os.environ, "TQDM_DISABLE": "1"},
         cwd=tmp_path,
     )
     os.close(theirs)
@@ -59,7 +60,7 @@ def papermill(tmp_path: Path, *parameters: str, **environment: str) -> tuple[int
 
 
 def test_default_scores_the_shipped_scans(tmp_path):
-    status, shown = papermill(tmp_path)
+    status, shown = at_a_terminal(tmp_path)
     assert status == 0, shown
     rows = pd.read_parquet(tmp_path / "out/results.parquet")
     assert set(rows.task) == {"abeta42", "tdp43", "gb1_olson_sample"} and {
@@ -75,47 +76,50 @@ def test_default_scores_the_shipped_scans(tmp_path):
     assert record["parameters"]["budget"] == "smoke" and record["commit"] and record["torch"]
 
 
-def test_own_protein(tmp_path):
+def test_own_protein(papermill, tmp_path):
     (tmp_path / "mine.fasta").write_text(">mine\nMQYKLILNGKTLKGETTTEA\n")
-    status, shown = papermill(
-        tmp_path, "fasta", "mine.fasta", "mutants", "Y26W,K27A:L28V", "offset", "24"
-    )
-    assert status == 0, shown
-    table = pd.read_csv(tmp_path / "out/mutants_mine_carp_600k_sprot50.csv")
+    done = papermill("zero_shot", fasta="mine.fasta", mutants="Y26W,K27A:L28V", offset=24)
+    assert done.status == 0, done.shown
+    table = pd.read_csv(done.out / "mutants_mine_carp_600k_sprot50.csv")
     assert set(table.mutant) == {"Y26W", "K27A:L28V"} and table.percentile.tolist() == [100.0, 50.0]
-    status, shown = papermill(tmp_path, "fasta", "mine.fasta")
-    assert status == 0, shown
+    done = papermill("zero_shot", fasta="mine.fasta")
+    assert done.status == 0, done.shown
     assert (
-        len(pd.read_csv(tmp_path / "out/mutants_mine_carp_600k_sprot50.csv")) == 19 * 20
-        and (tmp_path / "out/mutants_mine_carp_600k_sprot50.svg").exists()
+        len(pd.read_csv(done.out / "mutants_mine_carp_600k_sprot50.csv")) == 19 * 20
+        and (done.out / "mutants_mine_carp_600k_sprot50.svg").exists()
     )
+
+
+def test_a_wrong_name_is_shown_at_the_terminal(tmp_path):
+    status, shown = at_a_terminal(tmp_path, "modle", "x")
+    assert status != 0 and MISSPELT in " ".join(shown.split()), shown
+    assert not list(tmp_path.glob("out/*.parquet"))
 
 
 @pytest.mark.parametrize(
     "parameters, sentence",
     [
-        (("modle", "x"), "zero_shot.ipynb has no parameter 'modle'; did you mean 'model'"),
-        (("seed", "abc"), "seed is 'abc'; it must be a whole number"),
-        (("budget", "huge"), "budget is 'huge'; use one of smoke, laptop, paper."),
-        (("output_dir", "/proc/nowhere"), "the output folder /proc/nowhere cannot be written"),
-        (("model", "carp_6000k"), "carp_600k"),
+        ({"modle": "x"}, MISSPELT),
+        ({"seed": "abc"}, "seed is 'abc'; it must be a whole number"),
+        ({"budget": "huge"}, "budget is 'huge'; use one of smoke, laptop, paper."),
+        ({"output_dir": "/proc/nowhere"}, "the output folder /proc/nowhere cannot be written"),
+        ({"model": "carp_6000k"}, "carp_600k"),
     ],
 )
-def test_wrong_parameters(tmp_path, parameters, sentence):
-    status, shown = papermill(tmp_path, *parameters)
-    assert status != 0 and sentence in " ".join(shown.split()), shown
-    assert not list(tmp_path.glob("out/*.parquet"))
+def test_wrong_parameters(papermill, parameters, sentence):
+    done = papermill("zero_shot", **parameters)
+    assert done.status != 0 and sentence in done.shown, done.shown
+    assert not list(done.out.glob("*.parquet"))
 
 
-def test_published_weights_without_a_connection(tmp_path):
+def test_published_weights_without_a_connection(papermill, tmp_path):
     cache = {
         "HOME": str(tmp_path),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "CARP_NB_WEIGHTS": "",
     }
-    status, shown = papermill(tmp_path, "model", "carp_640m", **NO_NETWORK, **cache)
-    last = " ".join(shown.split())
-    assert status != 0 and all(
-        word in last
+    done = papermill("zero_shot", environment=NO_NETWORK | cache, model="carp_640m")
+    assert done.status != 0 and all(
+        word in done.shown
         for word in ("carp_640M.pt", "https://zenodo.org/record/6564798", "CARP_NB_WEIGHTS")
-    ), shown
+    ), done.shown
