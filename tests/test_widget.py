@@ -1,7 +1,6 @@
 """The mutation map from outside: many actions at random, a kernel that stays free, and mutate.ipynb as papermill runs it."""
 
 import threading
-import time
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from carp_nb.scoring import score_mutants
 from carp_nb.widget import Explorer, History, Mutant, MutationMap, read_state, write_state
 
 WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
+MINUTE = 60  # seconds after which a thread is held to be stuck
 POSITION = st.integers(-2, 60)
 STEP = st.one_of(
     st.tuples(st.just("toggle"), POSITION, st.sampled_from(AMINO_ACIDS + AMINO_ACIDS.lower())),
@@ -80,12 +80,29 @@ def test_score_is_that_of_score_mutants_for_many_mutants():
         )
 
 
-class Slow(Blosum62):
-    "A model that takes 20 ms per position."
+class Held(Blosum62):
+    "A model that says when it is asked, and answers when it is allowed to."
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.allowed = threading.Semaphore(0), threading.Semaphore(0)
 
     def log_probs(self, wild_type, masked, at=None):
-        time.sleep(0.02 * len(masked))
+        self.asked.release()
+        self.allowed.acquire()
         return super().log_probs(wild_type, masked, at)
+
+    def answer(self) -> None:
+        "Answer one question, and wait for the next."
+        self.allowed.release()
+        assert self.asked.acquire(timeout=MINUTE)
+
+    def release(self) -> None:
+        "Answer whatever is asked until the next `hold`."
+        self.allowed.release(10_000)
+
+    def hold(self) -> None:
+        self.asked, self.allowed = threading.Semaphore(0), threading.Semaphore(0)
 
 
 class Kept(MutationMap):
@@ -96,23 +113,34 @@ class Kept(MutationMap):
 
 
 def test_long_protein_is_interrupted_by_a_click_and_by_cancel():
-    view = Kept(Explorer(Slow(), Mutant(WILD_TYPE * 54)))  # 3,024 residues: a minute of work
-    time.sleep(0.5)
-    began = time.perf_counter()
-    view.receive({"do": "toggle", "with": [3000, "W"]})
-    assert time.perf_counter() - began < 1  # the caller is free at once
-    while view.explorer.summary["score"] is None:
-        time.sleep(0.01)
-    assert time.perf_counter() - began < 10 and 0 < view.explorer.map.done.sum() < 3024
+    model = Held()
+    view = Kept(Explorer(model, Mutant(WILD_TYPE * 54)))  # 3,024 residues
+    done = view.explorer.map.done
+    assert model.asked.acquire(timeout=MINUTE)
+    click = threading.Thread(
+        target=view.receive, args=[{"do": "toggle", "with": [3000, "W"]}], daemon=True
+    )
+    click.start()
+    click.join(MINUTE)
+    assert not click.is_alive()  # the caller is free while the model works
+    assert view.explorer.summary["score"] is None
+    model.answer()  # what was in hand
+    model.answer()  # the click, before the rest of the map
+    assert view.explorer.summary["score"] is not None and 0 < done.sum() < 10
     view.receive({"do": "cancel"})
-    view.wait(10)
-    assert view._thread is None and view.explorer.map.done.sum() < 3024
-    done = view.explorer.map.done.sum()
+    model.release()
+    view.wait(MINUTE)
+    assert view._thread is None and done.sum() < 20
+    before = done.sum()
+    model.hold()
     view.receive({"do": "resume"})
-    time.sleep(1)
-    assert view.explorer.map.done.sum() > done
+    assert model.asked.acquire(timeout=MINUTE)
+    model.answer()
+    assert done.sum() > before
     view.receive({"do": "cancel"})
-    view.wait(10)
+    model.release()
+    view.wait(MINUTE)
+    assert view._thread is None and done.sum() < 3024
 
 
 def test_clicks_from_several_threads_are_all_answered():
@@ -130,7 +158,7 @@ def test_clicks_from_several_threads_are_all_answered():
         hand.start()
     for hand in hands:
         hand.join()
-    view.wait(30)
+    view.wait(MINUTE)
     assert len(view.explorer.mutant.mutations) == len(WILD_TYPE) and view.explorer.map.done.all()
     assert (
         view.sent[-1]["busy"] is False
@@ -145,12 +173,12 @@ def test_a_failing_model_is_told_once_and_ends():
             raise RuntimeError("out of memory")
 
     view = Kept(Explorer(Broken(), Mutant(WILD_TYPE)))
-    view.wait(10)
+    view.wait(MINUTE)
     assert [m["text"] for m in view.sent if m["kind"] == "error"] == [
         "RuntimeError: out of memory"
     ] and view._thread is None
     view.receive({"do": "toggle", "with": [3, "W"]})
-    view.wait(10)
+    view.wait(MINUTE)
     assert view._thread is None
 
 
