@@ -1,8 +1,10 @@
-"""Run lines of the table: `python -m benchmarks` all of them, `python -m benchmarks linearity train-carp_600k` some, `--list` names them.
+"""Run lines of the table: `python -m benchmarks` all of them, `python -m benchmarks linearity
+train-carp_600k` some, `--list` names them.
 
-Every line is measured in one process, all its ways in turns, so that a machine that is slower for a while is slower for all of them. The ratio is the
-median over repeats of neighbours. Lines measured before stay in the table until they are measured again. `bf16-scans` is no line of speed: it
-says how far bf16 moves the Spearman correlation of every scan that is here.
+Every line is measured in one process, all its ways in turns, so that a machine that is slower
+for a while is slower for all of them. The ratio is the median over repeats of neighbours. Lines
+measured before stay in the table until they are measured again. `bf16-scans` is no line of
+speed: it says how far bf16 moves the Spearman correlation of every scan that is here.
 """
 
 import argparse
@@ -82,7 +84,9 @@ def per_unit(times: pd.DataFrame, worth: dict[str, float]) -> pd.DataFrame:
 
 
 def limits(line: Line, ratio: float, job: Ways, medians: pd.Series, dtype: str) -> str:
-    "Where a target is missed: the time of the matrix products alone, at the rate that this processor reaches on large ones, against ours. That rate is a reference, not a bound."
+    """Where a target is missed: the time of the matrix products alone, at the rate that this
+    processor reaches on large ones, against ours. That rate is a reference, not a bound.
+    """
     if line.floor is None or verdict(line, ratio) == "aim":
         return ""
     rates = {
@@ -177,7 +181,10 @@ def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int)
             return n.removeprefix("peer, ") if n != "peer" else "as stated"
 
         row |= {
-            "peer at its best": f"{say(fastest)} (of {'; '.join(map(say, peers))}; {more_threads} thread{'s' if more_threads > 1 else ''} at most)",
+            "peer at its best": (
+                f"{say(fastest)} (of {'; '.join(map(say, peers))}; {more_threads} "
+                f"thread{'s' if more_threads > 1 else ''} at most)"
+            ),
             "against its best": paired_ratio(times, fastest, ours, clock)[0],
         }
     if alone:
@@ -232,7 +239,9 @@ def panel(rows: pd.DataFrame, title: list[str], scale: str) -> alt.LayerChart:
 
 
 def chart(table: pd.DataFrame) -> alt.VConcatChart:
-    "Ratios of times, where more is better; below them the one ratio of our own times, where less is, and in words what is no ratio."
+    """Ratios of times, where more is better; below them the one ratio of our own times, where
+    less is, and in words what is no ratio.
+    """
     rows = table.assign(label=lambda t: t.work + " | against " + t.peer)
     faster, straight = rows[rows.unit == "times faster"], rows[rows.unit == "time ratio"]
     others = rows[~rows.unit.isin(["times faster", "time ratio"])]
@@ -294,7 +303,10 @@ def main() -> int:
         "--clock",
         choices=["cpu", "wall"],
         default="cpu",
-        help="processor time of the process, which other programs disturb little, or the wall clock for an idle machine; default cpu",
+        help=(
+            "processor time of the process, which other programs disturb little, or "
+            "the wall clock for an idle machine; default cpu"
+        ),
     )
     parser.add_argument("--repeats", type=int, help="turns; default: as the line says")
     parser.add_argument(
@@ -465,22 +477,55 @@ def readme(table: pd.DataFrame, scans: Path) -> str:
         [
             "# Speed beside other software",
             "",
-            "`make bench` writes this folder; `make bench LINES=linearity` one line of it. All ways of one line are timed in turns in one process, and the ratio is the median over",
-            "repeats of neighbours: above 1 ours is the faster one; behind it stands the range of up to five repeats, or the 95 % bootstrap interval of more. Weights are random. With the clock `cpu`, the processor time of the process, other programs disturb little;",
-            'the peer\'s best is then taken over batches on one thread, because processor time counts every thread. On an idle machine `ARGS="--clock wall"` adds two threads.',
-            "A peer that ran in one setting only has no best. Where another unit stands beside the number, it is no ratio of times.",
+            (
+                "`make bench` writes this folder; `make bench LINES=linearity` one line "
+                "of it. All ways of one line are timed in turns in one process, and the "
+                "ratio is the median over"
+            ),
+            (
+                "repeats of neighbours: above 1 ours is the faster one; behind it stands "
+                "the range of up to five repeats, or the 95 % bootstrap interval of "
+                "more. Weights are random. With the clock `cpu`, the processor time of "
+                "the process, other programs disturb little;"
+            ),
+            (
+                "the peer's best is then taken over batches on one thread, because "
+                'processor time counts every thread. On an idle machine `ARGS="--clock '
+                'wall"` adds two threads.'
+            ),
+            (
+                "A peer that ran in one setting only has no best. Where another unit "
+                "stands beside the number, it is no ratio of times."
+            ),
             "",
-            "The model is not compiled: measured by hand on two cores without AMX, `torch.compile` with dynamic shapes took 50 s (block by block) to 130 s (whole) and left 0.95 to 1.0 of an update's time.",
+            (
+                "The model is not compiled: measured by hand on two cores without AMX, "
+                "`torch.compile` with dynamic shapes took 50 s (block by block) to 130 s "
+                "(whole) and left 0.95 to 1.0 of an update's time."
+            ),
             "",
-            "What holds a line back is computed: the operations of our matrix products at the rate that this processor reaches on large ones in the same minutes, against our whole time.",
-            "That rate is a reference, not a bound: products of our shapes may run faster, and then they take all of our time.",
-            "Beside them there are element-wise work (layer norms, GELU, sums), memory, and products too small for that rate.",
+            (
+                "What holds a line back is computed: the operations of our matrix "
+                "products at the rate that this processor reaches on large ones in the "
+                "same minutes, against our whole time."
+            ),
+            (
+                "That rate is a reference, not a bound: products of our shapes may run "
+                "faster, and then they take all of our time."
+            ),
+            (
+                "Beside them there are element-wise work (layer norms, GELU, sums), "
+                "memory, and products too small for that rate."
+            ),
             "",
             *("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows]),
             "",
             "## bf16 against fp32 on measured mutants",
             "",
-            "Spearman correlations with every scan that is here, in both precisions (`make bench LINES=bf16-scans`, rows in `bf16_scans.csv`):",
+            (
+                "Spearman correlations with every scan that is here, in both precisions "
+                "(`make bench LINES=bf16-scans`, rows in `bf16_scans.csv`):"
+            ),
             "",
             *(
                 [f"- {line}" for line in summary(pd.read_csv(scans))]

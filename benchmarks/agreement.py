@@ -57,11 +57,19 @@ def bf16_scans(folder: Path, model: str = "carp_600k_sprot50") -> pd.DataFrame:
 def summary(table: pd.DataFrame) -> list[str]:
     "How many scans stay within the limit, per method, and each that does not."
     lines = [
-        f"{method}: {g['within 0.002'].sum()} of {len(g)} scans move by less than {LARGEST_CHANGE}; median {g.change.abs().median():.4f}, largest {g.change.abs().max():.4f}."
+        (
+            f"{method}: {g['within 0.002'].sum()} of {len(g)} scans move by less than "
+            f"{LARGEST_CHANGE}; median {g.change.abs().median():.4f}, largest "
+            f"{g.change.abs().max():.4f}."
+        )
         for method, g in table.groupby("method", sort=False)
     ]
     return lines + [
-        f"{r.scan}, {r.method}: {r['spearman float32']:.4f} becomes {r['spearman bfloat16']:.4f} over {r.mutants:,} mutants of {r.residues} residues; the two scores agree at "
-        f"{r['spearman of the two scores']:.5f}, and no score changes by more than {r['largest change of a score (nats)']:.3f} nats where their spread is {r['spread of the scores (nats)']:.2f}."
+        f"{r.scan}, {r.method}: {r['spearman float32']:.4f} becomes "
+        f"{r['spearman bfloat16']:.4f} over {r.mutants:,} mutants of {r.residues} "
+        "residues; the two scores agree at "
+        f"{r['spearman of the two scores']:.5f}, and no score changes by more "
+        f"than {r['largest change of a score (nats)']:.3f} nats where their "
+        f"spread is {r['spread of the scores (nats)']:.2f}."
         for _, r in table[~table["within 0.002"]].iterrows()
     ]

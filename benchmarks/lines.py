@@ -1,9 +1,13 @@
 """What is compared: one function per line of the table, in the order of the table.
 
-A line returns the ways to do one job as callables, and what one call of each is worth in units of that job (residues, positions, forward passes).
-`ours` and `peer` are the stated setting; `fp32` is ours in float32 where `ours` is bf16, `fp32 peer` the peer in float32 where `peer` is not; every way named `peer, ...` is a setting in which the
-peer may be better than in the stated one. A `probe` measures one number instead. Weights are random and equal in number; the time of a forward pass does not depend on them. `operations` are those of our matrix products, two per multiplication:
-the time that they take alone, at the rate of large products, is a reference for ours, not a bound: products of other shapes run at other rates.
+A line returns the ways to do one job as callables, and what one call of each is worth in units
+of that job (residues, positions, forward passes). `ours` and `peer` are the stated setting;
+`fp32` is ours in float32 where `ours` is bf16, `fp32 peer` the peer in float32 where `peer` is
+not; every way named `peer, ...` is a setting in which the peer may be better than in the stated
+one. A `probe` measures one number instead. Weights are random and equal in number; the time of
+a forward pass does not depend on them. `operations` are those of our matrix products, two per
+multiplication: the time that they take alone, at the rate of large products, is a reference for
+ours, not a bound: products of other shapes run at other rates.
 """
 
 import copy
@@ -347,7 +351,9 @@ def mixed_lengths() -> Ways:
 
 
 def packed(size: str, train: bool) -> Ways:
-    "Sequences end to end in rows, each as full as it gets, against length-bucketed batches with padding, of as many residues."
+    """Sequences end to end in rows, each as full as it gets, against length-bucketed batches
+    with padding, of as many residues.
+    """
     from carp_nb.batching import bucketed_batches
 
     found, model, room = real_sequences(48), ours(size), 4096
@@ -385,7 +391,10 @@ def packed(size: str, train: bool) -> Ways:
 for size, train in [("carp_38m", False), ("carp_600k", True)]:
     line(
         f"packed-{size}{'-train' if train else ''}",
-        f"{'forward and backward pass' if train else 'forward pass'}, {size}, 48 Swiss-Prot sequences end to end in rows, fp32",
+        (
+            f"{'forward and backward pass' if train else 'forward pass'}, {size}, 48 "
+            "Swiss-Prot sequences end to end in rows, fp32"
+        ),
         "our own length-bucketed, padded batches",
         repeats=3 if train else 2,
     )(lambda size=size, train=train: packed(size, train))
@@ -421,7 +430,10 @@ def scan(size: str, length: int, dtype: str, positions: int, peer_positions: int
     return Ways(
         work,
         {"ours": positions, "fp32": positions, "peer": peer_positions, "peer, batch 8": 8},
-        f"{positions} of {length} positions, the peer {peer_positions}, per position; the pass over the wild type counts in full",
+        (
+            f"{positions} of {length} positions, the peer {peer_positions}, per "
+            "position; the pass over the wild type counts in full"
+        ),
         operations=2 * plan(model.config, length, spread(positions)).incremental / positions,
     )
 
@@ -574,7 +586,9 @@ def train_600k() -> Ways:
     return Ways(
         work,
         dict.fromkeys(work, sum(int(mask.sum()) for _, _, mask, _ in data)),
-        f"{steps} updates; ours is the whole of `train`: it makes its batches, and writes metrics and a checkpoint; the peer's loop takes the same batches made beforehand and plain Adam; "
+        f"{steps} updates; ours is the whole of `train`: it makes its batches, "
+        "and writes metrics and a checkpoint; the peer's loop takes the same "
+        "batches made beforehand and plain Adam; "
         "a batch of 8 or 1 is a part of an update, gradients added up",
         {"peer, 2 threads": 2, "ours, 2 threads": 2},
         3 * operations(TABLE_S1["carp_600k"]),
@@ -649,14 +663,19 @@ def gpu_forward(size: str, batch: int, length: int) -> Ways:
 
 
 def gpu_train(size: str, wanted: str, steps: int, accumulate: int, device: str = "cuda") -> Ways:
-    "The whole of `train`: its share of the peak rate in percent (six operations per weight and residue), thousands of residues a second, or the memory of activations and gradients."
+    """The whole of `train`: its share of the peak rate in percent (six operations per weight
+    and residue), thousands of residues a second, or the memory of activations and gradients.
+    """
     tokens = 32768
     batches, part = training_batches(tokens), tokens // accumulate
 
     def untrained():
         return ours(size).to(device)
 
-    note = f"updates of {tokens} tokens in parts of {part}, bf16 autocast; the whole of `train`: it makes its batches, and writes metrics and a checkpoint"
+    note = (
+        f"updates of {tokens} tokens in parts of {part}, bf16 autocast; the whole "
+        "of `train`: it makes its batches, and writes metrics and a checkpoint"
+    )
 
     def memory() -> tuple[float, float]:
         found = []
@@ -757,7 +776,10 @@ for work, said in [
 
 @line(
     "finetune-carp_600k",
-    "fine-tuning all weights, carp_600k with a pooled head, updates of 16 sequences of 265 residues (GB1 in FLIP), fp32",
+    (
+        "fine-tuning all weights, carp_600k with a pooled head, updates of 16 "
+        "sequences of 265 residues (GB1 in FLIP), fp32"
+    ),
     "a loop with sequence-models' model and the same head, fp32",
 )
 def finetune_600k() -> Ways:
@@ -803,7 +825,10 @@ def finetune_600k() -> Ways:
     return Ways(
         work,
         dict.fromkeys(work, int(mask.sum())),
-        "one update, the same batch for both; backward pass and Adam included; a batch of 4 or 1 is a part of an update, gradients added up",
+        (
+            "one update, the same batch for both; backward pass and Adam included; a "
+            "batch of 4 or 1 is a part of an update, gradients added up"
+        ),
         {"peer, 2 threads": 2, "ours, 2 threads": 2},
         3 * operations(TABLE_S1["carp_600k"]),
     )

@@ -24,7 +24,8 @@ model = CARP(TABLE_S1[size], size).eval()
 with torch.inference_mode(): model(torch.zeros(1, 16, dtype=torch.long))
 before, start = peak(), time.process_time()
 if work in ("sequence", "residue"): embed(model, {"long": sequence}, path, work, progress=False)
-mutants = [f"{sequence[i]}{i + 1}{'A' if sequence[i] != 'A' else 'W'}" for i in (0, len(sequence) // 2, len(sequence) - 1)]
+places = (0, len(sequence) // 2, len(sequence) - 1)
+mutants = [f"{sequence[i]}{i + 1}{'A' if sequence[i] != 'A' else 'W'}" for i in places]
 mutants.append(f"{mutants[0]}:{mutants[1]}")
 if work in ("masked", "wild-type"): assert score_mutants(model, sequence, mutants, method=work).all()
 print(json.dumps([peak() - before, time.process_time() - start]))

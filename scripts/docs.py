@@ -23,7 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HOW_TO = "score embed finetune pretrain cluster cite".split()
 PAPER = "pretraining_loss scaling structure zero_shot flip in_domain checkpoints report".split()
 OWN = "mutate finetune pretrain".split()
-NOTE = "*This page shows the notebook without its output. `mkdir -p outputs/{0}/mine && papermill nbs/{0}.ipynb outputs/{0}/mine/notebook.ipynb -p output_dir outputs/{0}/mine` makes it, and the next build of these pages shows it.*"
+NOTE = (
+    "*This page shows the notebook without its output. `mkdir -p "
+    "outputs/{0}/mine && papermill nbs/{0}.ipynb "
+    "outputs/{0}/mine/notebook.ipynb -p output_dir outputs/{0}/mine` makes "
+    "it, and the next build of these pages shows it.*"
+)
 
 
 # the reference: signatures and their comments, out of the modules' text
@@ -214,7 +219,9 @@ def stage(folder: Path) -> None:
     }
 
     def place(text: str, page: str, at: str = "") -> str:
-        "Links of a page, which moves to `at`: to a run that a page shows, to that page; to another file of the project, to a copy."
+        """Links of a page, which moves to `at`: to a run that a page shows, to that page; to
+        another file of the project, to a copy.
+        """
 
         def link(match):
             target, _, section = match[2].partition("#")
