@@ -37,7 +37,9 @@ class Corpus:
 
     @classmethod
     def from_records(cls, records: Iterable[tuple[str, str]]) -> "Corpus":  # (id, sequence) pairs
-        "Tokenise (id, sequence) pairs in memory. Raises ValueError with the id for an illegal symbol, or if there are none."
+        """Tokenise (id, sequence) pairs in memory. Raises ValueError with the id for an illegal
+        symbol, or if there are none.
+        """
         rows = [PROTEIN.to_ids(sequence, name) for name, sequence in records]
         if not rows:
             raise ValueError("the corpus is empty; give at least one sequence.")
@@ -82,8 +84,10 @@ def build_corpus(
     about: dict | None = None,  # where the sequences come from; kept in corpus.json
     progress: bool = True,
 ) -> Corpus:  # mapped from disk
-    """Tokenise a stream of sequences to disk. Interrupted or refused, it leaves nothing behind. Raises FileExistsError if the folder
-    is there, ValueError with the id for an illegal symbol, or if there are no sequences."""
+    """Tokenise a stream of sequences to disk. Interrupted or refused, it leaves nothing behind.
+    Raises FileExistsError if the folder is there, ValueError with the id for an illegal
+    symbol, or if there are no sequences.
+    """
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(
@@ -122,7 +126,9 @@ def open_corpus(
     folder: str | Path,  # as `build_corpus` made it
     verify: bool = False,  # read everything and compare the checksum
 ) -> Corpus:
-    "Map a corpus from disk. Raises FileNotFoundError for no corpus, ValueError for one that is not what its corpus.json says."
+    """Map a corpus from disk. Raises FileNotFoundError for no corpus, ValueError for one that
+    is not what its corpus.json says.
+    """
     folder = Path(folder)
     if not (folder / "corpus.json").is_file():
         raise FileNotFoundError(f"{folder} is no corpus; make one with build_corpus.")
@@ -149,7 +155,9 @@ def uniref50_records(
     folder: str | Path,  # with consensus.fasta, splits.json and lengths_and_offsets.npz
     split: str,  # train, valid or test
 ) -> Iterator[tuple[str, str]]:  # (number in the file, sequence), in the order of the file
-    "Stream a split of the authors' UniRef50. Raises FileNotFoundError naming the missing file, ValueError for an unknown split or files that disagree."
+    """Stream a split of the authors' UniRef50. Raises FileNotFoundError naming the missing
+    file, ValueError for an unknown split or files that disagree.
+    """
     folder = Path(folder)
     for name in ("consensus.fasta", "splits.json", "lengths_and_offsets.npz"):
         if not (folder / name).is_file():
@@ -173,13 +181,15 @@ def _lines(folder: Path, chosen: np.ndarray) -> Iterator[tuple[str, str]]:
         for i in chosen.tolist():
             if i >= len(offsets):
                 raise ValueError(
-                    f"splits.json names sequence {i}, and lengths_and_offsets.npz has {len(offsets)}; the files are not of one set."
+                    f"splits.json names sequence {i}, and lengths_and_offsets.npz has "
+                    f"{len(offsets)}; the files are not of one set."
                 )
             file.seek(int(offsets[i]))
             sequence = file.readline().rstrip(b"\n").decode("latin-1")
             if len(sequence) != lengths[i]:
                 raise ValueError(
-                    f"sequence {i} has {len(sequence)} residues in consensus.fasta and {lengths[i]} in lengths_and_offsets.npz; the files are not of one set."
+                    f"sequence {i} has {len(sequence)} residues in consensus.fasta and "
+                    f"{lengths[i]} in lengths_and_offsets.npz; the files are not of one set."
                 )
             yield str(i), sequence
 
@@ -192,12 +202,15 @@ def split_by_cluster(
     shares: Mapping[str, float] = _HELD_OUT_SHARES,  # of the clusters; the rest is train
     seed: int = 0,
 ) -> np.ndarray:  # [N] train, or a name out of `shares`
-    "Assign whole clusters to splits at random. Raises ValueError when a split would be empty or the shares leave nothing to train on."
+    """Assign whole clusters to splits at random. Raises ValueError when a split would be empty
+    or the shares leave nothing to train on.
+    """
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     counts = {split: round(share * len(names)) for split, share in shares.items()}
     if min(counts.values()) < 1 or sum(counts.values()) >= len(names):
         raise ValueError(
-            f"{len(names)} clusters cannot be split into {counts} and a training set; change the shares or cluster less coarsely."
+            f"{len(names)} clusters cannot be split into {counts} and a training set; "
+            "change the shares or cluster less coarsely."
         )
     of_cluster = np.full(len(names), "train", dtype=f"<U{max(map(len, [*shares, 'train']))}")
     order, start = np.random.default_rng(seed).permutation(len(names)), 0

@@ -270,7 +270,8 @@ def verify(
     print(", ".join(f"{sum(s.checksum == state for s in found)} {state}" for state in _WORST))
     if wrong := [s for s in found if s.checksum == "WRONG"]:
         raise ValueError(
-            f"{len(wrong)} of {len(found)} sets are damaged or another version, first {wrong[0].name} at {wrong[0].where}; delete it and fetch it again."
+            f"{len(wrong)} of {len(found)} sets are damaged or another version, first "
+            f"{wrong[0].name} at {wrong[0].where}; delete it and fetch it again."
         )
 
 # %% ../nbs/library/81_cli.ipynb #4c9c07e3
@@ -328,7 +329,8 @@ def fetch(
             print(f"{s.name}: here", flush=True)
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(chosen)} sets could not be had: {', '.join(name for name, _ in failed)}; the reasons stand above."
+            f"{len(failed)} of {len(chosen)} sets could not be had: "
+            f"{', '.join(name for name, _ in failed)}; the reasons stand above."
         )
 
 # %% ../nbs/library/81_cli.ipynb #27a06f0d
@@ -441,7 +443,10 @@ def corpus(
     source: Annotated[
         Path,
         Argument(
-            help="a FASTA file (plain or gz), or a folder with the authors' UniRef50: consensus.fasta, splits.json, lengths_and_offsets.npz"
+            help=(
+                "a FASTA file (plain or gz), or a folder with the authors' UniRef50: "
+                "consensus.fasta, splits.json, lengths_and_offsets.npz"
+            )
         ),
     ],
     output: Annotated[Path, Argument(help="folder to make, or a .fasta file for a held-out set")],
@@ -518,7 +523,9 @@ def pretrain(
         return
     describe_run(output, trained, train_set, valid_set, valid)
     print(
-        f"held-out loss {pd.read_parquet(output / 'held_out.parquet').loss.iloc[-1]:.3f} nats per masked residue: {output / trained.name}.safetensors"
+        "held-out loss "
+        f"{pd.read_parquet(output / 'held_out.parquet').loss.iloc[-1]:.3f} nats "
+        f"per masked residue: {output / trained.name}.safetensors"
     )
 
 # %% ../nbs/library/81_cli.ipynb #361ccc75

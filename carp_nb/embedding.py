@@ -70,7 +70,8 @@ def _must_fit_model(model: nn.Module, records: dict[str, str]) -> None:
     ]
     if long:
         raise ValueError(
-            f"{model.name} reads at most {model.max_length} residues, and {len(long)} of {len(records)} sequences are longer, first {long[0]} "
+            f"{model.name} reads at most {model.max_length} residues, and {len(long)} "
+            f"of {len(records)} sequences are longer, first {long[0]} "
             f"with {len(records[long[0]])}; leave them out, cut them, or use a CARP model, which has no limit."
         )
 
@@ -101,7 +102,8 @@ def _create(
     path.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(path.parent).free) < end:
         raise OSError(
-            f"the embeddings take {end / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB free; make room, or keep per='sequence'."
+            f"the embeddings take {end / 1e9:.1f} GB and {path.parent} has "
+            f"{free / 1e9:.1f} GB free; make room, or keep per='sequence'."
         )
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
@@ -283,7 +285,8 @@ def _same_or_refuse(path: Path, found: dict[str, str], wanted: dict[str, str]) -
     "Raises ValueError that says in what an existing file differs."
     if differs := [key for key in wanted if found.get(key) != wanted[key]]:
         raise ValueError(
-            f"{path} holds something else: its {differs[0]} is {found.get(differs[0])}, here it is {wanted[differs[0]]}; "
+            f"{path} holds something else: its {differs[0]} is "
+            f"{found.get(differs[0])}, here it is {wanted[differs[0]]}; "
             "delete it or write to another path."
         )
 
@@ -298,11 +301,12 @@ def embed(
     per: str = "sequence",  # sequence: the mean over residues; residue: all of them
     layer: int = -1,  # 0 = embedding, -1 = last, after the final layer norm
     dtype: str = "float32",  # float32, bfloat16, or auto: bfloat16 where the hardware is fast at it
-    batch_tokens: int
-    | None = None,  # padded residues per forward pass; None: 16384, on a CPU 2048 (less padding, and activations that stay in its cache)
+    batch_tokens: int | None = None,  # padded residues per pass; None: 16384, on a CPU 2048
     progress: bool = True,
 ) -> Embeddings:  # as `read_embeddings(path)`
-    "Representations of many sequences, streamed to disk (section 4.3). Raises ValueError for what cannot be embedded, before it starts."
+    """Representations of many sequences, streamed to disk (section 4.3). Raises ValueError for
+    what cannot be embedded, before it starts.
+    """
     path = Path(path)
     if per not in ("sequence", "residue"):
         raise ValueError(f"per is {per!r}; use sequence or residue.")

@@ -114,7 +114,9 @@ def _receive(
     name: str,
     progress: bool,
 ) -> None:
-    "Write what a server sends behind what is there, or in its place. Raises OSError where there is no room, requests.RequestException."
+    """Write what a server sends behind what is there, or in its place. Raises OSError where
+    there is no room, requests.RequestException.
+    """
     if response.status_code != 206:
         file.truncate(0)
     have, comes = part.stat().st_size, int(response.headers.get("Content-Length", 0))
@@ -178,8 +180,10 @@ def fetch(
     | None = None,  # what to do instead of downloading, e.g. "set CARP_NB_DATA to a folder that holds x.csv"
     timeout: float = 30,  # seconds without a byte before giving up
 ) -> Path:  # the file on disk
-    """Return a verified local copy of a URL; one that cannot be verified is told by a warning when it arrives. Raises ConnectionError,
-    ValueError for a wrong sum, OSError for an unwritable folder."""
+    """Return a verified local copy of a URL; one that cannot be verified is told by a warning
+    when it arrives. Raises ConnectionError, ValueError for a wrong sum, OSError for an
+    unwritable folder.
+    """
     filename = filename or PurePosixPath(unquote(urlsplit(url).path)).name
     if not filename:
         raise ValueError(f"{url} ends in no file name; pass filename=...")
@@ -206,7 +210,10 @@ def fetch(
         ) from error
     if sha256 is None:
         warnings.warn(
-            f"{filename} is not verified: no checksum of it is known. What came from {url} has sha256 {file_sha256(path)}.",
+            (
+                f"{filename} is not verified: no checksum of it is known. What came from "
+                f"{url} has sha256 {file_sha256(path)}."
+            ),
             stacklevel=2,
         )
     return path

@@ -184,7 +184,9 @@ class PairBlock(nn.Module):
 
 
 class ContactHead(nn.Module):
-    "The log-odds that two residues touch: outer product, then a dilated residual network over the pairs (section 2.3.1)."
+    """The log-odds that two residues touch: outer product, then a dilated residual network over
+    the pairs (section 2.3.1).
+    """
 
     def __init__(
         self,

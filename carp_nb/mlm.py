@@ -194,7 +194,9 @@ def _answered(
 
 
 def _checked(model, questions: list) -> Alphabet:
-    "The model's alphabet. Raises ValueError for a scorer without logits, for nothing to score, and for more residues than the model reads."
+    """The model's alphabet. Raises ValueError for a scorer without logits, for nothing to
+    score, and for more residues than the model reads.
+    """
     name, limit = getattr(model, "name", "the model"), getattr(model, "max_length", None)
     if hasattr(model, "log_probs") and not hasattr(model, "alphabet"):
         raise ValueError(
@@ -204,7 +206,8 @@ def _checked(model, questions: list) -> Alphabet:
         raise ValueError("evaluate got no canonical residue to score; give at least one sequence.")
     if limit and (long := [i for i, q in enumerate(questions) if len(q[0]) > limit]):
         raise ValueError(
-            f"sequence {long[0] + 1} has {len(questions[long[0]][0])} residues and {name} reads at most {limit}, as for {len(long)} of "
+            f"sequence {long[0] + 1} has {len(questions[long[0]][0])} residues and "
+            f"{name} reads at most {limit}, as for {len(long)} of "
             f"{len(questions)} sequences; pass max_length={limit} for random windows, or leave them out."
         )
     return getattr(model, "alphabet", PROTEIN)
@@ -220,7 +223,9 @@ def evaluate(
     reference: bool = False,  # corrupt as the released code does
     progress: bool = False,
 ) -> Evaluation:  # .loss (nats per selected token), .loss_20, .accuracy, .by_length, .by_residue
-    "Masked language modelling loss on held-out sequences (section 2.1). Raises ValueError when there is nothing to score or a sequence is too long."
+    """Masked language modelling loss on held-out sequences (section 2.1). Raises ValueError
+    when there is nothing to score or a sequence is too long.
+    """
     questions = corrupt_each(sequences, seed, max_length, reference)
     alphabet = _checked(model, questions)
     device = next(model.parameters()).device

@@ -132,14 +132,17 @@ def mlm_step(
 
 # %% ../nbs/library/43_pretrain.ipynb #0e69b6a2
 def refuse_other_run(folder: Path, settings: dict) -> None:
-    "Raises ValueError for a folder that holds a run with other settings. How its work is cut up may change: `accumulate` and `recompute` make the same updates."
+    """Raises ValueError for a folder that holds a run with other settings. How its work is cut
+    up may change: `accumulate` and `recompute` make the same updates.
+    """
     if not (path := folder / "config.json").exists():
         return
     before = json.loads(path.read_text())["config"]
     for key, value in settings.items():
         if key in before and before[key] != value and key not in ("accumulate", "recompute"):
             raise ValueError(
-                f"{folder} holds a run with {key}={before.get(key)!r}, not {value!r}; choose another folder, or delete that one."
+                f"{folder} holds a run with {key}={before.get(key)!r}, not {value!r}; "
+                "choose another folder, or delete that one."
             )
 
 # %% ../nbs/library/43_pretrain.ipynb #a965d0c2
@@ -183,8 +186,11 @@ def pretrain(
     device: str = "auto",
     progress: bool = True,
 ) -> CARP | ESM:  # the trained model, in eval mode
-    """Pretrain a CARP or an ESM from scratch, or resume; writes config.json, metrics.parquet, held_out.parquet, checkpoints/, snapshots/
-    and the trained model. A run that is complete is loaded and left as it is. Runs on all processes of `accelerate launch` or, on CPUs, `torchrun`. Raises ValueError for a folder that holds a run with other settings."""
+    """Pretrain a CARP or an ESM from scratch, or resume; writes config.json, metrics.parquet,
+    held_out.parquet, checkpoints/, snapshots/ and the trained model. A run that is complete
+    is loaded and left as it is. Runs on all processes of `accelerate launch` or, on CPUs,
+    `torchrun`. Raises ValueError for a folder that holds a run with other settings.
+    """
     folder, batches, state = (
         Path(folder),
         Batches(train_set, config.batch_tokens, config.max_length, config.seed),
@@ -269,7 +275,10 @@ def pretrain_here(
     folder: str | Path,  # run folder; the model is there afterwards
     device: str = "auto",
 ) -> None:
-    "`carp-nb pretrain` on several processes; across machines use `accelerate launch`, or on CPUs `torchrun`. Raises ValueError for more processes than GPUs, RuntimeError if it fails."
+    """`carp-nb pretrain` on several processes; across machines use `accelerate launch`, or on
+    CPUs `torchrun`. Raises ValueError for more processes than GPUs, RuntimeError if it
+    fails.
+    """
     if pick_device(device).type == "cuda" and processes > torch.cuda.device_count():
         raise ValueError(
             f"processes is {processes} and this machine has {torch.cuda.device_count()} GPUs; give at most that many."
@@ -302,7 +311,8 @@ def pretrain_here(
             raise
     if code:
         raise RuntimeError(
-            f"training on {processes} processes failed with status {code}; what they said is in the terminal that this was started from."
+            f"training on {processes} processes failed with status {code}; what they "
+            "said is in the terminal that this was started from."
         )
 
 # %% ../nbs/library/43_pretrain.ipynb #1e2e284c
@@ -353,8 +363,10 @@ def pretrain_series(
     device: str = "auto",
     progress: bool = True,
 ) -> list[Path]:  # the run folders
-    """Choose a learning rate for one size on held-out sequences, then train it from several seeds. Runs of such a series that are finished
-    anywhere below the folder are not run again, and further seeds take their rate."""
+    """Choose a learning rate for one size on held-out sequences, then train it from several
+    seeds. Runs of such a series that are finished anywhere below the folder are not run
+    again, and further seeds take their rate.
+    """
     known = find_runs(folder)
     known = known[
         (known["size"] == config.size)
@@ -472,8 +484,12 @@ def find_runs(
 def find_checkpoints(
     folder: str | Path,  # with run folders below it
     names: str = "",  # of runs, comma-separated; empty: all
-) -> pd.DataFrame:  # one row per checkpoint: run, size, parameters, seed, step, loss (held out, nats), weights (path); .attrs["missing"]: how many of each run are not here
-    "The checkpoints of runs of `pretrain`, smallest size first. Raises FileNotFoundError where there is none of a run that is asked for."
+) -> pd.DataFrame:  # run, size, parameters, seed, step, loss (held out, nats), weights (path)
+    """List the checkpoints of runs of `pretrain`, one a row, smallest size first.
+
+    `.attrs["missing"]` counts the checkpoints of each run that are not here. Raises
+    FileNotFoundError where none of a requested run is here.
+    """
     rows, missing, shipped = [], {}, set(list_models().query("origin == 'shipped'").name)
     for path in sorted(Path(folder).rglob("held_out.parquet")):
         if path.parent.parent.name == "rates" or not (path.parent / "config.json").exists():
@@ -506,7 +522,9 @@ def find_checkpoints(
     wanted, known = split_commas(names), list(dict.fromkeys(found.run))
     if absent := [n for n in wanted if n not in known] or (["a run"] if not known else []):
         raise FileNotFoundError(
-            f"{folder} holds no checkpoints of {absent[0]}; it has {', '.join(known) or 'none at all'}. Train one with papermill nbs/pretrain.ipynb."
+            f"{folder} holds no checkpoints of {absent[0]}; it has "
+            f"{', '.join(known) or 'none at all'}. Train one with papermill "
+            "nbs/pretrain.ipynb."
         )
     found = found[found.run.isin(wanted or known)].reset_index(drop=True)
     found.attrs["missing"] = {run: n for run, n in missing.items() if run in set(found.run)}
@@ -514,7 +532,9 @@ def find_checkpoints(
 
 # %% ../nbs/library/43_pretrain.ipynb #72fc6e43
 def _pairs(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    "Runs of a CARP size and of the ESM size nearest in parameters (within a factor of two), on one corpus and as many residues (2 %)."
+    """Runs of a CARP size and of the ESM size nearest in parameters (within a factor of two),
+    on one corpus and as many residues (2 %).
+    """
     pairs, left = [], runs[runs.family == "carp"]
     while len(left):
         first = left.iloc[0]
@@ -561,8 +581,13 @@ def compare_families(
     gap: float,  # nats per masked residue that count as comparable
     n_boot: int = 1000,
     seed: int = 0,
-) -> pd.DataFrame:  # per pair of sizes: both sizes, parameters, residues seen, mean losses, their spread over seeds, difference, lo, hi, sequences, ahead, comparable, limits
-    "CARP minus ESM in nats per masked residue, each CARP with the ESM nearest in size (Figure 1d); 95 % bootstrap interval over sequences."
+) -> pd.DataFrame:  # one row per pair of sizes; columns below
+    """Compare each CARP with the ESM nearest in size: CARP minus ESM, nats per masked residue (Figure 1d).
+
+    Columns: both sizes, parameters, residues seen, mean losses, their spread over seeds,
+    difference, lo, hi (95 % bootstrap interval over sequences), sequences, ahead, comparable,
+    limits.
+    """
     rng, rows = np.random.default_rng(seed), []
     for of_carp, of_esm in _pairs(runs):
         sums = [
@@ -628,13 +653,15 @@ def held_out_table(
 # %% ../nbs/library/43_pretrain.ipynb #99eeeb09
 CARD = """# {name}
 
-A{family} of {parameters:,} parameters ({layers} layers, d = {d}), pretrained by carp_nb as a masked language model. {caveat}
+A{family} of {parameters:,} parameters ({layers} layers, d = {d}), \
+pretrained by carp_nb as a masked language model. {caveat}
 
 | | |
 |---|---|
 | trained on | {train}, {sequences:,} sequences, sha256 {train_sha} |
 | tokens seen | {tokens:,} residues ({epochs:.1f} epochs), sequences over {max_length} cropped to a random window |
-| updates | {steps:,} of {batch_tokens:,} padded tokens; Adam, peak learning rate {lr:g}, {warmup:,} updates of linear warmup, {cooldown} |
+| updates | {steps:,} of {batch_tokens:,} padded tokens; Adam, peak learning rate {lr:g}, \
+{warmup:,} updates of linear warmup, {cooldown} |
 | seed | {seed} |
 | hardware | {device}; {hours:.2g} hours |
 | code | carp_nb, commit {commit}; torch {torch}{resumed} |
@@ -678,7 +705,10 @@ def model_card(
     config, history = run["config"], pd.read_parquet(Path(folder) / "metrics.parquet").iloc[-1]
     train, known = run.get("train", {}).get("name", "an unnamed corpus"), list_datasets()
     resumed = "".join(
-        f"; resumed after {r['updates']:,} updates, commit {r.get('commit', 'not recorded')}, {r.get('device', 'not recorded')}"
+        (
+            f"; resumed after {r['updates']:,} updates, commit "
+            f"{r.get('commit', 'not recorded')}, {r.get('device', 'not recorded')}"
+        )
         for r in run.get("resumed", [])
     )
     return CARD.format(

@@ -125,7 +125,8 @@ def _must_fit(
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
         raise ValueError(
-            f"the weights do not fit the configuration: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}."
+            f"the weights do not fit the configuration: {len(missing)} tensors "
+            f"missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}."
         )
     shapes = {name: tuple(getattr(state[name], "shape", ())) for name in expected}
     wrong = [name for name, value in expected.items() if shapes[name] != tuple(value.shape)]
@@ -152,7 +153,9 @@ def from_published(
 def _published_layout(
     model: CARP | ESM,
 ) -> dict:  # what a .pt file holds
-    "A model as its authors publish it. Raises ValueError for an ESM with CARP's tokens, for which there is no published layout."
+    """A model as its authors publish it. Raises ValueError for an ESM with CARP's tokens, for
+    which there is no published layout.
+    """
     if isinstance(model, ESM):
         return to_fair_esm(model)
     name = model.name if "carp" in model.name else f"carp_{model.name}"
@@ -238,7 +241,8 @@ def _config(
         value = stored[name]
         if not isinstance(value, expected) or (expected is int and value < 1):
             raise ValueError(
-                f"the configuration says {name} = {value!r}; expected {'a positive int' if expected is int else expected.__name__}."
+                f"the configuration says {name} = {value!r}; expected "
+                f"{'a positive int' if expected is int else expected.__name__}."
             )
     return kind(**{name: stored[name] for name in _fields(kind)})
 
@@ -422,7 +426,8 @@ def _unknown(
     for table, number, kind in ((TABLE_S1, 1, "CARP"), (TABLE_S2, 2, "ESM")):
         if key in table:
             return ValueError(
-                f"{name} is a size of Table S{number} whose weights were never published; train it with PretrainConfig(size={key!r}) of "
+                f"{name} is a size of Table S{number} whose weights were never published; "
+                f"train it with PretrainConfig(size={key!r}) of "
                 f"carp_nb.pretrain, or make it untrained with {kind}(TABLE_S{number}[{key!r}])."
             )
     near = difflib.get_close_matches(model_key(name), known, cutoff=0.5)
@@ -437,8 +442,10 @@ def find_weights(
     name: str,  # a name out of `list_models`, in any case
     progress: bool = True,  # show a bar while downloading
 ) -> Path:
-    """The file of a named model: in CARP_NB_WEIGHTS, shipped, in the cache, or downloaded. Raises ValueError for an unknown name and
-    for a file in CARP_NB_WEIGHTS that has the name of a published or shipped model but not its content; else as `fetch`."""
+    """The file of a named model: in CARP_NB_WEIGHTS, shipped, in the cache, or downloaded.
+    Raises ValueError for an unknown name and for a file in CARP_NB_WEIGHTS that has the name
+    of a published or shipped model but not its content; else as `fetch`.
+    """
     key, own, shipped = model_key(name), own_weights(), shipped_weights()
     if key in own:
         expected = (
@@ -470,7 +477,9 @@ def find_weights(
 
 # %% ../nbs/library/21_pretrained.ipynb #c724bcff
 def _protbert_folder(progress: bool) -> Path:
-    "The folder of ProtBERT-BFD: in CARP_NB_WEIGHTS, in the cache, or downloaded. Raises ImportError without the extra, else as `fetch`."
+    """The folder of ProtBERT-BFD: in CARP_NB_WEIGHTS, in the cache, or downloaded. Raises
+    ImportError without the extra, else as `fetch`.
+    """
     hugging_face()  # before a download that would be of no use
     for folder in _own_folders():
         if (folder / "prot_bert_bfd").is_dir():
@@ -509,8 +518,10 @@ def load_model(
 ) -> (
     CARP | ESM | Ensemble | ProtBert
 ):  # eval mode, float32, with .name, .max_length and .path of the file; .alphabet of a CARP or an ESM
-    """A model ready to use; esm1v is its five models as one. Raises FileNotFoundError, ValueError for a file that is not what it should be, and
-    ImportError for a ProtBERT without the extra transformers; else as `find_weights`."""
+    """A model ready to use; esm1v is its five models as one. Raises FileNotFoundError,
+    ValueError for a file that is not what it should be, and ImportError for a ProtBERT
+    without the extra transformers; else as `find_weights`.
+    """
     device, is_path = pick_device(device), _is_path(name_or_path)
     path, key = Path(name_or_path).expanduser() if is_path else None, model_key(str(name_or_path))
     if key in ENSEMBLES and not is_path:
@@ -547,7 +558,8 @@ def _load_named(key: str, name: str, device: torch.device, progress: bool) -> CA
         and (config := _read(path)[1]) != _SHAPES[key]
     ):
         raise ValueError(
-            f"{path} is not the model that {key} stands for: it holds {config}, expected {_SHAPES[key]}; rename it, or load it by its path."
+            f"{path} is not the model that {key} stands for: it holds {config}, "
+            f"expected {_SHAPES[key]}; rename it, or load it by its path."
         )
     model = _load_file(path, device)
     model.name = key
@@ -638,8 +650,10 @@ def _protbert_row() -> dict:
 
 # %% ../nbs/library/21_pretrained.ipynb #33502f99
 def list_models() -> pd.DataFrame:
-    """Every model `load_model` knows by name: size in MB, receptive field in residues on each side, longest sequence in residues, whether its
-    checksum is verified, whether it is on this disk."""
+    """Every model `load_model` knows by name: size in MB, receptive field in residues on each
+    side, longest sequence in residues, whether its checksum is verified, whether it is on
+    this disk.
+    """
     own, shipped = own_weights(), shipped_weights()
     rows = [_row(name, _read(path)[1], "shipped", True, True) for name, path in shipped.items()]
     cached = {

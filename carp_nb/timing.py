@@ -77,7 +77,9 @@ def interleave(
 
 # %% ../nbs/library/70_timing.ipynb #f9b4f8ae
 def clock_for(device: torch.device | str) -> str:  # wall, cpu
-    "The clock to report: processor time where the processor computes, which other programs disturb little; else the wall clock."
+    """The clock to report: processor time where the processor computes, which other programs
+    disturb little; else the wall clock.
+    """
     return "cpu" if torch.device(device).type == "cpu" else "wall"
 
 
@@ -178,12 +180,15 @@ def random_model(
                 attention or "sdpa",
             ).eval()
     raise ValueError(
-        f"{shape!r} is no shape to measure; use one of {', '.join([*TABLE_S1, *ESM_SHAPES])}, an ESM with or without ':plain'."
+        f"{shape!r} is no shape to measure; use one of "
+        f"{', '.join([*TABLE_S1, *ESM_SHAPES])}, an ESM with or without ':plain'."
     )
 
 # %% ../nbs/library/70_timing.ipynb #6ba73960
 def _status(field: str) -> int:  # bytes
-    "VmRSS, VmHWM (largest VmRSS) or VmSize of this process; where there is no /proc, the largest resident set so far. Raises OSError on Windows."
+    """VmRSS, VmHWM (largest VmRSS) or VmSize of this process; where there is no /proc, the
+    largest resident set so far. Raises OSError on Windows.
+    """
     try:
         return next(
             int(line.split()[1]) * 1024
@@ -370,7 +375,8 @@ class ModelProcess:
         ):
             return {}
         raise RuntimeError(
-            f"measuring {self.shape} failed: {said.splitlines()[-1] if said else f'exit status {self.process.returncode}'}"
+            f"measuring {self.shape} failed: "
+            f"{said.splitlines()[-1] if said else f'exit status {self.process.returncode}'}"
         )
 
 # %% ../nbs/library/70_timing.ipynb #1ff25b46
@@ -382,8 +388,11 @@ def cost_against_length(
     device: torch.device | str = "cpu",
     memory: float = 0.0,  # bytes for weights and activations; 0: all there is
     progress: bool = True,
-) -> pd.DataFrame:  # shape, length, repeat, wall, cpu (seconds), peak (one of a length on a CPU), weights (bytes); without numbers where memory is short
-    "Run time and peak memory of forward passes (Figure 1f)."
+) -> pd.DataFrame:  # shape, length, repeat, wall, cpu (seconds), peak, weights (bytes)
+    """Measure run time and peak memory of forward passes (Figure 1f).
+
+    On a CPU there is one peak per length. Where memory is short, a row has no numbers.
+    """
     process = partial(ModelProcess, longest=max(lengths), dtype=dtype, device=device, memory=memory)
     rows, ended, peaks = [], set(), {}
     with ExitStack() as started:

@@ -73,7 +73,9 @@ def _save_checkpoint(folder: Path, step: int, state: dict) -> None:
 
 
 def _load_checkpoint(folder: Path) -> dict | None:
-    "The newest readable checkpoint, or None where there is none. Raises what is not the file's fault: MemoryError, PermissionError."
+    """The newest readable checkpoint, or None where there is none. Raises what is not the
+    file's fault: MemoryError, PermissionError.
+    """
     for path in sorted(folder.glob("*.pt"), reverse=True):
         try:
             return torch.load(path, weights_only=True, map_location="cpu")
@@ -82,7 +84,10 @@ def _load_checkpoint(folder: Path) -> dict | None:
                 raise
             os.replace(path, path.with_suffix(".damaged"))
             warnings.warn(
-                f"checkpoint {path} cannot be read ({type(error).__name__}); falling back to the one before it, or to the start if there is none.",
+                (
+                    f"checkpoint {path} cannot be read ({type(error).__name__}); falling back "
+                    "to the one before it, or to the start if there is none."
+                ),
                 stacklevel=2,
             )
     return None
@@ -96,7 +101,9 @@ def step_generator(
     seed: int,  # of the run
     step: int,  # update, counted from 0
 ) -> torch.Generator:  # on the CPU
-    "The randomness of one update: a function of seed and step alone, so that a resumed run draws what an undisturbed one draws."
+    """The randomness of one update: a function of seed and step alone, so that a resumed run
+    draws what an undisturbed one draws.
+    """
     return torch.Generator().manual_seed(
         int(np.random.SeedSequence([seed, step, 2]).generate_state(1)[0])
     )
@@ -109,7 +116,8 @@ def _stop_on(batch, value: float, step: int, run) -> None:
             torch.save({"batch": batch, "step": step}, temporary)
     processes().wait_for_everyone()  # a launcher ends all processes as soon as one has failed
     raise NonFiniteLoss(
-        f"the loss of update {step + 1} is {value}; the batch is saved in {path}. Lower the learning rate or look at the batch."
+        f"the loss of update {step + 1} is {value}; the batch is saved in {path}. "
+        "Lower the learning rate or look at the batch."
     )
 
 # %% ../nbs/library/42_training.ipynb #d6b30175
@@ -140,7 +148,9 @@ def processes() -> PartialState:
 def _gradients(
     model, batch, loss, config: TrainConfig, step: int, accelerator: Accelerator
 ) -> tuple[float, int]:
-    "Leave the gradient of the mean loss over the whole batch in the parameters; return that loss and the tokens of the batch."
+    """Leave the gradient of the mean loss over the whole batch in the parameters; return that
+    loss and the tokens of the batch.
+    """
     device, generator = next(model.parameters()).device, step_generator(config.seed, step)
     ranks, rank = accelerator.num_processes, accelerator.process_index
     parts = min(config.accumulate, max(1, _n_rows(batch) // ranks)) * ranks
@@ -224,7 +234,8 @@ class _Run:
             ).tolist()
             if len(set(begins)) > 1:
                 raise RuntimeError(
-                    f"the processes would go on from updates {begins}; {self.folder} must be one folder that all of them see."
+                    f"the processes would go on from updates {begins}; {self.folder} must be "
+                    "one folder that all of them see."
                 )
         if saved:
             model.load_state_dict(saved["model"])
@@ -232,7 +243,8 @@ class _Run:
             self.at = saved["at"]
             memory.clear()
             memory.update(saved["memory"])
-        # The gradient is scaled after backward, so the plain optimizer is stepped; the wrapped model is what a loss calls.
+        # The gradient is scaled after backward, so the plain optimizer is stepped;
+        # the wrapped model is what a loss calls.
         self.optimizer = optimizer
         self.wrapped = (
             accelerator.prepare_model(model, device_placement=False)
@@ -310,7 +322,9 @@ def _prefetch(batches, first: int, stop: int):
 def recompute_activations(
     model: nn.Module,  # with its blocks in .blocks (CARP) or .layers (ESM); changed in place
 ) -> nn.Module:  # the same model
-    "Keep only the input of every block for the backward pass (activation checkpointing). Raises ValueError for a model without blocks."
+    """Keep only the input of every block for the backward pass (activation checkpointing).
+    Raises ValueError for a model without blocks.
+    """
     blocks = getattr(model, "blocks", getattr(model, "layers", None))
     if blocks is None:
         raise ValueError(
@@ -350,9 +364,12 @@ def train(
         int
     ] = frozenset(),  # updates after which a checkpoint is written, besides those due by time
 ) -> pd.DataFrame:  # the metrics: step, tokens, loss, lr, seconds, tokens_per_second
-    """Train, or go on from the last checkpoint in `folder`. Ctrl-C saves one, unless it falls between an update and what is done after it:
-    then the run goes on from the one before. Under `accelerate launch`, or `torchrun` on CPUs, every process
-    takes its share of each batch, and the first one writes; on several machines `folder` must be on a disk that they share. Raises NonFiniteLoss."""
+    """Train, or go on from the last checkpoint in `folder`. Ctrl-C saves one, unless it falls
+    between an update and what is done after it: then the run goes on from the one before.
+    Under `accelerate launch`, or `torchrun` on CPUs, every process takes its share of each
+    batch, and the first one writes; on several machines `folder` must be on a disk that they
+    share. Raises NonFiniteLoss.
+    """
     processes()  # before the accelerator, which would not look for them on a CPU
     accelerator, after = Accelerator(mixed_precision="no"), after or {}  # `config.dtype` says it
     run = _Run(model, config, folder, {} if memory is None else memory, accelerator)

@@ -49,7 +49,9 @@ def read_plan(
     plan: str,  # smoke or paper
     path: str | Path | None = None,  # None: profiles/runs.toml of the project
 ) -> list[PlannedRun]:  # every run after those that it needs
-    "The runs of a plan. Raises FileNotFoundError outside the repository, ValueError for a plan, field or run that does not exist."
+    """The runs of a plan. Raises FileNotFoundError outside the repository, ValueError for a
+    plan, field or run that does not exist.
+    """
     path = Path(path or in_project("profiles/runs.toml"))
     plans = tomllib.loads(path.read_text(encoding="utf-8"))
     if plan not in plans:
@@ -61,7 +63,8 @@ def read_plan(
     }
     if missing := [(r.name, need) for r in runs.values() for need in r.needs if need not in runs]:
         raise ValueError(
-            f"{path}: {missing[0][0]} needs {missing[0][1]}, which is no run of the plan {plan}; it has {', '.join(runs)}."
+            f"{path}: {missing[0][0]} needs {missing[0][1]}, which is no run of the "
+            f"plan {plan}; it has {', '.join(runs)}."
         )
     try:
         order = list(TopologicalSorter({r.name: r.needs for r in runs.values()}).static_order())
@@ -100,8 +103,10 @@ def _parameters(size: str) -> int:
 def measured_rates(
     outputs: str | Path,  # a folder with runs and benchmarks below it
 ) -> pd.DataFrame:  # size, work (train, read), device, residues_per_second (of one device), source
-    """Residues per second that were measured: rows with the metric `train residues/s` or `read residues/s`, and histories of pretraining: the median of a run,
-    divided by its processes, of which each has a GPU; a record that does not say is of one."""
+    """Residues per second that were measured: rows with the metric `train residues/s` or `read
+    residues/s`, and histories of pretraining: the median of a run, divided by its processes,
+    of which each has a GPU; a record that does not say is of one.
+    """
     rows = [
         {
             "size": r.model,
