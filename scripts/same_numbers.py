@@ -54,7 +54,7 @@ DOORS = {
     "corrupt": ["carp_nb.mlm:corrupt"],
     "mlm_loss": ["carp_nb.mlm:mlm_loss"],
     "evaluate": ["carp_nb.mlm:evaluate"],
-    "explore": ["carp_nb.widget:explore"],
+    "explore": ["carp_nb.explorer:explore", "carp_nb.widget:explore"],
     "MutationMap": ["carp_nb.widget:MutationMap"],
 }
 

@@ -22,9 +22,9 @@ import pandas as pd
 import pytest
 
 from carp_nb.datasets import load_dataset
+from carp_nb.explorer import History, Mutant, read_state
 from carp_nb.pretrained import load_model
 from carp_nb.scoring import rank_mutants, score_mutants
-from carp_nb.widget import History, Mutant, read_state
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = (

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from carp_nb.alphabet import AMINO_ACIDS
 from carp_nb.baselines import Blosum62
+from carp_nb.explorer import Explorer, History, Mutant, read_state, write_state
 from carp_nb.pretrained import load_model
 from carp_nb.scoring import score_mutants
-from carp_nb.widget import Explorer, History, Mutant, MutationMap, read_state, write_state
+from carp_nb.widget import MutationMap
 
 WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
 MINUTE = 60  # seconds after which a thread is held to be stuck
