@@ -40,7 +40,7 @@ from .tasks import MISSING, find_column, first_five, subsample, table_lines
 _INDEX = {letter: i for i, letter in enumerate(AMINO_ACIDS)}
 
 
-def _columns(
+def _place_on_columns(
     mutant: str,
     wild_type: str,
     offset: int,  # residue number of the first residue of wild_type
@@ -58,7 +58,7 @@ def _columns(
     return columns
 
 # %% ../nbs/library/50_scoring.ipynb #d1f0adff
-def _numbering_hint(mutants: Sequence[str], wild_type: str, offset: int) -> str:
+def _hint_offset(mutants: Sequence[str], wild_type: str, offset: int) -> str:
     "The one other offset under which every letter fits, or the offset in use."
     in_use = f"The offset in use is {offset}."
     try:
@@ -80,13 +80,13 @@ def _place_all(
     placed, bad = [], []
     for mutant in mutants:
         try:
-            placed.append(_columns(mutant, wild_type, offset))
+            placed.append(_place_on_columns(mutant, wild_type, offset))
         except ValueError as error:
             bad.append(str(error).rstrip("."))
     if bad:
         raise ValueError(
             f"{len(bad)} of {len(mutants)} mutants cannot be scored: {first_five(bad)}. "
-            + _numbering_hint(mutants, wild_type, offset)
+            + _hint_offset(mutants, wild_type, offset)
         )
     return placed
 
@@ -110,7 +110,7 @@ def method_name(
     return METHODS[key]
 
 
-def _checked(model, wild_type: str) -> str:
+def _check_wild_type(model, wild_type: str) -> str:
     "The wild type in capitals. Raises ValueError for illegal symbols and for more residues than the model takes."
     wild_type = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type"))
     if model.max_length and len(wild_type) > model.max_length:
@@ -153,12 +153,12 @@ def _log_odds(
                 answers += _fastest_log_probs(model)(wild_type, sets[start : start + chunk])
                 bar.update(min(chunk, len(sets) - start))
     return [
-        _against_wild_type(np.asarray(a, np.float64), [wild_type[i] for i in s])
+        _subtract_wild_type(np.asarray(a, np.float64), [wild_type[i] for i in s])
         for a, s in zip(answers, sets)
     ]
 
 
-def _against_wild_type(log_probs: np.ndarray, letters: list[str]) -> np.ndarray:
+def _subtract_wild_type(log_probs: np.ndarray, letters: list[str]) -> np.ndarray:
     "Subtract the wild type's column; a residue outside the 20 has no odds, so its row is NaN."
     own = [
         log_probs[k, _INDEX[letter]] if letter in _INDEX else np.nan
@@ -180,7 +180,7 @@ def score_mutants(
     if isinstance(mutants, str):
         raise TypeError("mutants is one string; give a list of them.")
     mutants, method = list(mutants), method_name(method)
-    wild_type = _checked(model, wild_type)
+    wild_type = _check_wild_type(model, wild_type)
     placed = _place_all(mutants, wild_type, offset)
     together = method == "masked"
     wanted = [tuple(i for i, _, _ in p) for p in placed]
@@ -211,7 +211,7 @@ def mutation_scan(
     pd.DataFrame
 ):  # index: residue number; columns AMINO_ACIDS; log-odds in nats, 0.0 at the wild type
     "Log-odds of every single substitution; a residue outside the 20 amino acids (X, U ...) gives a row of NaN."
-    method, wild_type = method_name(method), _checked(model, wild_type)
+    method, wild_type = method_name(method), _check_wild_type(model, wild_type)
     last = offset + len(wild_type) - 1
     numbers = list(range(offset, last + 1) if positions is None else positions)
     outside = [n for n in numbers if not offset <= n <= last]
@@ -335,7 +335,7 @@ def clean_sequence(
 _FASTA = re.compile(r"\.(fa|fasta|faa)(\.gz)?$", re.I)
 
 
-def _must_be_residues(word: str, scans: dict[str, str]) -> None:
+def _refuse_name(word: str, scans: dict[str, str]) -> None:
     "Raises ValueError for a word that is rather a name."
     names = {
         _FASTA.sub("", p.name).lower(): p.name for p in Path().glob("*.*") if _FASTA.search(p.name)
@@ -369,7 +369,7 @@ def read_proteins(
             f"{text} is not a file; give a FASTA file or a sequence, without gaps."
         )
     if re.fullmatch(r"[^\s>]{1,50}", text):
-        _must_be_residues(text, scans)
+        _refuse_name(text, scans)
     header = re.match(r">\s*(\S+)", text)
     return iter([(header[1] if header else "", clean_sequence(text))]), None
 

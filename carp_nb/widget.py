@@ -16,7 +16,7 @@ import numpy as np
 from .alphabet import AMINO_ACIDS
 from .coordinates import pdb_text, placed_chain
 from .datasets import list_datasets
-from .explorer import Explorer, explore, format_positions, read_state, tracks
+from .explorer import Explorer, explore, format_positions, read_state, summarise_positions
 from .files import package_folder
 from .pretrained import list_models, load_model
 from .results import _STATES
@@ -26,7 +26,7 @@ _STATIC = package_folder("static")
 _CARTOON = (_STATIC / "structure.js").read_text(encoding="utf-8")
 
 
-def _structure(path: str | Path, wild_type: str) -> list[bytes]:
+def _structure_buffers(path: str | Path, wild_type: str) -> list[bytes]:
     "What the page needs to draw a structure: its atoms, and the library that draws them."
     return [pdb_text(placed_chain(path, wild_type)), (_STATIC / "3Dmol.es6-min.js").read_bytes()]
 
@@ -45,17 +45,17 @@ class MutationMap(anywidget.AnyWidget):
     ):
         super().__init__()
         self.explorer, self._device, self._dtype = explorer, device, dtype
-        self._structure = _structure(pdb, explorer.mutant.wild_type) if pdb else []
+        self._structure = _structure_buffers(pdb, explorer.mutant.wild_type) if pdb else []
         self._lock, self._thread, self._requests = threading.RLock(), None, []
         self._sent, self._offered = (
             np.zeros(len(explorer.mutant.wild_type), bool),
             [],
         )  # rows, models
         self.on_msg(lambda _, message, buffers: self.receive(message))
-        self._work()
+        self._start_work()
 
 # %% ../nbs/library/81_widget.ipynb #0b3cf186
-def _receive(
+def _answer_message(
     self: MutationMap,
     message: dict,  # {"do": action, "with": [arguments]}
 ) -> None:
@@ -74,7 +74,7 @@ def _receive(
             elif word in ("undo", "redo"):
                 getattr(self.explorer.history, word)()
             elif word == "export":
-                self._hand_over(*arguments)
+                self._send_file(*arguments)
             elif word == "open":
                 self._requests.append(dict(arguments[0]))
             else:
@@ -82,22 +82,22 @@ def _receive(
     except (ValueError, TypeError) as error:
         self.send({"kind": "error", "text": str(error)})
     if word == "hello":
-        self._introduce()
+        self._send_protein()
     if word != "look":
-        self._publish()
-    self._work()
+        self._send_update()
+    self._start_work()
 
 
-def _hand_over(self: MutationMap, kind: str) -> None:
+def _send_file(self: MutationMap, kind: str) -> None:
     "Send a file for the browser to save."
     name, content = self.explorer.export(kind)
     self.send({"kind": "file", "name": name}, [content])
 
 
-MutationMap.receive, MutationMap._hand_over = _receive, _hand_over
+MutationMap.receive, MutationMap._send_file = _answer_message, _send_file
 
 # %% ../nbs/library/81_widget.ipynb #39479168
-def _introduce(self: MutationMap) -> None:
+def _send_protein(self: MutationMap) -> None:
     "What does not change while a protein is open: its letters, what can be chosen instead, measurements and structure."
     e, packed = self.explorer, []
     data = list_datasets().query("kind == 'dms' and here")
@@ -115,26 +115,26 @@ def _introduce(self: MutationMap) -> None:
         "models": self._offered,
     }
     if e._measured is not None:
-        packed.append(_centred(e._measured).astype(np.float32).tobytes())
+        packed.append(_centre_measurements(e._measured).astype(np.float32).tobytes())
     self.send(message, packed + self._structure)
 
 
-def _centred(measured: np.ndarray) -> np.ndarray:  # [L, 20]
+def _centre_measurements(measured: np.ndarray) -> np.ndarray:  # [L, 20]
     "Measurements from -1 to 1 with 0 at their median: their units differ from scan to scan."
     away = measured - np.nanmedian(measured) if np.isfinite(measured).any() else measured
     return away / (np.nanpercentile(np.abs(away), 98) or 1.0) if np.isfinite(away).any() else away
 
 
-MutationMap._introduce = _introduce
+MutationMap._send_protein = _send_protein
 
 # %% ../nbs/library/81_widget.ipynb #835ce387
-def _publish(self: MutationMap) -> None:
+def _send_update(self: MutationMap) -> None:
     "Send the numbers on screen, and the rows that the browser does not have."
     with self._lock:
         e = self.explorer
         new = np.flatnonzero(e.map.done & ~self._sent)
         rows = np.column_stack(
-            [e.map.values[new], tracks(e.map.values[new], "").to_numpy()]
+            [e.map.values[new], summarise_positions(e.map.values[new], "").to_numpy()]
         ).astype(np.float32)
         sizes = np.abs(e.map.values[np.isfinite(e.map.values)])
         m, wanted = e.mutant, e.given == "mutant" and bool(e.mutant.mutations)
@@ -175,18 +175,18 @@ def _publish(self: MutationMap) -> None:
         self._sent[new] = True
 
 
-MutationMap._publish = _publish
+MutationMap._send_update = _send_update
 
 # %% ../nbs/library/81_widget.ipynb #f4d009c5
-def _work(self: MutationMap) -> None:
+def _start_work(self: MutationMap) -> None:
     "Start the thread unless it runs."
     with self._lock:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, daemon=True)
+            self._thread = threading.Thread(target=self._work_until_done, daemon=True)
             self._thread.start()
 
 
-def _loop(self: MutationMap) -> None:
+def _work_until_done(self: MutationMap) -> None:
     "Compute until nothing is left to do."
     while True:
         with self._lock:
@@ -195,7 +195,7 @@ def _loop(self: MutationMap) -> None:
             if request:
                 self._open(**request)
             elif self.explorer.step():
-                self._publish()
+                self._send_update()
         except (
             Exception
         ) as error:  # out of memory, a file that is gone: the page has to say so, whatever it was
@@ -215,7 +215,7 @@ def _loop(self: MutationMap) -> None:
         with self._lock:
             if not self._requests and not self.explorer.pending:
                 self._thread = None
-                return self._publish()
+                return self._send_update()
 
 
 def _open(self: MutationMap, model: str = "", **given) -> None:
@@ -239,11 +239,15 @@ def _open(self: MutationMap, model: str = "", **given) -> None:
         if new.mutant.wild_type != old.mutant.wild_type:
             self._structure = []
         self.explorer, self._sent = new, np.zeros(len(new.mutant.wild_type), bool)
-        self._introduce()
-        self._publish()
+        self._send_protein()
+        self._send_update()
 
 
-MutationMap._work, MutationMap._loop, MutationMap._open = _work, _loop, _open
+MutationMap._start_work, MutationMap._work_until_done, MutationMap._open = (
+    _start_work,
+    _work_until_done,
+    _open,
+)
 
 # %% ../nbs/library/81_widget.ipynb #29dc0ea7
 def _wait(
@@ -280,7 +284,7 @@ class StructureView(anywidget.AnyWidget):
             raise ValueError(
                 f"{odd[0]}: {len(states[odd[0]])} states for {len(sequence)} residues; give one letter per residue."
             )
-        self._name, self._buffers = Path(path).name, _structure(path, sequence)
+        self._name, self._buffers = Path(path).name, _structure_buffers(path, sequence)
         names = {letter: name for letter, (name, _) in _STATES.items()}
         panels = {
             title: [names.get(letter, "other") for letter in letters]
