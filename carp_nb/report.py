@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 
 from .carp import CARP, TABLE_S1, CARPConfig, n_parameters
-from .comparison import PAPER_COLUMNS
 from .datasets import list_datasets
 from .esm import ESM, TABLE_S2, ESMConfig
+from .experiments import PAPER_COLUMNS
 from .files import in_project
 from .metrics import spearman
 from carp_nb.results import (

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from carp_nb.assays import run_task
 from carp_nb.baselines import fit_cnn, fit_ridge
 from carp_nb.datasets import list_datasets, load_dataset
-from carp_nb.finetune import run_task
 
 
 def spearman(fit, task) -> float:

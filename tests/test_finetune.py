@@ -10,6 +10,7 @@ import torch
 from forks import on_two_processes
 
 from carp_nb import finetune as module
+from carp_nb.assays import check_task, read_assay, run_task
 from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.esm import ESM, TABLE_S2
 from carp_nb.finetune import (
@@ -18,8 +19,6 @@ from carp_nb.finetune import (
     FinetuneConfig,
     FineTuned,
     finetune,
-    read_assay,
-    run_task,
     untrained,
 )
 from carp_nb.heads import PooledHead
@@ -350,7 +349,7 @@ def test_bad_csv(tmp_path, change, sentence):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=sentence):
-            module.check_task(module.read_assay(path), "regression")
+            check_task(read_assay(path), "regression")
 
 
 def test_rows_left_out_are_counted_and_said(tmp_path):
@@ -369,12 +368,12 @@ def test_rows_left_out_are_counted_and_said(tmp_path):
     ):
         table.to_csv(path := tmp_path / "mine.csv", index=False)
         with pytest.warns(UserWarning) as caught:
-            read = module.read_assay(path)
+            read = read_assay(path)
         assert (
             all(s in str(caught[0].message) for s in said)
             and sum(read.attrs["dropped"].values()) == len(table) - len(read) == 5
         )
-        module.check_task(read, "regression")
+        check_task(read, "regression")
 
 
 def test_one_class_is_refused(tmp_path):
@@ -382,7 +381,7 @@ def test_one_class_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="all training targets are a; there is nothing to learn from one class"
     ):
-        module.check_task(module.read_assay(path, kind="classification"), "classification")
+        check_task(read_assay(path, kind="classification"), "classification")
 
 
 def test_an_unseen_class_has_no_auroc():

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from carp_nb.comparison import load_task, part_of
+from carp_nb.experiments import load_task, part_of
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from torch import nn
 from carp_nb.baselines import SmallCNN, fit_cnn
 from carp_nb.batching import Batches, Corpus
 from carp_nb.carp import CARP, TABLE_S1
-from carp_nb.comparison import fit_and_test
 from carp_nb.embedding import embed
 from carp_nb.esm import ESM, TABLE_S2
+from carp_nb.experiments import fit_and_test
 from carp_nb.finetune import FinetuneConfig, FineTuned, Targets
 from carp_nb.heads import ContactHead, PooledHead
 from carp_nb.pretrain import PretrainConfig, pretrain

@@ -13,8 +13,9 @@ import torch
 from biotite.structure.io.pdb import PDBFile
 from biotite.structure.io.pdbx import CIFCategory, CIFFile, set_structure
 
+from carp_nb.assays import check_task
 from carp_nb.coordinates import contact_map, read_chain
-from carp_nb.finetune import FinetuneConfig, FineTuned, OneHot, check_task, finetune
+from carp_nb.finetune import FinetuneConfig, FineTuned, OneHot, finetune
 from carp_nb.heads import ContactHead
 from carp_nb.metrics import contact_precision, mean_precision
 from carp_nb.pretrained import load_model
