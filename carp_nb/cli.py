@@ -27,6 +27,7 @@ from .datasets import load_dataset, read_fasta
 from .devices import used_dtype
 from .embedding import embed as embed_sequences
 from .fetch import cache_dir
+from .figures import describe_run
 from .files import content_sha256, file_sha256, in_project, write_table
 from .pretrain import PretrainConfig, as_corpus, read_records
 from .pretrain import pretrain as train_model
@@ -40,7 +41,7 @@ from carp_nb.pretrained import (
     own_weights,
     shipped_weights,
 )
-from .results import describe_run, provenance
+from .results import provenance
 from .scoring import rank_proteins, read_mutants, read_proteins
 from .tasks import write_fasta
 from .training import NonFiniteLoss, processes

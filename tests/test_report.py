@@ -7,14 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from carp_nb.results import (
-    COLUMNS,
-    against_paper,
-    against_paper_figure,
-    best_rows,
-    stated_table,
-    summarised,
-)
+from carp_nb.figures import against_paper_figure
+from carp_nb.paper import against_paper, stated_table, summarised
+from carp_nb.results import COLUMNS, best_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 
