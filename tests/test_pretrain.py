@@ -30,6 +30,7 @@ CONFIG = PretrainConfig(
     seed=3,
     name="small",
 )
+SHORT = replace(CONFIG, tokens=20_000)
 TIMING = ["seconds", "tokens_per_second"]
 
 
@@ -70,6 +71,14 @@ def one_thread():
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     pretrain(CONFIG, *data(), folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> Path:
+    "What the same run in several parts or processes is compared with."
+    folder = tmp_path_factory.mktemp("short")
+    pretrain(SHORT, *data(), folder, progress=False)
     return folder
 
 
@@ -115,7 +124,7 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(undisturbed, tmp_p
     assert_same(tmp_path, undisturbed)
 
 
-def test_two_processes_train_as_one(undisturbed, tmp_path):
+def test_two_processes_train_as_one(short, tmp_path):
     sets = {
         "train": [r for r in load_dataset("sprot_train_sample") if len(r[1]) < 300][:120],
         "valid": enumerate(data()[1]),
@@ -124,14 +133,14 @@ def test_two_processes_train_as_one(undisturbed, tmp_path):
         (tmp_path / f"{name}.fasta").write_text("".join(f">{i}\n{s}\n" for i, s in records))
     pretrain_here(
         2,
-        replace(CONFIG, accumulate=2),
+        replace(SHORT, accumulate=2),
         f"{tmp_path}/train.fasta",
         f"{tmp_path}/valid.fasta",
         tmp_path / "two",
         "cpu",
     )
     _, metrics, held_out = outcome(tmp_path / "two")
-    _, metrics_of_one, held_out_of_one = outcome(undisturbed)
+    _, metrics_of_one, held_out_of_one = outcome(short)
     pd.testing.assert_frame_equal(metrics, metrics_of_one, rtol=1e-4)  # sums in another order
     pd.testing.assert_frame_equal(held_out, held_out_of_one, rtol=1e-3)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["steps"] == int(
@@ -179,9 +188,9 @@ def test_processes_sum_their_gradients_once_an_update(tmp_path):
         assert (tmp_path / f"run.{rank}.told").read_text() == str([False, False, True] * 2)
 
 
-def test_parts_and_recomputed_activations_change_memory_not_the_run(undisturbed, tmp_path):
-    pretrain(replace(CONFIG, accumulate=4, recompute=True), *data(), tmp_path, progress=False)
-    pd.testing.assert_frame_equal(outcome(tmp_path)[1], outcome(undisturbed)[1], rtol=1e-4)
+def test_parts_and_recomputed_activations_change_memory_not_the_run(short, tmp_path):
+    pretrain(replace(SHORT, accumulate=4, recompute=True), *data(), tmp_path, progress=False)
+    pd.testing.assert_frame_equal(outcome(tmp_path)[1], outcome(short)[1], rtol=1e-4)
 
 
 def test_the_authors_reader_and_ours_give_the_same_sequences(tmp_path):
