@@ -22,7 +22,7 @@ from .alphabet import AMINO_ACIDS
 from .datasets import SOURCES, load_dataset, read_dms
 from .devices import as_dtype
 from .fetch import cache_dir
-from .figures import _STATES, scan_figure
+from .figures import scan_figure
 from .files import atomic_path, file_name
 from .metrics import spearman_interval
 from .mutants import Misplaced, Mutation, format_mutant, mutate, parse_mutant, place_mutant

@@ -17,9 +17,9 @@ from .alphabet import AMINO_ACIDS
 from .coordinates import pdb_text, placed_chain
 from .datasets import list_datasets
 from .explorer import Explorer, explore, format_positions, read_state, summarise_positions
+from .figures import _STATES
 from .files import package_folder
 from .pretrained import list_models, load_model
-from .results import _STATES
 
 # %% ../nbs/library/81_widget.ipynb #5029934a
 _STATIC = package_folder("static")
