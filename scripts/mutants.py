@@ -73,7 +73,7 @@ EDITS = [
     WrongEdit(
         "contact separation 24 to 23",
         "the paper judges contacts of residues at least 24 apart",
-        "nbs/**/*structure.ipynb",
+        "nbs/**/*metrics.ipynb",
         r'("long" : \( )24',
         r"\g<1>23",
         (f"{FACTS}::test_long_range_contacts_are_at_least_24_residues_apart",),

@@ -1,4 +1,6 @@
-"""The baselines against the numbers that were published for them, and an interrupted run of the small CNN against an undisturbed one."""
+"""The baselines against the numbers that were published for them, and an interrupted run of the
+small CNN against an undisturbed one.
+"""
 
 import shutil
 from functools import partial

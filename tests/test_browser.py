@@ -1,6 +1,8 @@
 """Notebooks in JupyterLab, in Chromium, by mouse and keyboard; no request leaves this machine.
 
-JupyterLab is started by the command of `make lab`. `pytest -m slow tests/test_browser.py` adds what takes more than half a minute: the structure view, and zero_shot.ipynb."""
+JupyterLab is started by the command of `make lab`. `pytest -m slow tests/test_browser.py` adds
+what takes more than half a minute: the structure view, and zero_shot.ipynb.
+"""
 
 import io
 import os
@@ -32,7 +34,11 @@ CHROMIUM = (
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = "--no-sandbox --disable-gpu --enable-unsafe-swiftshader --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+FLAGS = (
+    "--no-sandbox --disable-gpu --enable-unsafe-swiftshader --disable-quic "
+    "--no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
 WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
 MINUTES = 5 * 60 * 1000  # milliseconds: a machine may be busy
 
@@ -234,7 +240,11 @@ def test_sequence_two_clicks_score_export_and_both_themes(page, lab, tmp_path):
     assert abs(number_of(page, "Measured") - measured[single]) < 0.006
     page.select_option("[data-is=model]", "carp_2_4m_sprot50")
     page.wait_for_function(
-        "document.querySelector('[data-is=model]').selectedOptions[0].value === 'carp_2_4m_sprot50' && document.querySelector('[data-is=count]').textContent === '42 positions'",
+        (
+            "document.querySelector('[data-is=model]').selectedOptions[0].value === "
+            "'carp_2_4m_sprot50' && "
+            "document.querySelector('[data-is=count]').textContent === '42 positions'"
+        ),
         timeout=MINUTES,
     )
     settled(page, single)  # the mutant, its measurement and its history stay
@@ -261,7 +271,8 @@ def test_sequence_two_clicks_score_export_and_both_themes(page, lab, tmp_path):
     )
     shown = page.locator("[data-is=numbers] tr:first-child td:nth-child(2)").inner_text()
     assert abs(float(shown.replace("−", "-")) - score) < 0.006
-    # the same by keyboard: the cursor stands where the last click was; take it back, move down... and put another one in
+    # the same by keyboard: the cursor stands where the last click was; take it back,
+    # move down... and put another one in
     page.keyboard.press("Enter")
     settled(page, "T252W")
     page.keyboard.press("ArrowUp")
@@ -302,7 +313,11 @@ def test_sequence_two_clicks_score_export_and_both_themes(page, lab, tmp_path):
     given_wild_type = page.locator("[data-is=additions] button").all_inner_texts()
     page.click("[data-is=givenmut]")
     page.wait_for_function(
-        "before => { const now = [...document.querySelectorAll('[data-is=additions] button')].map(b => b.innerText); return now.length === 10 && now.join() !== before; }",
+        (
+            "before => { const now = "
+            "[...document.querySelectorAll('[data-is=additions] button')].map(b => "
+            "b.innerText); return now.length === 10 && now.join() !== before; }"
+        ),
         arg=",".join(given_wild_type),
     )
     page.wait_for_selector(".cm-root[data-busy=false]", state="attached")
@@ -353,7 +368,9 @@ def test_sequence_two_clicks_score_export_and_both_themes(page, lab, tmp_path):
         menu(page, "Settings", "Theme", f"JupyterLab {theme}")
         page.wait_for_selector(f".cm-root[data-theme={theme.lower()}]")
         page.wait_for_function(
-            """dark => { const map = document.querySelector('[data-is=legend]'), middle = map.getContext('2d').getImageData(184 * map.width / map.clientWidth, 9 * map.height / map.clientHeight, 1, 1).data;
+            """dark => { const map = document.querySelector('[data-is=legend]'), pixels = map.getContext('2d');
+                const x = 184 * map.width / map.clientWidth, y = 9 * map.height / map.clientHeight;
+                const middle = pixels.getImageData(x, y, 1, 1).data;
             return dark === (middle[0] + middle[1] + middle[2] < 3 * 128); }""",
             arg=theme == "Dark",
         )  # zero is the middle colour of the theme
@@ -366,7 +383,12 @@ def test_three_thousand_residues_do_not_freeze_the_page(page):
     page.click("[data-is=other]")
     page.fill("[data-is=paste]", long)
     page.evaluate("""() => { window.worst = 0; let last = performance.now();
-        const tick = now => { window.worst = Math.max(window.worst, now - last); last = now; requestAnimationFrame(tick); }; requestAnimationFrame(tick); }""")
+        const tick = now => {
+            window.worst = Math.max(window.worst, now - last);
+            last = now;
+            requestAnimationFrame(tick);
+        };
+        requestAnimationFrame(tick); }""")
     page.click("[data-is=openit]")
     page.wait_for_selector("text=/of 3,000 positions/")
     page.click("[data-is=all]")
@@ -392,7 +414,11 @@ def colours(page, box) -> int:
 @pytest.mark.slow
 def test_structure_is_coloured_by_mean_effect_and_by_state(lab, tmp_path):
     chain = load_dataset("pdb_chains_sample").set_index("id").loc["1NKO_A"]
-    seen = f"from carp_nb.widget import StructureView\nStructureView(pdb, sequence, {{'one state': 'C' * len(sequence), 'three states': {chain.dssp8.translate(str.maketrans('GIBTS', 'HHECC'))!r}}})"
+    seen = (
+        "from carp_nb.widget import StructureView\nStructureView(pdb, sequence, "
+        f"{{'one state': 'C' * len(sequence), 'three states': "
+        f"{chain.dssp8.translate(str.maketrans('GIBTS', 'HHECC'))!r}}})"
+    )
     with run_in(
         lab,
         "mutate.ipynb",

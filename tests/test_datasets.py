@@ -1,4 +1,6 @@
-"""What does not read well as notebook cells: the shipped inputs against their makers, their README and the training set."""
+"""What does not read well as notebook cells: the shipped inputs against their makers, their
+README and the training set.
+"""
 
 import gzip
 import importlib.util

@@ -1,4 +1,6 @@
-"""Our Transformer against the two released codes it stands in for: fair-esm (ESM-1b, ESM-1v) and sequence-models (Table S2)."""
+"""Our Transformer against the two released codes it stands in for: fair-esm (ESM-1b, ESM-1v)
+and sequence-models (Table S2).
+"""
 
 import argparse
 
@@ -124,7 +126,9 @@ def test_equals_fair_esm(norm_before, token_dropout, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_equals_the_papers_transformer(dtype):
-    "The class that the authors of CARP published for their retrained ESM, in the shape of Table S2 that is cheapest to run."
+    """The class that the authors of CARP published for their retrained ESM, in the shape of
+    Table S2 that is cheapest to run.
+    """
     config = TABLE_S2["esm_41k"]
     peer = perturb(ESM1b(config.d_model, config.d_mlp, config.n_layers, config.n_heads)).to(dtype)
     ours = ESM(config).to(dtype).eval()

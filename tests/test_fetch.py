@@ -18,7 +18,9 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Site:
-    "A local server that knows ranges; while `hold` is set it stops in the middle of a file, and says so through `halfway`; while `cut` is set it breaks off there."
+    """A local server that knows ranges; while `hold` is set it stops in the middle of a file,
+    and says so through `halfway`; while `cut` is set it breaks off there.
+    """
 
     def __init__(self):
         self.hold, self.cut, self.begins, self.halfway, self.closing = (
@@ -80,7 +82,11 @@ def site():
 def test_interrupted_download_leaves_no_file_and_goes_on(site, tmp_path, sign):
     site.hold = True
     # a job started in the background has Ctrl-C switched off, and its children inherit that
-    code = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom carp_nb.fetch import fetch\nfetch({site.url!r}, folder={str(tmp_path)!r}, timeout=600)"
+    code = (
+        "import signal\nsignal.signal(signal.SIGINT, "
+        "signal.default_int_handler)\nfrom carp_nb.fetch import "
+        f"fetch\nfetch({site.url!r}, folder={str(tmp_path)!r}, timeout=600)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     assert site.halfway.wait(300)
     for _ in range(3000):  # what was sent is on disk only a little later

@@ -1,4 +1,6 @@
-"""What only a GPU can show: every path there computes what the processor does, memory can be limited, and bf16 training goes on after a stop."""
+"""What only a GPU can show: every path there computes what the processor does, memory can be
+limited, and bf16 training goes on after a stop.
+"""
 
 import math
 from dataclasses import replace

@@ -450,7 +450,9 @@ def test_wheel_holds_modules_and_weights(wheel):
 
 
 def test_wheel_works_outside_the_project(wheel, tmp_path):
-    "Every module is imported and every shipped model loaded by name, from an empty folder; the wheel unpacked stands in for an installation."
+    """Every module is imported and every shipped model loaded by name, from an empty folder;
+    the wheel unpacked stands in for an installation.
+    """
     installed, empty = tmp_path / "installed", tmp_path / "empty"
     empty.mkdir()
     with zipfile.ZipFile(wheel) as packed:

@@ -23,7 +23,9 @@ from carp_nb.scoring import mutation_scan, score_mutants
 
 @torch.no_grad()
 def random_model(name: str, dtype: torch.dtype, width: int = 8) -> CARP:
-    "A size of Table S1 at reduced width, no parameter at its initial value, its outer taps strong so that seams are felt."
+    """A size of Table S1 at reduced width, no parameter at its initial value, its outer taps
+    strong so that seams are felt.
+    """
     torch.manual_seed(0)
     model = CARP(replace(TABLE_S1[name], d_model=width), name).to(dtype).eval()
     for key, value in model.named_parameters():

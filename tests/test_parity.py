@@ -1,8 +1,11 @@
-"""Ours against the released code (PyPI `sequence-models` 1.8.0): the same weights give the same numbers, in both directions.
+"""Ours against the released code (PyPI `sequence-models` 1.8.0): the same weights give the same
+numbers, in both directions.
 
-Every weight is random, layer norms, biases and the mask token's embedding included: at their initial values (one and zero) two of them
-could be swapped without a trace. The 640M model is compared at full depth in float32, with its weights shared between the two; in float64
-it keeps its width but has nine blocks, which is every dilation and the return to one. The depth changes only how often a block repeats.
+Every weight is random, layer norms, biases and the mask token's embedding included: at their
+initial values (one and zero) two of them could be swapped without a trace. The 640M model is
+compared at full depth in float32, with its weights shared between the two; in float64 it keeps
+its width but has nine blocks, which is every dilation and the return to one. The depth changes
+only how often a block repeats.
 """
 
 from dataclasses import asdict, replace
@@ -33,7 +36,9 @@ def tolerance(name: str) -> float:
 
 @torch.no_grad()
 def perturbed(config: CARPConfig, name: str) -> CARP:
-    "A model all of whose weights are random: layer norms around one, biases around zero, linear layers at their usual scale."
+    """A model all of whose weights are random: layer norms around one, biases around zero,
+    linear layers at their usual scale.
+    """
     model, generator = CARP(config, name), torch.Generator().manual_seed(0)
     for key, value in model.named_parameters():
         if key.endswith("bias"):

@@ -1,4 +1,6 @@
-"""Pretraining over several processes, killed at any moment, and with a damaged checkpoint: always the run that was planned."""
+"""Pretraining over several processes, killed at any moment, and with a damaged checkpoint:
+always the run that was planned.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""Named models: where their files are looked for, and what is never taken for one. Plus files that are damaged or hostile."""
+"""Named models: where their files are looked for, and what is never taken for one. Plus files
+that are damaged or hostile.
+"""
 
 import os
 import pickle
@@ -108,7 +110,8 @@ def test_offline_and_not_cached_is_one_sentence(record):
         load_model("carp_600k", progress=False)
     said = str(error.value)
     assert said == (
-        f"carp_600k.pt cannot be downloaded from {pretrained.PUBLISHED['carp_600k'].url}: the server cannot be reached; "
+        "carp_600k.pt cannot be downloaded from "
+        f"{pretrained.PUBLISHED['carp_600k'].url}: the server cannot be reached; "
         "set CARP_NB_WEIGHTS to a folder that holds carp_600k.pt."
     )
 
@@ -290,7 +293,9 @@ def test_protbert_without_its_package_or_a_connection(record, monkeypatch):
 
 
 def test_zero_shot_takes_every_family(papermill, tmp_path, monkeypatch):
-    "The section notebook, on small random models: one of the published ESM layout, one of ours, a ProtBERT, beside the one that ships."
+    """The section notebook, on small random models: one of the published ESM layout, one of
+    ours, a ProtBERT, beside the one that ships.
+    """
     save_protbert(tmp_path / "prot_bert_bfd")
     monkeypatch.setenv("CARP_NB_WEIGHTS", str(tmp_path))
     published = save_checkpoint(ESM(LITTLE), tmp_path / "esm1v_small.pt")
@@ -497,7 +502,10 @@ def test_foreign_safetensors_is_one_sentence(tmp_path):
 def test_loading_is_quick_to_start(tmp_path):
     "An empty model must not draw in PyTorch's compiler, which takes seconds to import."
     path = save_checkpoint(small(), tmp_path / "m.pt")
-    code = f"import sys; from carp_nb.pretrained import load_model; load_model({str(path)!r}, 'cpu'); print('torch._dynamo' in sys.modules)"
+    code = (
+        "import sys; from carp_nb.pretrained import load_model; "
+        f"load_model({str(path)!r}, 'cpu'); print('torch._dynamo' in sys.modules)"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
         == "False\n"

@@ -1,4 +1,6 @@
-"""scaling.ipynb the way its users start it, on shapes that take seconds; and what the table of benchmarks says of its numbers."""
+"""scaling.ipynb the way its users start it, on shapes that take seconds; and what the table of
+benchmarks says of its numbers.
+"""
 
 import sys
 from pathlib import Path

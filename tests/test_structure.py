@@ -132,7 +132,8 @@ def test_contact_head_overfits_ten_chains(tmp_path):
     )
     exact, rough = (long_range(m.predict(rows.sequence.tolist()), rows) for m in (model, half))
     print(
-        f"long range, best L/5 of ten chains, as a share of what the true map reaches: float32 {exact:.3f}, bfloat16 {rough:.3f}"
+        "long range, best L/5 of ten chains, as a share of what the true map "
+        f"reaches: float32 {exact:.3f}, bfloat16 {rough:.3f}"
     )
     assert exact > 0.95 and abs(exact - rough) < 0.03
 
@@ -143,7 +144,8 @@ from carp_nb.finetune import FinetuneConfig, FineTuned, Targets
 from carp_nb.heads import ContactHead
 from carp_nb.pretrained import load_model
 encoder = load_model("carp_600k_sprot50", "cpu")
-model = FineTuned(encoder, ContactHead(encoder.config.d_model), Targets("contacts"), FinetuneConfig("pt-fr", "contacts"))
+head, targets = ContactHead(encoder.config.d_model), Targets("contacts")
+model = FineTuned(encoder, head, targets, FinetuneConfig("pt-fr", "contacts"))
 found, = model.predict(["".join(np.random.default_rng(0).choice(list("ACDEFGHIKLMNPQRSTVWY"), 1000))])
 assert found.shape == (1000, 1000) and np.isfinite(found).all()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20)

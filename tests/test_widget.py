@@ -1,4 +1,6 @@
-"""The mutation map from outside: many actions at random, a kernel that stays free, and mutate.ipynb as papermill runs it."""
+"""The mutation map from outside: many actions at random, a kernel that stays free, and
+mutate.ipynb as papermill runs it.
+"""
 
 import threading
 

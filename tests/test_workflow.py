@@ -1,4 +1,6 @@
-"""The Snakefile: every run stands, the cluster profile plans, what was killed is not made twice, and a changed parameter reaches only what reads it."""
+"""The Snakefile: every run stands, the cluster profile plans, what was killed is not made
+twice, and a changed parameter reaches only what reads it.
+"""
 
 import os
 import re
