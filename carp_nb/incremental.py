@@ -20,7 +20,6 @@ from carp_nb.carp import (
     CARP,
     ByteNetBlock,
     CARPConfig,
-    _log_probs,
     check_positions,
     context_windows,
 )
@@ -366,6 +365,6 @@ def masked_log_probs(
         return counted.pays(model.embed.weight.element_size(), _kept_limit(tokens.device))
 
     if not (path == "incremental" or (path is None and pays())):
-        return _log_probs(model, wild_type, masked, at, batch_tokens)
+        return CARP.log_probs(model, wild_type, masked, at, batch_tokens)
     answers = _incremental(model, tokens, masked, at, batch_tokens, counted)
     return [answer.float().log_softmax(-1)[:, : len(AMINO_ACIDS)].cpu() for answer in answers]
