@@ -6,14 +6,15 @@
 __all__ = ['Cone', 'cone', 'Plan', 'plan', 'masked_log_probs']
 
 # %% ../nbs/library/14_incremental.ipynb #ea512046
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import BoolTensor, LongTensor, Tensor
+from torch import Tensor
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from carp_nb.carp import (
@@ -27,52 +28,59 @@ from .kernels import taps
 
 # %% ../nbs/library/14_incremental.ipynb #a8f4d23a
 def _spread(
-    sites: BoolTensor,  # [M, L]
+    sites: Tensor,  # bool [M, L]
     kernel_size: int,
     dilation: int,
-) -> BoolTensor:  # [M, L]
-    "The positions that one dilated convolution connects with `sites`, in either direction."
-    length, reached = sites.shape[1], torch.zeros_like(sites)
+) -> Tensor:  # bool [M, L]
+    "Find the positions that one dilated convolution connects with `sites`, in either direction."
+    length = sites.shape[1]
+    reached = torch.zeros_like(sites)
     for _, offset in taps(length, kernel_size, dilation):
-        reached[:, max(0, -offset) : length - max(0, offset)] |= sites[
-            :, max(0, offset) : length + min(0, offset)
-        ]
+        target = slice(max(0, -offset), length - max(0, offset))
+        source = slice(max(0, offset), length + min(0, offset))
+        reached[:, target] |= sites[:, source]
     return reached
 
-
+# %% ../nbs/library/14_incremental.ipynb #5c602e87
 @dataclass
 class Cone:
     "What M sets of masked positions make new, at the input of each of n blocks and after the last."
 
-    work: list[BoolTensor]  # n + 1 tables [M, L]: changed by the mask and wanted by the answer
+    work: list[Tensor]  # n + 1 tables, bool [M, L]: changed by the mask and wanted by the answer
     wild: list[bool]  # n + 1: is a value wanted there that the mask does not change?
 
 
 def cone(
     config: CARPConfig,
-    masked: BoolTensor,  # [M, L] positions hidden together
-    wanted: BoolTensor,  # [M, L] positions to read
+    masked: Tensor,  # bool [M, L] positions hidden together
+    wanted: Tensor,  # bool [M, L] positions to read
 ) -> Cone:
-    "Where activations are changed by the masks and wanted by the answers."
-    changed, needed = [masked], [wanted]
+    "Find where activations are changed by the masks and wanted by the answers."
+    changed = [masked]
     for dilation in config.dilations:
         changed.append(_spread(changed[-1], config.kernel_size, dilation))
+    needed = [wanted]
     for dilation in reversed(config.dilations):
         needed.append(_spread(needed[-1], config.kernel_size, dilation))
-    layers = list(zip(changed, reversed(needed)))
-    return Cone([c & n for c, n in layers], [bool((n & ~c).any()) for c, n in layers])
+    needed.reverse()
+    work = [c & n for c, n in zip(changed, needed)]
+    wild = [bool((n & ~c).any()) for c, n in zip(changed, needed)]
+    return Cone(work, wild)
 
 # %% ../nbs/library/14_incremental.ipynb #b3ad7a1c
 def _links(
-    before: LongTensor,  # [T, 2] places of the activations that enter
-    after: LongTensor,  # [T', 2] places of those that leave
+    before: Tensor,  # int64 [T, 2] places of the activations that enter
+    after: Tensor,  # int64 [T', 2] places of those that leave
     shape: tuple[int, int],  # M, L
     kernel_size: int,
     dilation: int,
-) -> LongTensor:  # [T', k'] index of every tap's input, T where it is not in the list; taps outside the sequence left out
-    "How a dilated convolution reads one list of activations to write another."
-    (rows, length), offsets = shape, [offset for _, offset in taps(shape[1], kernel_size, dilation)]
-    margin, width = offsets[-1], length + 2 * offsets[-1]
+) -> Tensor:  # int64 [T', k'] input of every tap that can meet the sequence; T: not in the list
+    "Index the inputs with which a dilated convolution reads one list to write another."
+    rows, length = shape
+    offsets = [offset for _, offset in taps(length, kernel_size, dilation)]
+    # a margin on both sides of every row, so that no tap reads from the row beside it
+    margin = offsets[-1]
+    width = length + 2 * margin
 
     def flat(places):
         return places[:, 0] * width + places[:, 1] + margin
@@ -82,30 +90,39 @@ def _links(
     return index[flat(after)[:, None] + torch.tensor(offsets, device=before.device)]
 
 # %% ../nbs/library/14_incremental.ipynb #ec23a4f4
+def _gather_first(x: Tensor, weight: Tensor, links: Tensor) -> Tensor:
+    "Multiply the gathered inputs of each output, for few outputs."
+    matrix = weight.transpose(1, 2).reshape(len(weight), -1)
+    # blocks of 2**21 numbers at most, which stay in the cache
+    block = max(1, 2**21 // matrix.shape[1])
+    outputs = [F.linear(F.embedding(some, x).flatten(1), matrix) for some in links.split(block)]
+    return torch.cat(outputs)
+
+
+def _multiply_first(x: Tensor, weight: Tensor, links: Tensor) -> Tensor:
+    "Multiply each input by all taps and sum the products at their targets, for few inputs."
+    n_taps = links.shape[1]
+    matrix = weight.permute(2, 0, 1).reshape(-1, x.shape[1])
+    products = F.linear(x, matrix).view(len(x) * n_taps, -1)
+    taps_of_links = links * n_taps + torch.arange(n_taps, device=links.device)
+    return F.embedding_bag(taps_of_links, products, mode="sum")
+
+
 def _sparse_conv(
     x: Tensor,  # [T, C_in]; what is not in the list is zero
     weight: Tensor,  # [C_out, C_in, k]
-    links: LongTensor,  # [T', k']
+    links: Tensor,  # int64 [T', k']
 ) -> Tensor:  # [T', C_out], without bias
     "A dilated convolution from one ragged set of positions to another."
-    n_taps, x = (
-        links.shape[1],
-        F.pad(x, (0, 0, 0, 1)),
-    )  # the last row is the zero that missing inputs link to
-    inner = (weight.shape[-1] - n_taps) // 2
-    weight = weight[..., inner : inner + n_taps]
+    # the last row is the zero that missing inputs link to
+    x = F.pad(x, (0, 0, 0, 1))
+    # links hold the inner taps only, those that can meet the sequence
+    n_taps = links.shape[1]
+    outer = (weight.shape[-1] - n_taps) // 2
+    weight = weight[..., outer : outer + n_taps]
     if len(x) > len(links):
-        matrix = weight.transpose(1, 2).reshape(len(weight), -1)
-        block = max(1, 2**21 // matrix.shape[1])
-        return torch.cat(
-            [F.linear(F.embedding(some, x).flatten(1), matrix) for some in links.split(block)]
-        )
-    products = F.linear(x, weight.permute(2, 0, 1).reshape(-1, x.shape[1])).view(
-        len(x) * n_taps, -1
-    )
-    return F.embedding_bag(
-        links * n_taps + torch.arange(n_taps, device=links.device), products, mode="sum"
-    )
+        return _gather_first(x, weight, links)
+    return _multiply_first(x, weight, links)
 
 # %% ../nbs/library/14_incremental.ipynb #96333e3f
 @dataclass
@@ -113,81 +130,89 @@ class _WildType:
     "What one block reads and makes for the wild type."
 
     x: Tensor  # [L, d] input
-    z: Tensor | None  # [L, h] input of the convolution
+    z: Tensor | None  # [L, h] input of the convolution; None after the last block
     y: Tensor | None  # [L, h] its output
 
 
 def _with_wild(
     x: Tensor,  # [T, d] new activations
     wild: _WildType | None,  # None: every link finds one
-    links: LongTensor,  # [T'] index into x; T where the wild type's value holds
-    places: LongTensor,  # [T', 2]
+    links: Tensor,  # int64 [T'] index into x; T where the wild type's value holds
+    places: Tensor,  # int64 [T', 2]
 ) -> Tensor:  # [T', d]
     "Activations at places of which the mask has changed some."
     if wild is None:
         return F.embedding(links, x)
-    return F.embedding(
-        torch.where(links < len(x), links, len(x) + places[:, 1]), torch.cat([x, wild.x])
-    )
+    # the wild type's activations stand behind the new ones, so that one index reaches both
+    indices = torch.where(links < len(x), links, len(x) + places[:, 1])
+    return F.embedding(indices, torch.cat([x, wild.x]))
 
-
+# %% ../nbs/library/14_incremental.ipynb #847b67fe
 def _advance(
     block: ByteNetBlock,
     x: Tensor,  # [T, d] activations at the places `before`
-    before: LongTensor,
-    after: LongTensor,  # [T, 2], [T', 2]
+    before: Tensor,  # int64 [T, 2]
+    after: Tensor,  # int64 [T', 2]
     shape: tuple[int, int],  # M, L
     wild: _WildType | None,  # None: all that is wanted is in x
 ) -> Tensor:  # [T', d] activations at the places `after`
     "One block, from the places that are new before it to those that are new after it."
-    z, weight = block.narrow(x), block.conv.weight
+    z = block.narrow(x)
+    weight = block.conv.weight
     if len(before) == len(after) == shape[0] * shape[1]:
         return block.widen(block.conv(z.view(*shape, -1))).view(len(x), -1).add_(x)
     links = _links(before, after, shape, weight.shape[-1], block.conv.dilation[0])
-    if wild:
-        y = _sparse_conv(z.sub_(F.embedding(before[:, 1], wild.z)), weight, links).add_(
-            F.embedding(after[:, 1], wild.y)
-        )
-    else:
+    if wild is None:
+        assert block.conv.bias is not None
         y = _sparse_conv(z, weight, links).add_(block.conv.bias)
-    return block.widen(y).add_(_with_wild(x, wild, links[:, links.shape[1] // 2], after))
+    else:
+        assert wild.z is not None and wild.y is not None
+        change = z.sub_(F.embedding(before[:, 1], wild.z))
+        y = _sparse_conv(change, weight, links).add_(F.embedding(after[:, 1], wild.y))
+    # the tap in the middle links a position with itself: the residual connection
+    middle = links[:, links.shape[1] // 2]
+    return block.widen(y).add_(_with_wild(x, wild, middle, after))
 
 # %% ../nbs/library/14_incremental.ipynb #ccf3ab64
 def _run_wild_type(
     model: CARP,
-    tokens: LongTensor,  # [L]
+    tokens: Tensor,  # int64 [L]
     keep: list[bool],  # n + 1
-) -> list[_WildType | None]:
-    "The wild type's activations in the layers to keep; the last entry is the output of the last block."
-    x, kept = model.up_embed(model.embed(tokens))[None], []
-    for block, wanted in zip(model.blocks, keep):
+) -> list[_WildType | None]:  # n + 1; the last entry is the output of the last block
+    "Run the wild type and keep its activations in some layers."
+    x = model.up_embed(model.embed(tokens))[None]
+    kept: list[_WildType | None] = []
+    for block, wanted in zip(cast(Iterable[ByteNetBlock], model.blocks), keep):
         z = block.narrow(x)
         y = block.conv(z)
         kept.append(_WildType(x[0], z[0], y[0]) if wanted else None)
         x = x + block.widen(y)
-    return [*kept, _WildType(x[0], None, None) if keep[-1] else None]
+    kept.append(_WildType(x[0], None, None) if keep[-1] else None)
+    return kept
 
 
 def _answer(
     model: CARP,
     wild: list[_WildType | None],
-    masked: BoolTensor,
-    wanted: BoolTensor,  # [M, L]
-    reading: LongTensor,  # [Q, 2] row and position of each answer
+    masked: Tensor,  # bool [M, L]
+    wanted: Tensor,  # bool [M, L]
+    reading: Tensor,  # int64 [Q, 2] row and position of each answer
 ) -> Tensor:  # [Q, 30] logits
     "Logits for a chunk of questions about one stretch of a sequence."
     new = cone(model.config, masked, wanted)
-    places, shape = [work.nonzero() for work in new.work], tuple(masked.shape)
+    places = [work.nonzero() for work in new.work]
+    shape = (masked.shape[0], masked.shape[1])
     wild = [w if needed else None for w, needed in zip(wild, new.wild)]
+    blocks = cast(Iterable[ByteNetBlock], model.blocks)
     x = model.up_embed(model.embed.weight[PROTEIN.mask_idx]).expand(len(places[0]), -1)
-    for block, before, after, w in zip(model.blocks, places, places[1:], wild):
+    for block, before, after, w in zip(blocks, places, places[1:], wild):
         x = _advance(block, x, before, after, shape, w)
-    own = _links(places[-1], reading, shape, 1, 1)[:, 0]
-    return model.decoder(model.norm(_with_wild(x, wild[-1], own, reading)))
+    # with a kernel of one tap, the links find each place that is read in the last list
+    indices = _links(places[-1], reading, shape, kernel_size=1, dilation=1)[:, 0]
+    return model.decoder(model.norm(_with_wild(x, wild[-1], indices, reading)))
 
 # %% ../nbs/library/14_incremental.ipynb #de40bc97
-@dataclass
-class _Stretch:
+class _Stretch(NamedTuple):
     "A piece of the sequence and the questions that it answers."
 
     start: int
@@ -202,8 +227,11 @@ def _stretches(
 ) -> Iterator[_Stretch]:
     "Cut a sequence so that no answer can feel where."
     reach = config.receptive_field
-    questions, first, last = [], 0, 0
-    for i in sorted((i for i in range(len(at)) if at[i]), key=lambda i: min(at[i])):
+    asked = [i for i in range(len(at)) if at[i]]
+    asked.sort(key=lambda i: min(at[i]))
+    questions = []
+    first = last = 0
+    for i in asked:
         if questions and max(at[i]) - first > max(1024, 2 * reach):
             yield _Stretch(max(0, first - reach), min(length, last + reach + 1), questions)
             questions = []
@@ -214,6 +242,28 @@ def _stretches(
     if questions:
         yield _Stretch(max(0, first - reach), min(length, last + reach + 1), questions)
 
+# %% ../nbs/library/14_incremental.ipynb #56730e62
+class _Chunk(NamedTuple):
+    "Questions about one stretch that are answered together."
+
+    questions: list[int]  # M
+    masked: Tensor  # bool [M, W]
+    wanted: Tensor  # bool [M, W]
+    reading: Tensor  # int64 [Q, 2] row and position of each answer
+
+
+def _places_in_stretch(
+    stretch: _Stretch,
+    sets: list[tuple[int, ...]],  # positions, a set per row
+    device: torch.device,
+) -> Tensor:  # int64 [Q, 2] row and position in the stretch
+    "Where sets of positions stand; those outside the stretch are left out."
+    places = []
+    for row, positions in enumerate(sets):
+        inside = [p for p in positions if stretch.start <= p < stretch.stop]
+        places += [(row, p - stretch.start) for p in inside]
+    return torch.tensor(places, dtype=torch.long).view(-1, 2).to(device)
+
 
 def _chunks(
     stretch: _Stretch,
@@ -221,32 +271,18 @@ def _chunks(
     at: list[tuple[int, ...]],
     batch_tokens: int,
     device: torch.device,
-) -> Iterator[
-    tuple[list[int], BoolTensor, BoolTensor, LongTensor]
-]:  # questions, masked [M, L], wanted [M, L], reading [Q, 2]
+) -> Iterator[_Chunk]:
     "Tables for as many questions at a time as the budget of tokens allows."
     length = stretch.stop - stretch.start
     rows = max(1, batch_tokens // length)
     for first in range(0, len(stretch.questions), rows):
-        chunk = stretch.questions[first : first + rows]
-        hidden, reading = [
-            torch.tensor(
-                [
-                    (row, p - stretch.start)
-                    for row, i in enumerate(chunk)
-                    for p in sets[i]
-                    if stretch.start <= p < stretch.stop
-                ],
-                dtype=torch.long,
-            )
-            .view(-1, 2)
-            .to(device)
-            for sets in (masked, at)
-        ]
-        tables = torch.zeros(2, len(chunk), length, dtype=torch.bool, device=device)
-        for table, sites in zip(tables, (hidden, reading)):
-            table[sites[:, 0], sites[:, 1]] = True
-        yield chunk, *tables, reading
+        questions = stretch.questions[first : first + rows]
+        hidden = _places_in_stretch(stretch, [masked[i] for i in questions], device)
+        reading = _places_in_stretch(stretch, [at[i] for i in questions], device)
+        tables = torch.zeros(2, len(questions), length, dtype=torch.bool, device=device)
+        for table, places in zip(tables, (hidden, reading)):
+            table[places[:, 0], places[:, 1]] = True
+        yield _Chunk(questions, tables[0], tables[1], reading)
 
 # %% ../nbs/library/14_incremental.ipynb #fd5cda70
 @dataclass
@@ -268,7 +304,7 @@ class Plan:
 
 
 def _kept_limit(device: torch.device) -> float:  # bytes
-    "What may be kept of the wild type: 2 GiB, or a quarter of the memory that is free, if that is less."
+    "Memory for what is kept of the wild type: 2 GiB, or a quarter of what is free if that is less."
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -277,17 +313,26 @@ def _kept_limit(device: torch.device) -> float:  # bytes
             available = next(line for line in lines if line.startswith("MemAvailable"))
             free = int(available.split()[1]) * 1024
         except OSError:
-            free = float("inf")  # not Linux: not known
+            # only Linux says how much is free
+            free = float("inf")
     return min(2.0**31, free / 4)
 
-
+# %% ../nbs/library/14_incremental.ipynb #8ca5a344
 def _macs(config: CARPConfig, counts: list[int], length: int) -> int:
     "Multiplications of all blocks when `counts[l]` positions are new at the input of block l."
-    d, h, k, total = config.d_model, config.d_hidden, config.kernel_size, 0
+    d = config.d_model
+    h = config.d_hidden
+    total = 0
     for dilation, (before, after) in zip(config.dilations, pairwise(counts)):
-        n_taps = len(list(taps(length, k, dilation)))
+        n_taps = len(list(taps(length, config.kernel_size, dilation)))
         total += before * d * h + n_taps * min(before, after) * h * h + after * h * d
     return total
+
+
+def _numbers_kept(config: CARPConfig, width: int, keep: list[bool]) -> int:
+    "Numbers that a stretch of some width keeps of the wild type in the layers to keep."
+    per_block = config.d_model + 2 * config.d_hidden
+    return width * (sum(keep[:-1]) * per_block + keep[-1] * config.d_model)
 
 
 def plan(
@@ -298,33 +343,27 @@ def plan(
     batch_tokens: int = 16384,
 ) -> Plan:
     "Count what masked log-probabilities cost with and without recomputing everything."
-    at, n = masked if at is None else at, config.n_layers
-    spans = context_windows(length, at, config.receptive_field)
-    result = Plan(
-        sum(_macs(config, [stop - start] * (n + 1), stop - start) for start, stop in spans),
-        0,
-        0,
-        [],
-    )
+    at = masked if at is None else at
+    layers = config.n_layers + 1
+    result = Plan(0, 0, 0, [])
+    for start, stop in context_windows(length, at, config.receptive_field):
+        result.dense += _macs(config, [stop - start] * layers, stop - start)
     for stretch in _stretches(config, length, at):
-        width, keep = stretch.stop - stretch.start, [False] * (n + 1)
-        for _, hidden, wanted, _ in _chunks(stretch, masked, at, batch_tokens, torch.device("cpu")):
-            new = cone(config, hidden, wanted)
+        width = stretch.stop - stretch.start
+        keep = [False] * layers
+        for chunk in _chunks(stretch, masked, at, batch_tokens, torch.device("cpu")):
+            new = cone(config, chunk.masked, chunk.wanted)
             result.incremental += _macs(config, [int(w.sum()) for w in new.work], width)
             keep = [a or b for a, b in zip(keep, new.wild)]
-        result.incremental += _macs(config, [width] * (n + 1), width)
-        result.kept = max(
-            result.kept,
-            width
-            * (sum(keep[:-1]) * (config.d_model + 2 * config.d_hidden) + keep[-1] * config.d_model),
-        )
+        result.incremental += _macs(config, [width] * layers, width)
+        result.kept = max(result.kept, _numbers_kept(config, width, keep))
         result.keep.append(keep)
     return result
 
 # %% ../nbs/library/14_incremental.ipynb #a054b249
 def _incremental(
     model: CARP,
-    tokens: LongTensor,
+    tokens: Tensor,  # int64 [L]
     masked: list[tuple[int, ...]],
     at: list[tuple[int, ...]],
     batch_tokens: int,
@@ -334,11 +373,10 @@ def _incremental(
     answers = [model.decoder.bias.new_empty(0, len(PROTEIN))] * len(masked)
     for stretch, keep in zip(_stretches(model.config, len(tokens), at), counted.keep):
         wild = _run_wild_type(model, tokens[stretch.start : stretch.stop], keep)
-        for questions, hidden, wanted, reading in _chunks(
-            stretch, masked, at, batch_tokens, tokens.device
-        ):
-            logits = _answer(model, wild, hidden, wanted, reading)
-            for i, answer in zip(questions, logits.split([len(at[i]) for i in questions])):
+        for chunk in _chunks(stretch, masked, at, batch_tokens, tokens.device):
+            logits = _answer(model, wild, chunk.masked, chunk.wanted, chunk.reading)
+            per_question = logits.split([len(at[i]) for i in chunk.questions])
+            for i, answer in zip(chunk.questions, per_question):
                 answers[i] = answer
     return answers
 
@@ -348,23 +386,25 @@ def masked_log_probs(
     model: CARP,
     wild_type: str,  # residues
     masked: list[tuple[int, ...]],  # N sets of 0-based positions to mask together; () masks nothing
-    at: list[tuple[int, ...]]
-    | None = None,  # per set, the positions to read; None: the masked ones
+    at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
     batch_tokens: int = 16384,  # tokens at a time
     path: str | None = None,  # dense, incremental; None: the cheaper one
 ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
-    "What `CARP.log_probs` answers, by the cheaper of two exact ways. Raises ValueError for a position outside the sequence or an unknown path."
+    """What `CARP.log_probs` answers, by the cheaper of two exact ways.
+
+    Raises ValueError for a position outside the sequence or an unknown path.
+    """
     if path not in (None, "dense", "incremental"):
         raise ValueError(f"path is {path!r}; use dense, incremental, or None for the cheaper one.")
     at = masked if at is None else at
     tokens = PROTEIN.encode(wild_type, "wild type").to(model.embed.weight.device)
     check_positions(len(tokens), masked, at)
     counted = plan(model.config, len(tokens), masked, at, batch_tokens)
-
-    def pays():
-        return counted.pays(model.embed.weight.element_size(), _kept_limit(tokens.device))
-
-    if not (path == "incremental" or (path is None and pays())):
+    if path is None:
+        limit = _kept_limit(tokens.device)
+        pays = counted.pays(model.embed.weight.element_size(), limit)
+        path = "incremental" if pays else "dense"
+    if path == "dense":
         return CARP.log_probs(model, wild_type, masked, at, batch_tokens)
     answers = _incremental(model, tokens, masked, at, batch_tokens, counted)
     return [answer.float().log_softmax(-1)[:, : len(AMINO_ACIDS)].cpu() for answer in answers]
