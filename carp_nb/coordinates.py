@@ -32,15 +32,17 @@ from .alphabet import PROTEIN
 
 # %% ../nbs/library/30_coordinates.ipynb #3ea71fbc
 def virtual_cb(
-    n: np.ndarray,
+    n: np.ndarray,  # [..., 3] Å, as the other two
     ca: np.ndarray,
-    c: np.ndarray,  # [..., 3] Å
+    c: np.ndarray,
 ) -> np.ndarray:  # [..., 3] Å
-    "Where the Cβ stands in an ideal residue (constants: Dauparas et al. 2022, ProteinMPNN)."
-    b, c = ca - n, c - ca
-    return -0.58273431 * np.cross(b, c) + 0.56802827 * b - 0.54067466 * c + ca
+    "Place the Cβ of an ideal residue (constants: Dauparas et al. 2022, ProteinMPNN)."
+    to_ca = ca - n
+    to_c = c - ca
+    normal = np.cross(to_ca, to_c)
+    return -0.58273431 * normal + 0.56802827 * to_ca - 0.54067466 * to_c + ca
 
-
+# %% ../nbs/library/30_coordinates.ipynb #229b5aec
 @dataclass(frozen=True)
 class Chain:
     "The residues of a chain and where they are."
@@ -54,8 +56,8 @@ class Chain:
         return len(self.sequence)
 
     @property
-    def resolved(self) -> np.ndarray:
-        return np.isfinite(self.cb).all(1)  # bool [L]
+    def resolved(self) -> np.ndarray:  # bool [L]
+        return np.asarray(np.isfinite(self.cb).all(1))
 
 # %% ../nbs/library/30_coordinates.ipynb #35fddcfb
 _READERS = {".pdb": PDBFile, ".ent": PDBFile, ".cif": CIFFile, ".bcif": BinaryCIFFile}
@@ -65,7 +67,10 @@ STRUCTURE_ENDINGS = tuple(_READERS)
 def read_atoms(
     path: str | Path,  # a PDB, mmCIF or BinaryCIF file
 ) -> AtomArray:
-    "The amino acids of the first model. Raises FileNotFoundError, or ValueError for what is no structure."
+    """Read the amino acids of the first model.
+
+    Raises FileNotFoundError, or ValueError for what is no structure.
+    """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -82,17 +87,19 @@ def read_atoms(
             atoms = file.get_structure(model=1, altloc="occupancy")
         else:
             atoms = get_structure(file, model=1, altloc="occupancy")
-    except Exception as error:  # the parsers raise whatever the damaged line leads to
+    # the parsers raise whatever the damaged line leads to
+    except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a structure: {error}; is it empty or cut off?"
         ) from error
     return atoms[filter_amino_acids(atoms)]
 
-
+# %% ../nbs/library/30_coordinates.ipynb #511ce562
 def _letter(
     name: str,  # of a residue, as MSE
 ) -> str:
-    "The letter of the amino acid that a residue derives from, by the Chemical Component Dictionary; X for one without."
+    "The letter of the amino acid that a residue derives from; X for one without."
+    # as the Chemical Component Dictionary has it
     letter = info.one_letter_code(name) or "X"
     return letter if letter in PROTEIN.residues else "X"
 
@@ -102,20 +109,23 @@ def residue_letters(atoms: AtomArray) -> str:
     names = atoms.res_name[get_residue_starts(atoms)]
     return "".join(_letter(str(name)) for name in names)
 
-
+# %% ../nbs/library/30_coordinates.ipynb #1ba842d5
 def _ca(
     residue: AtomArray,
 ) -> np.ndarray:  # [3] Å, NaN where unresolved
-    found = residue.coord[residue.atom_name == "CA"].astype(float)
-    return found[-1] if len(found) else np.full(3, np.nan)
+    "The last Cα of a residue."
+    atoms = residue.coord[residue.atom_name == "CA"].astype(float)
+    return atoms[-1] if len(atoms) else np.full(3, np.nan)
 
 
 def _ca_and_cb(
     residue: AtomArray,
     letter: str,
 ) -> tuple[np.ndarray, np.ndarray]:  # [3] Å each, NaN where unresolved
+    "Cα and the atom that stands for Cβ."
     ca = _ca(residue)
     at = dict(zip(residue.atom_name, residue.coord.astype(float)))
+    # a file may give glycine a Cβ all the same
     if letter == "G":
         return ca, ca
     if "CB" in at:
@@ -125,18 +135,21 @@ def _ca_and_cb(
     return ca, ca
 
 # %% ../nbs/library/30_coordinates.ipynb #25402b6c
+def _is_bonded(residue: AtomArray, following: AtomArray) -> bool:
+    "Whether two residues are neighbours along a chain."
+    # their Cα are 3.8 Å apart
+    return bool(np.linalg.norm(_ca(following) - _ca(residue)) < 4.5)
+
+
 def _without_ligands(
     chain: AtomArray,
 ) -> AtomArray:
     "A chain without the free amino acids that a file lists behind it under its name."
     starts = get_residue_starts(chain, add_exclusive_stop=True)
     residues = [chain[i:j] for i, j in itertools.pairwise(starts)]
-    # neighbours along a chain are 3.8 Å apart
-    while (
-        len(residues) > 1
-        and residues[-1].hetero[0]
-        and not np.linalg.norm(_ca(residues[-1]) - _ca(residues[-2])) < 4.5
-    ):
+    while len(residues) > 1 and residues[-1].hetero[0]:
+        if _is_bonded(residues[-2], residues[-1]):
+            break
         residues.pop()
     return chain[: starts[len(residues)]]
 
@@ -157,11 +170,10 @@ def _align(
     "Align two sequences; gaps at the ends are free."
     # matrices have no J, U and O
     letters = set(ProteinSequence.alphabet.get_symbols())
-    known = [
-        ProteinSequence("".join(a if a in letters else "X" for a in text))
-        for text in (sequence, other)
-    ]
-    best = align_optimal(*known, matrix, (-10, -1), terminal_penalty=False, max_number=1)
+    sequences = []
+    for text in (sequence, other):
+        sequences.append(ProteinSequence("".join(a if a in letters else "X" for a in text)))
+    best = align_optimal(*sequences, matrix, (-10, -1), terminal_penalty=False, max_number=1)
     return best[0].trace
 
 
@@ -170,8 +182,14 @@ def _identity_matrix() -> SubstitutionMatrix:
     letters = ProteinSequence.alphabet
     scores = np.where(np.eye(len(letters), dtype=bool), 5, -20)
     unknown = letters.encode("X")
-    scores[unknown], scores[:, unknown] = 0, 0
+    scores[unknown] = 0
+    scores[:, unknown] = 0
     return SubstitutionMatrix(letters, letters, scores)
+
+# %% ../nbs/library/30_coordinates.ipynb #dbecb690
+def _is_same(letter: str, other: str) -> bool:
+    "Whether two letters are equal, or one is unknown."
+    return letter == other or "X" in (letter, other)
 
 
 def place_residues(
@@ -186,7 +204,7 @@ def place_residues(
     places = trace[trace[:, 0] >= 0, 1]
     fits = len(places) == len(observed) and (places >= 0).all()
     aligned = [sequence[j] for j in places]
-    if not fits or any(a != b and "X" not in (a, b) for a, b in zip(observed, aligned)):
+    if not fits or not all(map(_is_same, observed, aligned)):
         raise ValueError(
             f"{name}: its {len(observed)} residues with coordinates do not fit "
             f"the sequence of {len(sequence)} residues; give the sequence of this chain."
@@ -224,16 +242,20 @@ def _deposited_sequence(path: Path, chain: str) -> str:
         return _stated_in_pdb(file, chain)
     return _stated_in_mmcif(file, chain)
 
-
+# %% ../nbs/library/30_coordinates.ipynb #84853485
 def _place_in_deposited(
     path: Path,
     chain: str,
     observed: str,
     numbers: np.ndarray,  # of the observed residues
 ) -> tuple[np.ndarray, str]:  # places, sequence
-    "Place residues in the deposited sequence; without one, one after another, with a warning where some may lack."
+    """Place residues in the deposited sequence; without one, one after another.
+
+    Warns where residues may be missing.
+    """
     try:
-        if sequence := _deposited_sequence(path, chain):
+        sequence = _deposited_sequence(path, chain)
+        if sequence:
             return place_residues(observed, sequence, str(path)), sequence
     except ValueError:
         warnings.warn(
@@ -242,7 +264,8 @@ def _place_in_deposited(
             stacklevel=2,
         )
     else:
-        if jumps := int((np.diff(numbers) > 1).sum()):
+        jumps = int((np.diff(numbers) > 1).sum())
+        if jumps:
             warnings.warn(
                 f"{path}: residue numbers jump {jumps} times and no sequence is deposited, "
                 "so separations across a gap are too small; give the sequence.",
@@ -265,7 +288,7 @@ def _choose_chain(
         raise ValueError(f"{path} has no chain {wanted!r}; its chains are {', '.join(chains)}.")
     return wanted or chains[0]
 
-
+# %% ../nbs/library/30_coordinates.ipynb #f6fe03a9
 def read_chain(
     path: str | Path,  # of one of STRUCTURE_ENDINGS
     chain: str | None = None,  # None: the only one
@@ -299,13 +322,12 @@ def contacts_below(
     # 1 contact, 0 none, -1 unresolved
     label: Tensor,
     below: float = 8.0,  # Å, of coordinates
-) -> (
-    Tensor
-):  # [..., L, L]: 1 contact, 0 none, NaN unresolved; dtype of coordinates, float32 of a map
-    "Which residues are in contact."
+) -> Tensor:  # [..., L, L]: 1 contact, 0 none, NaN unresolved
+    "Which residues are in contact; dtype of the coordinates, float32 for a map."
     if label.dtype == torch.int8:
         return label.float().masked_fill(label < 0, torch.nan)
     distance = (label.unsqueeze(-2) - label.unsqueeze(-3)).norm(dim=-1)
+    # a distance that is NaN stays so, where a comparison would make it False
     return torch.where(distance.isnan(), distance, (distance < below).to(label.dtype))
 
 # %% ../nbs/library/30_coordinates.ipynb #b76f9caf
@@ -318,19 +340,19 @@ def contact_map(
     return contacts_below(torch.from_numpy(label), below).numpy().astype(np.float32)
 
 # %% ../nbs/library/30_coordinates.ipynb #8f7b20e8
-def _positions(
+def _align_chain(
     wild_type: str,
     letters: str,  # of a chain
-) -> tuple[np.ndarray, float]:  # int [letters]: the position of each, from 1, or 0; share alike
-    "Align a chain to a protein; the share is that of aligned residues which are the same in both."
+) -> tuple[np.ndarray, float]:  # int [letters]: the position of each, from 1, or 0; identity
+    "Align a chain to a protein; identity is the share of equal letters among the aligned pairs."
     trace = _align(wild_type, letters, SubstitutionMatrix.std_protein_matrix())
     pairs = trace[(trace >= 0).all(1)]
     positions = np.zeros(len(letters), int)
     positions[pairs[:, 1]] = pairs[:, 0] + 1
     same = [wild_type[i] == letters[j] for i, j in pairs]
-    return positions, np.mean(same) if same else 0.0
+    return positions, float(np.mean(same)) if same else 0.0
 
-
+# %% ../nbs/library/30_coordinates.ipynb #610dd199
 def placed_chain(
     path: str | Path,  # of one of STRUCTURE_ENDINGS
     wild_type: str,
@@ -339,54 +361,66 @@ def placed_chain(
 
     Raises ValueError when none shares half of its aligned residues with the wild type.
     """
-    best, found = 0.5, None
+    highest = 0.5
+    best = None
     for chain in split_chains(read_atoms(path)).values():
-        positions, same = _positions(wild_type, residue_letters(chain))
-        if same > best:
-            best = same
-            found = chain
-            found.res_id = spread_residue_wise(chain, positions)
-    if found is None:
+        positions, identity = _align_chain(wild_type, residue_letters(chain))
+        if identity > highest:
+            highest = identity
+            best = chain
+            best.res_id = spread_residue_wise(chain, positions)
+    if best is None:
         raise ValueError(
             f"{path}: none of its chains fits the protein; give a structure of this sequence."
         )
-    return found[found.res_id > 0]
+    return best[best.res_id > 0]
 
 # %% ../nbs/library/30_coordinates.ipynb #240b46ab
+def _unit(vector: np.ndarray) -> np.ndarray:
+    "A vector of length 1 in the same direction."
+    return vector / np.linalg.norm(vector)
+
+
+def _coordinates_of(chain: AtomArray, name: str) -> dict[int, np.ndarray]:  # by res_id, Å
+    "Where the atoms of one name are."
+    chosen = chain.atom_name == name
+    return dict(zip(chain.res_id[chosen], chain.coord[chosen]))
+
+
 def _with_oxygen(chain: AtomArray) -> AtomArray:
-    "Put an oxygen on each peptide bond, along which a ribbon is laid: in its plane, 1.23 Å from C."
-
-    def unit(v):
-        return v / np.linalg.norm(v)
-
-    ca, c, n = (
-        dict(zip(chain.res_id[chain.atom_name == name], chain.coord[chain.atom_name == name]))
-        for name in ("CA", "C", "N")
-    )
-    made = chain[
-        (chain.atom_name == "C") & np.array([i in ca and i + 1 in n for i in chain.res_id])
-    ]
-    made.atom_name[:], made.element[:] = "O", "O"
-    made.coord = np.array(
-        [c[i] + 1.23 * unit(unit(c[i] - ca[i]) + unit(c[i] - n[i + 1])) for i in made.res_id]
-    ).reshape(-1, 3)
-    both = chain + made
+    "Put an oxygen on each peptide bond, along which a ribbon is laid."
+    ca = _coordinates_of(chain, "CA")
+    c = _coordinates_of(chain, "C")
+    n = _coordinates_of(chain, "N")
+    bonded = np.array([i in ca and i + 1 in n for i in chain.res_id])
+    oxygens = chain[(chain.atom_name == "C") & bonded]
+    oxygens.atom_name[:] = "O"
+    oxygens.element[:] = "O"
+    places = []
+    for i in oxygens.res_id:
+        # in the plane of the bond, 1.23 Å from C
+        direction = _unit(_unit(c[i] - ca[i]) + _unit(c[i] - n[i + 1]))
+        places.append(c[i] + 1.23 * direction)
+    # a chain of one residue has no bond
+    oxygens.coord = np.array(places).reshape(-1, 3)
+    both = chain + oxygens
     return both[np.argsort(both.res_id, kind="stable")]
 
-
+# %% ../nbs/library/30_coordinates.ipynb #422b1219
 def pdb_text(chain: AtomArray) -> bytes:
     "A placed chain as a PDB file, the layout that every viewer reads."
+    # the layout has four columns for the number
     if chain.res_id.max() > 9999:
         raise ValueError(
             "a structure is drawn up to position 9,999, "
             f"and this one reaches {chain.res_id.max():,}; give no structure file."
         )
-    # files of backbones often lack it
     chain = chain.copy() if "O" in chain.atom_name else _with_oxygen(chain)
     chain.chain_id[:] = "A"
     chain.ins_code[:] = ""
     chain.hetero[:] = False
-    file, text = PDBFile(), io.StringIO()
+    file = PDBFile()
+    text = io.StringIO()
     file.set_structure(chain)
     file.write(text)
     return text.getvalue().encode()
