@@ -21,20 +21,106 @@ from .figures import _STATES
 from .files import package_folder
 from .pretrained import list_models, load_model
 
-# %% ../nbs/library/81_widget.ipynb #5029934a
+# %% ../nbs/library/81_widget.ipynb #835ce387
 _STATIC = package_folder("static")
 _CARTOON = (_STATIC / "structure.js").read_text(encoding="utf-8")
 
 
 def _structure_buffers(path: str | Path, wild_type: str) -> list[bytes]:
-    "What the page needs to draw a structure: its atoms, and the library that draws them."
+    "Read what the page needs to draw a structure: its atoms, and the library that draws them."
     return [pdb_text(placed_chain(path, wild_type)), (_STATIC / "3Dmol.es6-min.js").read_bytes()]
 
 
-class MutationMap(anywidget.AnyWidget):
-    "The view of an `Explorer`: a heat map to click on. Use `wait` before reading results in a notebook that nobody watches."
+def _describe_protein(e: Explorer, models: list[str], structure: bool) -> dict:
+    "Describe a protein and what can be chosen instead."
+    scans = list_datasets().query("kind == 'dms' and here")
+    return {
+        "kind": "protein",
+        "wild_type": e.mutant.wild_type,
+        "label": e.label,
+        "model": e.source,
+        "measured": e.measured_map is not None,
+        "structure": structure,
+        # the included scans first
+        "proteins": scans.sort_values("ships", ascending=False, kind="stable").index.tolist(),
+        "models": models,
+    }
 
-    _esm, _css = _CARTOON + (_STATIC / "map.js").read_text(encoding="utf-8"), _STATIC / "map.css"
+# %% ../nbs/library/81_widget.ipynb #e771ee40
+def _centre_measurements(
+    measured: np.ndarray,  # [L, 20], NaN where not measured
+) -> np.ndarray:  # [L, 20], from -1 to 1 for 98 % of them
+    "Shift measurements to a median of 0 and scale them."
+    if not np.isfinite(measured).any():
+        return measured
+    centred = measured - np.nanmedian(measured)
+    if not np.isfinite(centred).any():
+        return centred
+    # where most measurements are equal their scale is 0, and they are left as they are
+    return centred / (np.nanpercentile(np.abs(centred), 98) or 1.0)
+
+# %% ../nbs/library/81_widget.ipynb #f4d009c5
+def _pack_rows(
+    values: np.ndarray,  # [L, 20] log-odds
+    rows: np.ndarray,  # 0-based positions to send
+) -> list[bytes]:  # int32 positions; float32 [rows, 22]: log-odds, mean effect, entropy
+    "Pack rows of the map for the page."
+    summary = summarise_positions(values[rows], "").to_numpy()
+    packed = np.column_stack([values[rows], summary]).astype(np.float32)
+    return [rows.astype(np.int32).tobytes(), packed.tobytes()]
+
+
+def _colour_limit(values: np.ndarray) -> int:  # nats
+    "Choose the log-odds at which the colours end."
+    sizes = np.abs(values[np.isfinite(values)])
+    if not len(sizes):
+        return 1
+    return int(np.ceil(np.percentile(sizes, 98))) or 1
+
+# %% ../nbs/library/81_widget.ipynb #292c6c71
+def _describe_state(e: Explorer) -> dict:
+    "Describe what is on screen apart from the map: the mutant, its numbers, and the progress."
+    m = e.mutant
+    is_compared = e.agreement is not None and np.isfinite(e.agreement).all()
+    return {
+        "kind": "now",
+        **e.summary,
+        "offset": m.offset,
+        "cells": [[i, AMINO_ACIDS.index(a)] for i, a in m.mutations],
+        "frozen": format_positions(m.frozen, m.offset),
+        "frozen_at": sorted(m.frozen),
+        "allowed": m.allowed,
+        "state": e.state,
+        "undo": len(e.history.past),
+        "redo": len(e.history.future),
+        "done": int(e.map.done.sum()),
+        "cancelled": e.cancelled,
+        "given": e.given,
+        "given_done": e.additions_done,
+        "additions": e.additions().to_dict("records"),
+        "limit": _colour_limit(e.map.values),
+        "agreement": tuple(e.agreement) if is_compared else None,
+        "busy": e.pending,
+    }
+
+# %% ../nbs/library/81_widget.ipynb #a14d478e
+def _error_text(error: Exception) -> str:
+    "Say what went wrong."
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _replace_model(e: Explorer, model, dtype: str) -> Explorer:
+    "Open the same protein and measurements with another model."
+    return Explorer(model, e.mutant, e.measured, e.direction, dtype, e.label, e.scan)
+
+# %% ../nbs/library/81_widget.ipynb #5029934a
+class MutationMap(anywidget.AnyWidget):
+    "The view of an `Explorer`: a heat map to click on. In a notebook that nobody watches, `wait` before reading."
+
+    _esm = _CARTOON + (_STATIC / "map.js").read_text(encoding="utf-8")
+    _css = _STATIC / "map.css"
 
     def __init__(
         self,
@@ -44,226 +130,173 @@ class MutationMap(anywidget.AnyWidget):
         dtype: str = "auto",  # for models chosen in the view
     ):
         super().__init__()
-        self.explorer, self._device, self._dtype = explorer, device, dtype
-        self._structure = _structure_buffers(pdb, explorer.mutant.wild_type) if pdb else []
-        self._lock, self._thread, self._requests = threading.RLock(), None, []
-        self._sent, self._offered = (
-            np.zeros(len(explorer.mutant.wild_type), bool),
-            [],
-        )  # rows, models
+        self.explorer = explorer
+        self._device = device
+        self._dtype = dtype
+        self._structure: list[bytes] = []
+        if pdb:
+            self._structure = _structure_buffers(pdb, explorer.mutant.wild_type)
+        # held by whoever reads or changes the explorer's state: an answer belongs to one state
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._requests: list[dict] = []  # proteins, states and models to open
+        self._models: list[str] = []  # offered so far
+        self._sent = np.zeros(len(explorer.mutant.wild_type), bool)  # rows that the page has
         self.on_msg(lambda _, message, buffers: self.receive(message))
         self._start_work()
 
-# %% ../nbs/library/81_widget.ipynb #0b3cf186
-def _answer_message(
-    self: MutationMap,
-    message: dict,  # {"do": action, "with": [arguments]}
-) -> None:
-    "Act on a message from the browser."
-    word, arguments = message["do"], message.get("with", [])
-    try:
-        with self._lock:
-            if word == "hello":
-                self._sent[:] = False
-            elif word == "look":
-                self.explorer.focus = int(arguments[0])
-            elif word == "given":
-                self.explorer.given = "mutant" if arguments[0] == "mutant" else "wild type"
-            elif word in ("cancel", "resume"):
-                self.explorer.cancelled, self.explorer.given_up = word == "cancel", None
-            elif word in ("undo", "redo"):
-                getattr(self.explorer.history, word)()
-            elif word == "export":
-                self._send_file(*arguments)
-            elif word == "open":
-                self._requests.append(dict(arguments[0]))
-            else:
-                self.explorer.history.do(word, *arguments)
-    except (ValueError, TypeError) as error:
-        self.send({"kind": "error", "text": str(error)})
-    if word == "hello":
-        self._send_protein()
-    if word != "look":
-        self._send_update()
-    self._start_work()
-
-
-def _send_file(self: MutationMap, kind: str) -> None:
-    "Send a file for the browser to save."
-    name, content = self.explorer.export(kind)
-    self.send({"kind": "file", "name": name}, [content])
-
-
-MutationMap.receive, MutationMap._send_file = _answer_message, _send_file
-
-# %% ../nbs/library/81_widget.ipynb #39479168
-def _send_protein(self: MutationMap) -> None:
-    "What does not change while a protein is open: its letters, what can be chosen instead, measurements and structure."
-    e, packed = self.explorer, []
-    data = list_datasets().query("kind == 'dms' and here")
-    self._offered = list(
-        dict.fromkeys([*self._offered, e.source, *list_models().query("cached").name])
-    )
-    message = {
-        "kind": "protein",
-        "wild_type": e.mutant.wild_type,
-        "label": e.label,
-        "model": e.source,
-        "measured": e._measured is not None,
-        "structure": bool(self._structure),
-        "proteins": data.sort_values("ships", ascending=False, kind="stable").index.tolist(),
-        "models": self._offered,
-    }
-    if e._measured is not None:
-        packed.append(_centre_measurements(e._measured).astype(np.float32).tobytes())
-    self.send(message, packed + self._structure)
-
-
-def _centre_measurements(measured: np.ndarray) -> np.ndarray:  # [L, 20]
-    "Measurements from -1 to 1 with 0 at their median: their units differ from scan to scan."
-    away = measured - np.nanmedian(measured) if np.isfinite(measured).any() else measured
-    return away / (np.nanpercentile(np.abs(away), 98) or 1.0) if np.isfinite(away).any() else away
-
-
-MutationMap._send_protein = _send_protein
-
-# %% ../nbs/library/81_widget.ipynb #835ce387
-def _send_update(self: MutationMap) -> None:
-    "Send the numbers on screen, and the rows that the browser does not have."
-    with self._lock:
-        e = self.explorer
-        new = np.flatnonzero(e.map.done & ~self._sent)
-        rows = np.column_stack(
-            [e.map.values[new], summarise_positions(e.map.values[new], "").to_numpy()]
-        ).astype(np.float32)
-        sizes = np.abs(e.map.values[np.isfinite(e.map.values)])
-        m, wanted = e.mutant, e.given == "mutant" and bool(e.mutant.mutations)
-        background = (
-            e._mutant_scan.done
-            if wanted and e._mutant_scan and e._mutant_scan.sequence == m.sequence
-            else None
-        )
-        self.send(
-            {
-                "kind": "now",
-                **e.summary,
-                "offset": m.offset,
-                "cells": [[i, AMINO_ACIDS.index(a)] for i, a in m.mutations],
-                "frozen": format_positions(m.frozen, m.offset),
-                "frozen_at": sorted(m.frozen),
-                "allowed": m.allowed,
-                "state": e.state,
-                "undo": len(e.history.past),
-                "redo": len(e.history.future),
-                "done": int(e.map.done.sum()),
-                "cancelled": e.cancelled,
-                "given": e.given,
-                "given_done": 1.0
-                if background is None and not wanted
-                else 0.0
-                if background is None
-                else float(background.mean()),
-                "additions": e.additions().to_dict("records"),
-                "limit": int(np.ceil(np.percentile(sizes, 98))) or 1 if len(sizes) else 1,
-                "agreement": e.agreement
-                if e.agreement and np.isfinite(e.agreement).all()
-                else None,
-                "busy": e.pending,
-            },
-            [new.astype(np.int32).tobytes(), rows.tobytes()],
-        )
-        self._sent[new] = True
-
-
-MutationMap._send_update = _send_update
-
-# %% ../nbs/library/81_widget.ipynb #f4d009c5
-def _start_work(self: MutationMap) -> None:
-    "Start the thread unless it runs."
-    with self._lock:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work_until_done, daemon=True)
-            self._thread.start()
-
-
-def _work_until_done(self: MutationMap) -> None:
-    "Compute until nothing is left to do."
-    while True:
-        with self._lock:
-            request = self._requests.pop(0) if self._requests else None
+    def receive(
+        self,
+        message: dict,  # {"do": action, "with": [arguments]}
+    ) -> None:
+        "Act on a message from the browser. A refused action is answered by its one sentence."
+        word = message["do"]
         try:
-            if request:
-                self._open(**request)
-            elif self.explorer.step():
-                self._send_update()
-        except (
-            Exception
-        ) as error:  # out of memory, a file that is gone: the page has to say so, whatever it was
-            if not request:
-                self.explorer.cancelled, self.explorer.given_up = (
-                    True,
-                    self.explorer.mutant.mutations,
-                )
-            self.send(
-                {
-                    "kind": "error",
-                    "text": f"{type(error).__name__}: {error}"
-                    if not isinstance(error, (ValueError, OSError))
-                    else str(error),
-                }
-            )
+            with self._lock:
+                self._act(word, message.get("with", []))
+        except (ValueError, TypeError) as error:
+            self.send({"kind": "error", "text": str(error)})
+        if word == "hello":
+            self._send_protein()
+        # looking elsewhere changes no number on screen
+        if word != "look":
+            self._send_update()
+        self._start_work()
+
+    def _act(self, word: str, arguments: list) -> None:
+        "Do what a message asks for: a word for the map itself, or an action on the mutant."
+        e = self.explorer
+        if word == "hello":
+            self._sent[:] = False
+        elif word == "look":
+            e.focus = int(arguments[0])
+        elif word == "given":
+            e.given = "mutant" if arguments[0] == "mutant" else "wild type"
+        elif word in ("cancel", "resume"):
+            e.cancelled = word == "cancel"
+            e.given_up = None
+        elif word == "undo":
+            e.history.undo()
+        elif word == "redo":
+            e.history.redo()
+        elif word == "export":
+            self._send_file(*arguments)
+        elif word == "open":
+            self._requests.append(dict(arguments[0]))
+        else:
+            e.history.do(word, *arguments)
+
+    def _send_file(self, kind: str) -> None:
+        "Send a file for the browser to save."
+        name, content = self.explorer.export(kind)
+        self.send({"kind": "file", "name": name}, [content])
+
+    def _send_protein(self) -> None:
+        "Send what does not change while a protein is open."
+        e = self.explorer
+        offered = [*self._models, e.source, *list_models().query("cached").name]
+        self._models = list(dict.fromkeys(offered))
+        buffers = []
+        if e.measured_map is not None:
+            centred = _centre_measurements(e.measured_map)
+            buffers.append(centred.astype(np.float32).tobytes())
+        message = _describe_protein(e, self._models, bool(self._structure))
+        self.send(message, buffers + self._structure)
+
+    def _send_update(self) -> None:
+        "Send the numbers on screen, and the rows that the browser does not have."
         with self._lock:
-            if not self._requests and not self.explorer.pending:
-                self._thread = None
-                return self._send_update()
+            e = self.explorer
+            rows = np.flatnonzero(e.map.done & ~self._sent)
+            buffers = _pack_rows(e.map.values, rows)
+            self.send(_describe_state(e), buffers)
+            self._sent[rows] = True
 
+    def _start_work(self) -> None:
+        "Start the thread unless it runs."
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work_until_done, daemon=True)
+                self._thread.start()
 
-def _open(self: MutationMap, model: str = "", **given) -> None:
-    "Another protein or state, as for `explore`; or another model alone, which keeps all else. What is open stays if that fails."
-    old, asked = (
-        self.explorer,
-        model or (read_state(given["state"])[1].get("model", "") if given.get("state") else ""),
-    )
-    self.send({"kind": "opening", "text": asked or old.source})
-    model = old.model if asked in ("", old.source) else load_model(asked, self._device)
-    new = (
-        explore(**given, model=model, dtype=self._dtype)
-        if given
-        else Explorer(
-            model, old.mutant, old.measured, old.direction, self._dtype, old.label, old.scan
-        )
-    )
-    with self._lock:
-        if not given:
-            new.history, new.given, new.focus = old.history, old.given, old.focus
-        if new.mutant.wild_type != old.mutant.wild_type:
-            self._structure = []
-        self.explorer, self._sent = new, np.zeros(len(new.mutant.wild_type), bool)
-        self._send_protein()
-        self._send_update()
+    def _work_until_done(self) -> None:
+        "Compute until nothing is left to do."
+        while True:
+            with self._lock:
+                request = self._requests.pop(0) if self._requests else None
+            try:
+                if request:
+                    self._open(**request)
+                elif self.explorer.step():
+                    self._send_update()
+            # out of memory, a file that is gone: whatever it was, the page has to say so
+            except Exception as error:
+                if not request:
+                    self.explorer.cancelled = True
+                    self.explorer.given_up = self.explorer.mutant.mutations
+                self.send({"kind": "error", "text": _error_text(error)})
+            # looked up again under the lock, so that no click falls between
+            with self._lock:
+                if not self._requests and not self.explorer.pending:
+                    self._thread = None
+                    self._send_update()
+                    return
 
+    def _open(
+        self,
+        model: str = "",  # a name or file; empty: the state's, else the one that is open
+        **given,  # sequence, state ... of `explore`; nothing: only the model changes
+    ) -> None:
+        "Open another protein, state or model. What is open stays if that fails."
+        old = self.explorer
+        wanted = model
+        if not wanted and given.get("state"):
+            wanted = read_state(given["state"])[1].get("model", "")
+        self.send({"kind": "opening", "text": wanted or old.source})
+        scorer = old.model
+        if wanted not in ("", old.source):
+            scorer = load_model(wanted, self._device)
+        if given:
+            new = explore(**given, model=scorer, dtype=self._dtype)
+        else:
+            new = _replace_model(old, scorer, self._dtype)
+        with self._lock:
+            if not given:
+                # taken over only now, because clicks were answered while the model was loaded
+                new.history = old.history
+                new.given = old.given
+                new.focus = old.focus
+            if new.mutant.wild_type != old.mutant.wild_type:
+                self._structure = []
+            self.explorer = new
+            self._sent = np.zeros(len(new.mutant.wild_type), bool)
+            self._send_protein()
+            self._send_update()
 
-MutationMap._start_work, MutationMap._work_until_done, MutationMap._open = (
-    _start_work,
-    _work_until_done,
-    _open,
-)
+    def wait(
+        self,
+        seconds: float | None = None,  # at most; None: until the map is full or cancelled
+    ) -> Explorer:
+        "Wait for the work to end; clicks are answered meanwhile where the kernel has subshells."
+        began = time.monotonic()
+        while (thread := self._thread) is not None:
+            if seconds is not None and time.monotonic() - began >= seconds:
+                break
+            thread.join(0.1)
+        return self.explorer
 
-# %% ../nbs/library/81_widget.ipynb #29dc0ea7
-def _wait(
-    self: MutationMap,
-    seconds: float | None = None,  # at most; None: until the map is full or cancelled
-) -> Explorer:
-    "Wait for the work to end; the map itself goes on answering clicks where the kernel has subshells."
-    began = time.monotonic()
-    while (thread := self._thread) is not None and (
-        seconds is None or time.monotonic() - began < seconds
-    ):
-        thread.join(0.1)
-    return self.explorer
-
-
-MutationMap.wait = _wait
+# %% ../nbs/library/81_widget.ipynb #5af326eb
+def _name_states(
+    states: dict[str, str],  # title -> H, E or C per residue
+) -> tuple[dict[str, list[str]], dict[str, str]]:  # title -> a name per residue; name -> colour
+    "Name the states of each residue, and give each name that occurs a colour."
+    names = {letter: name for letter, (name, _) in _STATES.items()}
+    panels = {}
+    for title, letters in states.items():
+        panels[title] = [names.get(letter, "other") for letter in letters]
+    occurring = set().union(*panels.values())
+    colours = [*_STATES.values(), ("other", "#e4e4e4")]
+    return panels, {name: colour for name, colour in colours if name in occurring}
 
 # %% ../nbs/library/81_widget.ipynb #a6a249fd
 class StructureView(anywidget.AnyWidget):
@@ -275,27 +308,20 @@ class StructureView(anywidget.AnyWidget):
         self,
         path: str | Path,  # a PDB, mmCIF or BinaryCIF file
         sequence: str,  # of the chain, unresolved residues included
-        states: dict[
-            str, str
-        ],  # title -> H, E or C per residue; anything else is drawn grey as "other"
+        states: dict[str, str],  # title -> H, E or C per residue; other letters are drawn grey
     ):
         super().__init__()
-        if odd := [title for title, letters in states.items() if len(letters) != len(sequence)]:
-            raise ValueError(
-                f"{odd[0]}: {len(states[odd[0]])} states for {len(sequence)} residues; give one letter per residue."
-            )
-        self._name, self._buffers = Path(path).name, _structure_buffers(path, sequence)
-        names = {letter: name for letter, (name, _) in _STATES.items()}
-        panels = {
-            title: [names.get(letter, "other") for letter in letters]
-            for title, letters in states.items()
-        }
-        legend = {
-            name: colour
-            for name, colour in [*_STATES.values(), ("other", "#e4e4e4")]
-            if any(name in p for p in panels.values())
-        }
+        for title, letters in states.items():
+            if len(letters) != len(sequence):
+                raise ValueError(
+                    f"{title}: {len(letters)} states for {len(sequence)} residues; "
+                    "give one letter per residue."
+                )
+        self._name = Path(path).name
+        self._buffers = _structure_buffers(path, sequence)
+        panels, legend = _name_states(states)
         self._message = {"sequence": sequence, "panels": panels, "legend": legend}
+        # a page asks when it has opened the view
         self.on_msg(lambda _, message, buffers: self.send(self._message, self._buffers))
 
     def __repr__(self) -> str:
