@@ -68,7 +68,7 @@ const TEMPLATE = `
         <div class="cm-letters" data-is="letters" role="group" aria-label="Allowed residues"></div>
       </details>
       <details data-is="sequencebox"><summary>Sequence</summary><div class="cm-sequence" data-is="sequence"></div></details>
-      <div class="cm-title">Take away</div>
+      <div class="cm-title">Export</div>
       <div class="cm-row"><button data-is="csv">CSV</button><button data-is="fasta">FASTA</button><button data-is="png">PNG</button><button data-is="svg">SVG</button><button data-is="copy">Copy state</button></div>
     </div>
   </div>`;
