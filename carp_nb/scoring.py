@@ -12,8 +12,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import partial
+from itertools import chain
 from os.path import isfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -45,7 +47,7 @@ def _place_on_columns(
     wild_type: str,
     offset: int,  # residue number of the first residue of wild_type
 ) -> list[tuple[int, int, int]]:  # 0-based position, column of the wild type, column of the mutant
-    "Put a mutant on the sequence. Raises ValueError where it does not fit, and for a letter that is not scored."
+    "Put a mutant on the sequence. Raises ValueError where it does not fit or is not scored."
     columns = []
     for i, letter in place_mutant(parse_mutant(mutant), wild_type, offset):
         wt = wild_type[i]
@@ -59,15 +61,17 @@ def _place_on_columns(
 
 # %% ../nbs/library/50_scoring.ipynb #d1f0adff
 def _hint_offset(mutants: Sequence[str], wild_type: str, offset: int) -> str:
-    "The one other offset under which every letter fits, or the offset in use."
+    "Name the one other offset under which every letter fits, or else the offset in use."
     in_use = f"The offset in use is {offset}."
     try:
         parsed = [parse_mutant(m) for m in mutants]
     except ValueError:
         return in_use
-    sites = {(m.number, m.wt) for mutations in parsed for m in mutations}
+    sites = set()
+    for mutations in parsed:
+        sites.update((m.number, m.wt) for m in mutations)
     fits = count_fits(wild_type, sites)
-    others = [o for o in fits.index[fits == len(sites)] if o != offset]
+    others = [o for o in fits[fits == len(sites)].index if o != offset]
     return f"With offset={others[0]} every wild-type letter fits." if len(others) == 1 else in_use
 
 
@@ -75,17 +79,18 @@ def _place_all(
     mutants: Sequence[str],
     wild_type: str,
     offset: int,
-) -> list[list[tuple[int, int, int]]]:  # per mutant, as `_columns` gives it
-    "Parse and place every mutant; one error names the first five that are wrong and how many there are."
-    placed, bad = [], []
+) -> list[list[tuple[int, int, int]]]:  # per mutant, as `_place_on_columns` gives it
+    "Place every mutant. One error names the first five that are wrong and how many there are."
+    placed = []
+    problems = []
     for mutant in mutants:
         try:
             placed.append(_place_on_columns(mutant, wild_type, offset))
         except ValueError as error:
-            bad.append(str(error).rstrip("."))
-    if bad:
+            problems.append(str(error).rstrip("."))
+    if problems:
         raise ValueError(
-            f"{len(bad)} of {len(mutants)} mutants cannot be scored: {first_five(bad)}. "
+            f"{len(problems)} of {len(mutants)} mutants cannot be scored: {first_five(problems)}. "
             + _hint_offset(mutants, wild_type, offset)
         )
     return placed
@@ -103,68 +108,114 @@ METHODS = {
 def method_name(
     method: str,  # any of the field's names, in any case
 ) -> str:  # masked, masked-each or wild-type
-    "The method under any of its names. Raises ValueError with the choices."
+    "Look the method up under any of its names. Raises ValueError with the choices."
     key = str(method).lower().replace("_", "-")
     if key not in METHODS:
         raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}.")
     return METHODS[key]
 
-
+# %% ../nbs/library/50_scoring.ipynb #399ac0b8
 def _check_wild_type(model, wild_type: str) -> str:
-    "The wild type in capitals. Raises ValueError for illegal symbols and for more residues than the model takes."
+    "Write the wild type in capitals. Raises ValueError for illegal symbols and for too many residues."
     wild_type = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type"))
     if model.max_length and len(wild_type) > model.max_length:
         raise ValueError(
-            f"{model.name} takes at most {model.max_length} residues and the wild type has {len(wild_type)}; "
-            "cut it to the mutated domain (and set the offset), or use a CARP model, which has no limit."
+            f"{model.name} takes at most {model.max_length} residues "
+            f"and the wild type has {len(wild_type)}; cut it to the mutated domain "
+            "(and set the offset), or use a CARP model, which has no limit."
         )
     return wild_type
 
+# %% ../nbs/library/50_scoring.ipynb #94c8a7b4
+def _subtract_wild_type(
+    log_probs: np.ndarray,  # [n, 20]
+    letters: list[str],  # the wild type's n letters
+) -> np.ndarray:  # [n, 20] log-odds
+    "Subtract the wild type's column; a residue outside the 20 has no odds, so its row is NaN."
+    of_wild_type = np.full(len(letters), np.nan)
+    for row, letter in enumerate(letters):
+        if letter in _INDEX:
+            of_wild_type[row] = log_probs[row, _INDEX[letter]]
+    return log_probs - of_wild_type[:, None]
+
 # %% ../nbs/library/50_scoring.ipynb #406d527b
 def _fastest_log_probs(model) -> Callable:
-    "The quickest exact way to ask a scorer for log-probabilities."
-    return (
-        partial(masked_log_probs, model, batch_tokens=model.batch_tokens)
-        if isinstance(model, CARP)
-        else model.log_probs
-    )
+    "Choose the quickest exact way to ask a scorer for log-probabilities."
+    if isinstance(model, CARP):
+        return partial(masked_log_probs, model, batch_tokens=model.batch_tokens)
+    return model.log_probs
 
 
+def _masked_log_probs(
+    model,
+    wild_type: str,
+    sets: list[tuple[int, ...]],  # sets of 0-based positions to mask together
+    progress: bool,
+    chunk: int = 256,  # sets per call, so that a bar can move
+) -> list:  # per set, [len(set), 20]
+    "Ask for each set with its positions masked."
+    ask = _fastest_log_probs(model)
+    answers = []
+    title = f"{model.name}: scoring positions"
+    with tqdm(total=len(sets), disable=not progress, desc=title) as bar:
+        for start in range(0, len(sets), chunk):
+            asked = sets[start : start + chunk]
+            answers += ask(wild_type, asked)
+            bar.update(len(asked))
+    return answers
+
+
+def _unmasked_log_probs(
+    model,
+    wild_type: str,
+    sets: list[tuple[int, ...]],  # sets of 0-based positions to read
+) -> list[np.ndarray]:  # per set, float64 [len(set), 20]
+    "Ask once, with nothing masked, and read every set from that answer."
+    everywhere = tuple(sorted(set().union(*sets)))
+    row = {position: k for k, position in enumerate(everywhere)}
+    answer = np.asarray(model.log_probs(wild_type, [()], at=[everywhere])[0], np.float64)
+    return [answer[[row[i] for i in positions]] for positions in sets]
+
+# %% ../nbs/library/50_scoring.ipynb #28674371
 def _log_odds(
     model,
     wild_type: str,
     sets: list[tuple[int, ...]],  # distinct sets of 0-based positions
     method: str,
     progress: bool,
-    chunk: int = 256,  # sets per call, so that a bar can move
 ) -> list[np.ndarray]:  # per set, float64 [len(set), 20], 0 at the wild type
-    "Log-odds of the amino acids at every position of each set."
+    "Compute the log-odds of the amino acids at every position of each set."
     if method == "wild-type":
-        everywhere = tuple(sorted({i for s in sets for i in s}))
-        row = {i: k for k, i in enumerate(everywhere)}
-        found = np.asarray(model.log_probs(wild_type, [()], at=[everywhere])[0], np.float64)
-        answers = [found[[row[i] for i in s]] for s in sets]
+        answers = _unmasked_log_probs(model, wild_type, sets)
     else:
-        answers = []
-        with tqdm(
-            total=len(sets), disable=not progress, desc=f"{model.name}: sets of masked positions"
-        ) as bar:
-            for start in range(0, len(sets), chunk):
-                answers += _fastest_log_probs(model)(wild_type, sets[start : start + chunk])
-                bar.update(min(chunk, len(sets) - start))
-    return [
-        _subtract_wild_type(np.asarray(a, np.float64), [wild_type[i] for i in s])
-        for a, s in zip(answers, sets)
-    ]
+        answers = _masked_log_probs(model, wild_type, sets, progress)
+    odds = []
+    for answer, positions in zip(answers, sets):
+        letters = [wild_type[i] for i in positions]
+        odds.append(_subtract_wild_type(np.asarray(answer, np.float64), letters))
+    return odds
+
+# %% ../nbs/library/50_scoring.ipynb #f5e4cb5b
+def _list_sets(
+    columns: list[tuple[int, int, int]],  # a mutant, as `_place_on_columns` gives it
+    method: str,
+) -> list[tuple[int, ...]]:  # sets of 0-based positions
+    "List the sets of positions that the score of a mutant needs."
+    positions = tuple(i for i, _, _ in columns)
+    if method != "masked":
+        return [(i,) for i in positions]
+    return [positions] if positions else []
 
 
-def _subtract_wild_type(log_probs: np.ndarray, letters: list[str]) -> np.ndarray:
-    "Subtract the wild type's column; a residue outside the 20 has no odds, so its row is NaN."
-    own = [
-        log_probs[k, _INDEX[letter]] if letter in _INDEX else np.nan
-        for k, letter in enumerate(letters)
-    ]
-    return log_probs - np.array(own)[:, None]
+def _sum_log_odds(
+    columns: list[tuple[int, int, int]],  # a mutant, as `_place_on_columns` gives it
+    odds: list[np.ndarray],  # of its sets, [len(set), 20] each
+) -> float:
+    "Add up the log-odds of a mutant's new letters."
+    if not columns:
+        return 0.0
+    rows = np.concatenate(odds)  # [sites, 20]
+    return sum(rows[k, mt] for k, (_, _, mt) in enumerate(columns))
 
 # %% ../nbs/library/50_scoring.ipynb #e079ad8a
 def score_mutants(
@@ -176,27 +227,23 @@ def score_mutants(
     dtype: str = "float32",  # float32, bfloat16, or auto: bfloat16 where the hardware is fast at it
     progress: bool = False,
 ) -> np.ndarray:  # float64 [N] in input order, in nats; higher is more likely than the wild type
-    "Score mutants by equation 1 (section 4.4). Raises ValueError naming the first five mutants that cannot be scored."
+    "Score mutants by equation 1 (section 4.4). Raises ValueError naming the first five that cannot be scored."
     if isinstance(mutants, str):
         raise TypeError("mutants is one string; give a list of them.")
-    mutants, method = list(mutants), method_name(method)
+    mutants = list(mutants)
+    method = method_name(method)
     wild_type = _check_wild_type(model, wild_type)
     placed = _place_all(mutants, wild_type, offset)
-    together = method == "masked"
-    wanted = [tuple(i for i, _, _ in p) for p in placed]
-    sets = sorted({s for w in wanted for s in ([w] if together else [(i,) for i in w]) if s})
-    odds = (
-        dict(zip(sets, _log_odds(as_dtype(model, dtype), wild_type, sets, method, progress)))
-        if sets
-        else {}
-    )
-
-    def score(p, w):
-        if together:
-            return sum(odds[w][k, mt] for k, (_, _, mt) in enumerate(p)) if p else 0.0
-        return sum(odds[(i,)][0, mt] for i, _, mt in p)
-
-    return np.array([score(p, w) for p, w in zip(placed, wanted)], dtype=np.float64)
+    needed = [_list_sets(columns, method) for columns in placed]
+    distinct = sorted(set(chain.from_iterable(needed)))
+    odds = {}
+    if distinct:
+        answers = _log_odds(as_dtype(model, dtype), wild_type, distinct, method, progress)
+        odds = dict(zip(distinct, answers))
+    scores = []
+    for columns, sets in zip(placed, needed):
+        scores.append(_sum_log_odds(columns, [odds[positions] for positions in sets]))
+    return np.array(scores, dtype=np.float64)
 
 # %% ../nbs/library/50_scoring.ipynb #3ba73e6d
 def mutation_scan(
@@ -207,30 +254,42 @@ def mutation_scan(
     method: str = "masked",  # masked (equation 1), masked-each, wild-type
     dtype: str = "float32",  # float32, bfloat16, auto
     progress: bool = False,
-) -> (
-    pd.DataFrame
-):  # index: residue number; columns AMINO_ACIDS; log-odds in nats, 0.0 at the wild type
-    "Log-odds of every single substitution; a residue outside the 20 amino acids (X, U ...) gives a row of NaN."
-    method, wild_type = method_name(method), _check_wild_type(model, wild_type)
+) -> pd.DataFrame:  # index: residue number; columns: AMINO_ACIDS; nats, 0.0 at the wild type
+    "Compute the log-odds of every single substitution; a residue outside the 20 amino acids (X, U ...) gives NaN."
+    method = method_name(method)
+    wild_type = _check_wild_type(model, wild_type)
     last = offset + len(wild_type) - 1
     numbers = list(range(offset, last + 1) if positions is None else positions)
     outside = [n for n in numbers if not offset <= n <= last]
     if outside:
         raise ValueError(
-            f"position {outside[0]} is outside the wild type, which has residues {offset} to {last}."
+            f"position {outside[0]} is outside the wild type, "
+            f"which has residues {offset} to {last}."
         )
-    odds = (
-        _log_odds(
-            as_dtype(model, dtype), wild_type, [(n - offset,) for n in numbers], method, progress
-        )
-        if numbers
-        else np.zeros((0, 1, 20))
-    )
-    return pd.DataFrame(
-        [o[0] for o in odds], index=pd.Index(numbers, name="position"), columns=list(AMINO_ACIDS)
-    )
+    rows = []
+    if numbers:
+        sets = [(n - offset,) for n in numbers]
+        answers = _log_odds(as_dtype(model, dtype), wild_type, sets, method, progress)
+        rows = [odds[0] for odds in answers]
+    index = pd.Index(numbers, name="position")
+    return pd.DataFrame(rows, index=index, columns=list(AMINO_ACIDS))
 
 # %% ../nbs/library/50_scoring.ipynb #9d772abc
+def _list_substitutions(
+    scan: pd.DataFrame,  # as `mutation_scan` gives it
+    wild_type: str,
+    offset: int,
+) -> pd.DataFrame:  # mutant, score; in the order of the sequence
+    "List the single mutants of a scan; positions without odds are left out."
+    letters = dict(enumerate(PROTEIN.decode(PROTEIN.encode(wild_type)), offset))
+    # one level of columns, so that stacking gives a Series
+    scores = cast(pd.Series, scan.dropna().rename_axis(columns="mt").stack())
+    table = scores.rename("score").reset_index()
+    wt = table.position.map(letters)
+    table["mutant"] = wt + table.position.astype(str) + table.mt
+    return table.loc[wt != table.mt, ["mutant", "score"]]
+
+
 def rank_mutants(
     model,  # a scorer
     wild_type: str,
@@ -239,27 +298,18 @@ def rank_mutants(
     method: str = "masked",
     dtype: str = "float32",
     progress: bool = False,
-) -> (
-    pd.DataFrame
-):  # mutant as `format_mutant` writes it, score (nats), percentile (100 = best), best first
-    "Mutants from best to worst; the arguments are those of `score_mutants`."
+) -> pd.DataFrame:  # mutant, score (nats), percentile (100: the best); best first
+    "Rank mutants from best to worst; the arguments are those of `score_mutants`."
     if mutants is None:
-        scan = mutation_scan(model, wild_type, None, offset, method, dtype, progress).dropna()
-        letters = dict(enumerate(PROTEIN.decode(PROTEIN.encode(wild_type)), offset))
-        table = scan.rename_axis(columns="mt").stack().rename("score").reset_index()
-        table.insert(
-            0, "mutant", [f"{letters[n]}{n}{mt}" for n, mt in zip(table.position, table.mt)]
-        )
-        table = table[[letters[n] != mt for n, mt in zip(table.position, table.mt)]][
-            ["mutant", "score"]
-        ]
+        scan = mutation_scan(model, wild_type, None, offset, method, dtype, progress)
+        table = _list_substitutions(scan, wild_type, offset)
     else:
         mutants = list(mutants)
         scores = score_mutants(model, wild_type, mutants, offset, method, dtype, progress)
-        table = pd.DataFrame(
-            {"mutant": [format_mutant(parse_mutant(m)) for m in mutants], "score": scores}
-        )
+        names = [format_mutant(parse_mutant(m)) for m in mutants]
+        table = pd.DataFrame({"mutant": names, "score": scores})
     table["percentile"] = 100 * rankdata(table.score) / max(1, len(table))
+    # a stable sort, so that ties keep the order of the sequence
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../nbs/library/50_scoring.ipynb #45f483d1
@@ -272,11 +322,12 @@ def rank_proteins(
     dtype: str = "float32",
     progress: bool = False,
 ) -> dict[tuple[str, str], pd.DataFrame]:  # (protein, model) -> as `rank_mutants`
-    "Rank the mutants of several proteins by several models. Raises ValueError that names the protein, and for an id given twice."
+    "Rank the mutants of several proteins by several models. Raises ValueError naming the protein."
     ids = [name for name, _ in proteins]
-    if twice := [i for i in ids if ids.count(i) > 1]:
+    repeated = [name for name in ids if ids.count(name) > 1]
+    if repeated:
         raise ValueError(
-            f"the id {twice[0]!r} stands for {ids.count(twice[0])} sequences; give each its own."
+            f"the id {repeated[0]!r} stands for {ids.count(repeated[0])} sequences; give each its own."
         )
     ranked = {}
     for name, sequence in proteins:
@@ -290,80 +341,105 @@ def rank_proteins(
     return ranked
 
 # %% ../nbs/library/50_scoring.ipynb #106f543a
-def read_mutants(
-    source: str,  # a csv with a column `mutant`, or mutants separated by commas
-) -> list[str]:
-    "Mutants from a csv or a comma-separated string (sites of one mutant are joined by a colon). Raises ValueError for a missing column."
-    looks_like_file = source.lower().endswith((".csv", ".csv.gz"))
-    if not looks_like_file and not isfile(source):
-        mutants = split_commas(source)
-    else:
-        mutants = _mutant_column(source)
-    if not mutants:
-        raise ValueError(
-            f"{source!r} holds no mutants; give at least one, or leave mutants empty for a full scan."
-        )
-    return mutants
-
-
 def _mutant_column(path: str) -> list[str]:
-    "The column `mutant` of a table; empty cells are left out."
+    "Read the column `mutant` of a table; empty cells are left out."
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"there is no file {path}; give the path of a csv with a column mutant."
         )
     lines = table_lines(Path(path))
     header = next(lines)[1]
-    column = header.index(find_column(path, header, "mutant"))
+    name = find_column(path, header, "mutant")
+    assert name is not None  # a missing column has been an error
+    column = header.index(name)
     mutants = [cells[column].strip() for _, cells in lines]
     return [m for m in mutants if m.lower() not in MISSING]
+
+
+def read_mutants(
+    source: str,  # a csv with a column `mutant`, or mutants separated by commas
+) -> list[str]:
+    "Read mutants from a csv or a string; colons join the sites of one. Raises ValueError for a missing column."
+    is_table = source.lower().endswith((".csv", ".csv.gz")) or isfile(source)
+    mutants = _mutant_column(source) if is_table else split_commas(source)
+    if not mutants:
+        raise ValueError(
+            f"{source!r} holds no mutants; give at least one, "
+            "or leave mutants empty for a full scan."
+        )
+    return mutants
 
 # %% ../nbs/library/50_scoring.ipynb #3f800a8d
 def clean_sequence(
     text: str,  # residues, or one FASTA record; blanks, line ends and numbers are ignored
 ) -> str:  # residues in capitals
-    "A pasted sequence. Raises ValueError for several records, an empty text, or a symbol that is not a residue letter."
+    "Clean a pasted sequence. Raises ValueError for several records, an empty text, or a symbol that is no residue."
     lines = text.strip().splitlines()
-    if sum(line.startswith(">") for line in lines) > 1:
+    headers = [line for line in lines if line.startswith(">")]
+    if len(headers) > 1:
         raise ValueError("the text holds several FASTA records; paste one.")
-    residues = re.sub(
-        r"[\s\d]", "", "".join(line for line in lines if not line.startswith(">"))
-    ).upper()
+    residues = "".join(line for line in lines if not line.startswith(">"))
+    residues = re.sub(r"[\s\d]", "", residues).upper()
     return PROTEIN.decode(PROTEIN.encode(residues, "sequence"))
 
 # %% ../nbs/library/50_scoring.ipynb #72453742
 _FASTA = re.compile(r"\.(fa|fasta|faa)(\.gz)?$", re.I)
 
 
-def _refuse_name(word: str, scans: dict[str, str]) -> None:
-    "Raises ValueError for a word that is rather a name."
-    names = {
-        _FASTA.sub("", p.name).lower(): p.name for p in Path().glob("*.*") if _FASTA.search(p.name)
-    } | scans
-    near = [name for key, name in names.items() if key.split("_")[0] == word.lower()] or [
-        names[key] for key in get_close_matches(word.lower(), names, 3, 0.75)
-    ]
-    if (
-        near or re.search(r"\d", word) or (len(word) < 30 and re.search("[BJOUZ]", word.upper()))
-    ):  # words have letters that peptides have not
+def _find_near_names(
+    word: str,
+    scans: dict[str, str],  # name in lower case -> name
+) -> list[str]:
+    "Find the scans and the FASTA files in the folder whose names are nearly a word."
+    names = {}
+    for path in Path().glob("*.*"):
+        if _FASTA.search(path.name):
+            names[_FASTA.sub("", path.name).lower()] = path.name
+    names |= scans
+    begun = [name for key, name in names.items() if key.split("_")[0] == word.lower()]
+    if begun:
+        return begun
+    return [names[key] for key in get_close_matches(word.lower(), names, 3, 0.75)]
+
+
+def _refuse_name(
+    word: str,
+    scans: dict[str, str],  # name in lower case -> name
+) -> None:
+    "Raises ValueError for a word that is rather a name than residues."
+    near = _find_near_names(word, scans)
+    # words have letters that peptides have not
+    is_word = len(word) < 30 and re.search("[BJOUZ]", word.upper())
+    if near or re.search(r"\d", word) or is_word:
+        question = f", did you mean {' or '.join(near)}" if near else ""
         raise ValueError(
-            f"{word!r} looks like a name and no scan or file has it"
-            + (f", did you mean {' or '.join(near)}" if near else "")
-            + "; residues are given without numbers, or in a line after '>name'."
+            f"{word!r} looks like a name and no scan or file has it{question}; "
+            "residues are given without numbers, or in a line after '>name'."
         )
+
+# %% ../nbs/library/50_scoring.ipynb #174f2465
+def _load_scan(name: str) -> DMS:
+    "Load a scan. Raises ValueError for a data set of another kind."
+    scan = load_dataset(name)
+    if not isinstance(scan, DMS):
+        raise ValueError(
+            f"{name} is a set of sequences, not a mutational scan; list_datasets() shows which are."
+        )
+    return scan
 
 
 def read_proteins(
     source: str,  # residues, one FASTA record, a FASTA file, or the name of a scan in any case
-) -> tuple[
-    Iterator[tuple[str, str]], DMS | None
-]:  # (id, sequence) pairs, the id "" where none is given; the scan of that name
-    "Find out which proteins are meant. Raises ValueError for a name that is none, FileNotFoundError for a path that is none, else as the readers do."
-    text, scans = source.strip(), {s.name.lower(): s.name for s in SOURCES if s.kind == "dms"}
-    if name := scans.get(text.lower()):
-        return iter([(name, (scan := load_dataset(name)).wild_type)]), scan
+) -> tuple[Iterator[tuple[str, str]], DMS | None]:  # (id or "", sequence) pairs; the scan if named
+    "Find out which proteins are meant. Raises ValueError for an unknown name, FileNotFoundError for a missing file."
+    text = source.strip()
+    scans = {s.name.lower(): s.name for s in SOURCES if s.kind == "dms"}
+    if text.lower() in scans:
+        scan = _load_scan(scans[text.lower()])
+        return iter([(scan.name, scan.wild_type)]), scan
     if isfile(text):
         return read_fasta(text), None
+    # neither a FASTA record nor longer than a path
     if re.fullmatch(r"[^>\n]{0,255}[./\\][^>\n]{0,255}", text):
         raise FileNotFoundError(
             f"{text} is not a file; give a FASTA file or a sequence, without gaps."
@@ -374,6 +450,27 @@ def read_proteins(
     return iter([(header[1] if header else "", clean_sequence(text))]), None
 
 # %% ../nbs/library/50_scoring.ipynb #f2670747
+def _spearman_by_depth(
+    scores: np.ndarray,  # [N]
+    fitness: np.ndarray,  # [N]
+    sites: list[tuple[int, ...]],  # [N] mutated positions
+    n_boot: int,
+    seed: int,
+) -> list[tuple]:  # metric, value, lo, hi, n
+    "Correlate by number of mutations; nothing where all mutants have the same."
+    count = np.array([len(positions) for positions in sites])
+    depths = np.unique(count)
+    if len(depths) < 2:
+        return []
+    rows = []
+    for depth in depths:
+        at = count == depth
+        sites_there = [positions for positions in sites if len(positions) == depth]
+        interval = spearman_interval(scores[at], fitness[at], sites_there, n_boot, seed)
+        rows.append((f"spearman_{depth}_mutations", *interval, int(at.sum())))
+    return rows
+
+
 def agreement(
     scores: np.ndarray,  # [N] predictions, higher is fitter
     measured: np.ndarray,  # [N] measurements
@@ -382,53 +479,30 @@ def agreement(
     n_boot: int = 500,
     seed: int = 0,
 ) -> pd.DataFrame:  # metric, value, lo, hi, n
-    "How well scores agree with a scan: Spearman (signed, in the expected direction), by number of mutations, NDCG and top-10 % recall."
-    scores, measured = np.asarray(scores, float), np.asarray(measured, float)
-    parsed = [parse_mutant(m) for m in mutants]
-    sites = [tuple(m.number for m in p) for p in parsed]
-    count = np.array([len(p) for p in parsed])
-    fitness = direction * measured
+    "Say how well scores agree with a scan: Spearman, also by number of mutations, NDCG and top-10 % recall."
+    scores = np.asarray(scores, float)
+    fitness = direction * np.asarray(measured, float)
+    sites = [tuple(m.number for m in parse_mutant(mutant)) for mutant in mutants]
+    n = len(scores)
     rho, lo, hi = spearman_interval(scores, fitness, sites, n_boot, seed)
+    # turning the sign swaps the bounds
+    signed_lo, signed_hi = sorted((direction * lo, direction * hi))
+    gain = ndcg(scores, fitness, k=max(1, n // 10))
+    recall = top_recall(scores, fitness)
     rows = [
-        ("spearman", rho, lo, hi, len(scores)),
-        (
-            "spearman_signed",
-            direction * rho,
-            *sorted((direction * lo, direction * hi)),
-            len(scores),
-        ),
-        (
-            "ndcg_top10",
-            ndcg(scores, fitness, k=max(1, len(scores) // 10)),
-            np.nan,
-            np.nan,
-            len(scores),
-        ),
-        ("recall_top10", top_recall(scores, fitness), np.nan, np.nan, len(scores)),
+        ("spearman", rho, lo, hi, n),
+        ("spearman_signed", direction * rho, signed_lo, signed_hi, n),
+        ("ndcg_top10", gain, np.nan, np.nan, n),
+        ("recall_top10", recall, np.nan, np.nan, n),
+        *_spearman_by_depth(scores, fitness, sites, n_boot, seed),
     ]
-    depths = np.unique(count)
-    for depth in depths if len(depths) > 1 else []:
-        at = count == depth
-        rows.append(
-            (
-                f"spearman_{depth}_mutations",
-                *spearman_interval(
-                    scores[at],
-                    fitness[at],
-                    [s for s, d in zip(sites, count) if d == depth],
-                    n_boot,
-                    seed,
-                ),
-                int(at.sum()),
-            )
-        )
     return pd.DataFrame(rows, columns=["metric", "value", "lo", "hi", "n"])
 
 # %% ../nbs/library/50_scoring.ipynb #08ea5a97
 def find_scans(
-    datasets: str = "shipped",  # shipped, here (every scan on this machine), all, or names separated by commas
+    datasets: str = "shipped",  # shipped, here (on this machine), all, or names separated by commas
 ) -> list[DMS]:
-    "Scans by group or by name, each benchmark once. Raises as `load_dataset` does."
+    "Load scans by group or by name, each benchmark once. Raises as `load_dataset` does."
     table = list_datasets().query("kind == 'dms'")
     groups = {
         "shipped": table.index[table.ships],
@@ -440,30 +514,28 @@ def find_scans(
         raise ValueError(
             "datasets names no scan; use shipped, here, all, or names out of list_datasets()."
         )
-    scans, missing = {}, []
+    scans = {}
+    missing = []
     for name in names:
         try:
-            scan = load_dataset(name)
+            scan = _load_scan(name)
         except (FileNotFoundError, ConnectionError):
             if datasets != "all":
                 raise
             missing.append(name)
-            continue
-        if not isinstance(scan, DMS):
-            raise ValueError(
-                f"{name} is a set of sequences, not a mutational scan; list_datasets() shows which are."
-            )
-        scans.setdefault(scan.benchmark or scan.name, scan)
+        else:
+            scans.setdefault(scan.benchmark or scan.name, scan)
     if missing:
         warnings.warn(
-            f"{len(missing)} scans are neither here nor to be downloaded and are left out: {', '.join(missing)}.",
+            f"{len(missing)} scans are neither here nor to be downloaded and are left out: "
+            f"{', '.join(missing)}.",
             stacklevel=2,
         )
     return list(scans.values())
 
-
+# %% ../nbs/library/50_scoring.ipynb #1757793f
 def score_scan(
-    model,
+    model,  # a scorer
     scan: DMS,
     method: str = "masked",
     dtype: str = "float32",
