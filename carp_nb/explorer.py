@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
@@ -854,7 +854,7 @@ def _open_scan(name: str, wild_type: str) -> DMS:
 # %% ../nbs/library/80_explorer.ipynb #f3bf91af
 def explore(
     sequence: str = "abeta42",  # residues, the name of a scan, or a FASTA file
-    model="",  # a name or file for `load_model`, or any scorer; empty: the state's, else carp_600k_sprot50
+    model: Any = "",  # a name or file for `load_model`, or any scorer; empty: the state's, else carp_600k_sprot50
     scan: str = "",  # measurements: a name in list_datasets() or a table; empty: the state's
     offset: int = 1,  # number of the first residue; a named scan brings its own
     state: str = "",  # a state string: its protein, numbering and mutant go before the others

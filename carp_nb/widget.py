@@ -81,7 +81,10 @@ def _colour_limit(values: np.ndarray) -> int:  # nats
 def _describe_state(e: Explorer) -> dict:
     "Describe what is on screen apart from the map: the mutant, its numbers, and the progress."
     m = e.mutant
-    is_compared = e.agreement is not None and np.isfinite(e.agreement).all()
+    agreement = None
+    # there is none to show where too few mutants are measured
+    if e.agreement is not None and np.isfinite(e.agreement).all():
+        agreement = tuple(e.agreement)
     return {
         "kind": "now",
         **e.summary,
@@ -99,7 +102,7 @@ def _describe_state(e: Explorer) -> dict:
         "given_done": e.additions_done,
         "additions": e.additions().to_dict("records"),
         "limit": _colour_limit(e.map.values),
-        "agreement": tuple(e.agreement) if is_compared else None,
+        "agreement": agreement,
         "busy": e.pending,
     }
 
