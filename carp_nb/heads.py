@@ -12,14 +12,12 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import BoolTensor, Tensor, nn
+from torch import Tensor, nn
 
 # %% ../nbs/library/60_heads.ipynb #b88aab36
 @contextmanager
-def drawn_from(
-    seed: int,
-) -> Iterator[None]:
-    "Within this block torch draws on the CPU from `seed`; afterwards it goes on as if nothing had been drawn."
+def drawn_from(seed: int) -> Iterator[None]:
+    "Let torch draw on the CPU from `seed` within this block, and go on afterwards as before it."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -35,65 +33,68 @@ class AttentionPool(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, L, d]
-        mask: BoolTensor,  # [B, L] True = residue
+        mask: Tensor,  # bool [B, L] True = residue
     ) -> Tensor:  # [B, d]
         scores = self.score(x).squeeze(-1).float()
+        # The lowest finite number, not -inf: a row without residues would give NaN
         weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
         return (weights.to(x.dtype).unsqueeze(1) @ x).squeeze(1)
 
 # %% ../nbs/library/60_heads.ipynb #9a2b1c4f
 class PooledHead(nn.Module):
-    "One prediction per sequence: attention pooling, then two layers with hidden size d (section 4.3)."
+    """One prediction per sequence: attention pooling, then two layers with hidden size d
+    (section 4.3).
+    """
 
     def __init__(
         self,
         d_model: int,  # d, width of the representation
-        n_out: int = 1,  # numbers predicted: 1 for regression, the number of classes for classification
+        n_out: int = 1,  # numbers predicted: 1 for regression, else the number of classes
         seed: int = 0,  # of the weights, independent of everything drawn before
     ):
         super().__init__()
         with drawn_from(seed):
-            self.pool, self.hidden, self.out = (
-                AttentionPool(d_model),
-                nn.Linear(d_model, d_model),
-                nn.Linear(d_model, n_out),
-            )
+            self.pool = AttentionPool(d_model)
+            self.hidden = nn.Linear(d_model, d_model)
+            self.out = nn.Linear(d_model, n_out)
 
     def forward(
         self,
         x: Tensor,  # [B, L, d]
-        mask: BoolTensor,  # [B, L] True = residue
+        mask: Tensor,  # bool [B, L] True = residue
     ) -> Tensor:  # [B, n_out]
         return self.out(F.gelu(self.hidden(self.pool(x, mask))))
 
 # %% ../nbs/library/60_heads.ipynb #cffdb370
 def residues_first(
     x: Tensor,  # [B, L, d]
-    mask: BoolTensor,  # [B, L] True = residue
-) -> tuple[
-    Tensor, BoolTensor
-]:  # [B, M, d] zero after the last residue, [B, M]; M = most residues in a row
-    "Move the residues of every row to its front, in their order."
-    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
+    mask: Tensor,  # bool [B, L] True = residue
+) -> tuple[Tensor, Tensor]:  # [B, M, d] zero after the last residue, bool [B, M]
+    "Move the residues of every row to its front, in their order; M = most residues in a row."
+    longest = int(mask.sum(1).max())
+    # Stable: residues (0) keep their order, and everything else (1) comes behind them
+    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
     inside = mask.gather(1, order)
-    return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1])) * inside.unsqueeze(
-        -1
-    ), inside
+    moved = x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return moved * inside.unsqueeze(-1), inside
 
 
 def backwards(
     x: Tensor,  # [B, M, d] residues first
-    mask: BoolTensor,  # [B, M]
+    mask: Tensor,  # bool [B, M]
 ) -> Tensor:  # [B, M, d]
     "The residues of every row from last to first, still at its front; twice is what it was."
-    turned = (
-        mask.sum(1, keepdim=True) - 1 - torch.arange(mask.shape[1], device=mask.device)
-    ) % mask.shape[1]
-    return x.gather(1, turned.unsqueeze(-1).expand_as(x))
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    last = mask.sum(1, keepdim=True) - 1
+    # Column j reads residue last - j; modulo M the padding is turned round as well
+    source = (last - columns) % mask.shape[1]
+    return x.gather(1, source.unsqueeze(-1).expand_as(x))
 
 # %% ../nbs/library/60_heads.ipynb #1b7cf14c
 class ResidueHead(nn.Module):
-    "One prediction per residue: two convolutions, an LSTM in both directions, a linear layer (section 2.3.1)."
+    """One prediction per residue: two convolutions, an LSTM in both directions, a linear layer
+    (section 2.3.1).
+    """
 
     def __init__(
         self,
@@ -106,63 +107,63 @@ class ResidueHead(nn.Module):
     ):
         super().__init__()
         with drawn_from(seed):
+            widths = (d_model, channels)
             self.convs = nn.ModuleList(
-                nn.Conv1d(n, channels, kernel_size, padding=kernel_size // 2)
-                for n in (d_model, channels)
+                nn.Conv1d(n, channels, kernel_size, padding=kernel_size // 2) for n in widths
             )
-            self.lstms, self.out = (
-                nn.ModuleList(nn.LSTM(channels, hidden, batch_first=True) for _ in range(2)),
-                nn.Linear(2 * hidden, n_out),
+            self.lstms = nn.ModuleList(
+                nn.LSTM(channels, hidden, batch_first=True) for _ in range(2)
             )
+            self.out = nn.Linear(2 * hidden, n_out)
 
     def forward(
         self,
         x: Tensor,  # [B, L, d]
-        mask: BoolTensor,  # [B, L] True = residue
+        mask: Tensor,  # bool [B, L] True = residue
     ) -> Tensor:  # [B, M, n_out], residues first, M = most residues in a row
         x, mask = residues_first(x, mask)
         x = x.transpose(1, 2)
         for conv in self.convs:
             x = F.relu(conv(x)) * mask.unsqueeze(1)
         x = x.transpose(1, 2)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # which on a GPU would run the LSTMs in float16
+        # Autocast on a GPU would run the LSTMs in float16
+        with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.out.weight.dtype)
-            there, back = self.lstms[0](x)[0], backwards(self.lstms[1](backwards(x, mask))[0], mask)
-            return self.out(torch.cat([there, back], -1))
+            onward = self.lstms[0](x)[0]
+            returning = backwards(self.lstms[1](backwards(x, mask))[0], mask)
+            return self.out(torch.cat([onward, returning], -1))
 
 # %% ../nbs/library/60_heads.ipynb #9f1c6a9b
 class OuterProduct(nn.Module):
-    "The outer product of a projection with itself and a 1 × 1 convolution of it, done as a bilinear form."
+    "The outer product of a projection with itself, then a 1 × 1 convolution, as a bilinear form."
 
     def __init__(self, d_model: int, d_pair: int, channels: int):
         super().__init__()
         self.down = nn.Linear(d_model, d_pair)
-        self.weight, self.bias = (
-            nn.Parameter(torch.randn(channels, d_pair, d_pair) / d_pair),
-            nn.Parameter(torch.zeros(channels, 1, 1)),
-        )
+        self.weight = nn.Parameter(torch.randn(channels, d_pair, d_pair) / d_pair)
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:  # [B, L, d] -> [B, channels, L, L], symmetric
         u = self.down(x).unsqueeze(1)
-        return u @ ((self.weight + self.weight.transpose(1, 2)) / 2) @ u.transpose(2, 3) + self.bias
+        symmetric = (self.weight + self.weight.transpose(1, 2)) / 2
+        return u @ symmetric @ u.transpose(2, 3) + self.bias
 
-
+# %% ../nbs/library/60_heads.ipynb #876f4c6e
 class PairNorm(nn.Module):
     "Instance normalisation over the pairs of a chain; padding does not count."
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight, self.bias = (
-            nn.Parameter(torch.ones(channels, 1, 1)),
-            nn.Parameter(torch.zeros(channels, 1, 1)),
-        )
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(
-        self, z: Tensor, pairs: Tensor
-    ) -> Tensor:  # [B, C, L, L]; [B, 1, L, L], 1 = both are residues
-        n, z = pairs.sum((2, 3), keepdim=True).clamp(min=1), z.float()
+        self,
+        z: Tensor,  # [B, C, L, L]
+        pairs: Tensor,  # [B, 1, L, L], 1 = both are residues
+    ) -> Tensor:  # float32 [B, C, L, L]
+        z = z.float()
+        n = pairs.sum((2, 3), keepdim=True).clamp(min=1)
         centred = (z - (z * pairs).sum((2, 3), keepdim=True) / n) * pairs
         variance = centred.square().sum((2, 3), keepdim=True) / n
         return centred * (self.weight * (variance + 1e-6).rsqrt()) + self.bias
@@ -182,7 +183,7 @@ class PairBlock(nn.Module):
         y = F.elu(self.norms[0](self.convs[0](z), pairs)) * pairs
         return F.elu(z + self.norms[1](self.convs[1](y), pairs)) * pairs
 
-
+# %% ../nbs/library/60_heads.ipynb #c5260940
 class ContactHead(nn.Module):
     """The log-odds that two residues touch: outer product, then a dilated residual network over
     the pairs (section 2.3.1).
@@ -198,7 +199,8 @@ class ContactHead(nn.Module):
     ):
         super().__init__()
         with drawn_from(seed):
-            self.outer, self.norm = OuterProduct(d_model, d_pair, channels), PairNorm(channels)
+            self.outer = OuterProduct(d_model, d_pair, channels)
+            self.norm = PairNorm(channels)
             self.blocks = nn.ModuleList(
                 PairBlock(channels, 2 ** (i % 5)) for i in range(layers // 2)
             )
@@ -208,7 +210,7 @@ class ContactHead(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, L, d]
-        mask: BoolTensor,  # [B, L] True = residue
+        mask: Tensor,  # bool [B, L] True = residue
     ) -> Tensor:  # [B, M, M] log-odds, symmetric, residues first
         x, mask = residues_first(x, mask)
         pairs = (mask.unsqueeze(1) & mask.unsqueeze(2)).unsqueeze(1).float()
