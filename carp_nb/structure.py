@@ -135,7 +135,7 @@ def _targets_of(table: pd.DataFrame, task: str) -> pd.Series:
         targets = [_read_contact_target(path, sequence) for path, sequence in chains]
         return pd.Series(targets, table.index, dtype=object)
     if task == "secondary_structure" and "dssp8" in table:
-        return _three_states(table["dssp8"])
+        return _three_states(table.dssp8)
     if task == "secondary_structure" and kind == "per_residue":
         masked = zip(table.target, table["mask"])
         return pd.Series([_hide_masked(*pair) for pair in masked], table.index)
