@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 from scipy.stats import t as student_t
 
 from .carp import n_parameters
@@ -24,7 +25,7 @@ from .timing import exponent, random_model
 
 # %% ../nbs/library/72_paper.ipynb #ad7ba339
 def published(table: str) -> pd.DataFrame:
-    "A table of numbers as the paper states them, e.g. `zero_shot`. Raises FileNotFoundError outside the repository."
+    "Read a table of data/paper, e.g. `zero_shot`. Raises FileNotFoundError outside the repository."
     return pd.read_csv(in_project(f"data/paper/{table}.csv"))
 
 # %% ../nbs/library/72_paper.ipynb #57e541a8
@@ -41,98 +42,105 @@ def scan_table(
 ) -> pd.DataFrame:  # one line per scan
     "What Figure 2 does not show: sizes, signed correlations, intervals, NDCG and recall of one model."
     rows = rows[(rows.model == model.name) & (rows.method == method)]
-
-    def cell(scan, metric, column="value"):
-        return rows.loc[(rows.task == scan.name) & (rows.metric == metric), column].iloc[0]
-
-    return pd.DataFrame(
-        [
+    lines = []
+    for scan in scans:
+        by_metric = rows[rows.task == scan.name].drop_duplicates("metric").set_index("metric")
+        spearman_row = by_metric.loc["spearman"]
+        lines.append(
             {
-                "scan": s.name,
-                "of the 41": s.benchmark or "–",
-                "residues": len(s.wild_type),
+                "scan": scan.name,
+                "of the 41": scan.benchmark or "–",
+                "residues": len(scan.wild_type),
                 "receptive field ±": model.config.receptive_field,
-                "mutants": int(cell(s, "spearman", "n")),
-                "Spearman as measured": cell(s, "spearman_signed"),
-                "direction": f"{s.direction:+d}",
-                "Spearman": cell(s, "spearman"),
-                "95 % interval": f"{cell(s, 'spearman', 'lo'):.2f} to {cell(s, 'spearman', 'hi'):.2f}",
-                "NDCG": cell(s, "ndcg_top10"),
-                "top-10 % recall": cell(s, "recall_top10"),
+                "mutants": int(spearman_row.n),
+                "Spearman as measured": by_metric.value["spearman_signed"],
+                "direction": f"{scan.direction:+d}",
+                "Spearman": spearman_row.value,
+                "95 % interval": f"{spearman_row.lo:.2f} to {spearman_row.hi:.2f}",
+                "NDCG": by_metric.value["ndcg_top10"],
+                "top-10 % recall": by_metric.value["recall_top10"],
             }
-            for s in scans
-        ]
-    )
+        )
+    return pd.DataFrame(lines)
+
+# %% ../nbs/library/72_paper.ipynb #e0ed5e0a
+def _mean_lines(
+    wide: pd.DataFrame,  # Spearman: a row per scan, a column per (model, method)
+    of_41: int,
+) -> list[dict]:
+    "Mean Spearman of each model over the scans, and on how many of them it is ahead of BLOSUM62."
+    blosum = wide["blosum62"].iloc[:, 0]
+    draws = bootstrap(len(wide), 2000, np.random.default_rng(0))
+    lines = []
+    for model, method in wide:
+        values = wide[model, method]
+        spread = "–"
+        # a model that lacks a scan has no mean over all of them
+        if len(values) > 1 and values.notna().all():
+            lo, hi = interval(values.to_numpy()[draws].mean(1))
+            spread = f"{lo:.2f} to {hi:.2f}"
+        ahead = f"{int((values > blosum).sum())} of {len(wide)}"
+        lines.append(
+            {
+                "model": model,
+                "method": method,
+                "from": "here",
+                "scans": len(wide),
+                "of the 41": of_41,
+                "mean Spearman": values.mean(),
+                "95 % interval": spread,
+                "ahead of BLOSUM62": "–" if model == "blosum62" else ahead,
+            }
+        )
+    return lines
+
+
+def _published_mean_lines() -> list[dict]:
+    "The means over scans that the paper states, as lines of `mean_table`."
+    stated = published("zero_shot").query("metric == 'mean Spearman'")
+    return [
+        {
+            "model": row.model,
+            "method": "masked" if row.model.startswith("CARP") else "–",
+            "from": "published",
+            "scans": row.n,
+            "of the 41": row.n,
+            "mean Spearman": row.value,
+            "95 % interval": "–",
+            "ahead of BLOSUM62": "–",
+        }
+        for row in stated.itertuples()
+    ]
 
 
 def mean_table(
     rows: pd.DataFrame,  # results rows
     scans: list[DMS],
 ) -> pd.DataFrame:  # one line per model and method, then what the paper states
-    """Mean Spearman over scans with an interval bootstrapped over scans, and on how many scans a model is ahead of BLOSUM62.
-    Where some scans are among the paper's 41, over these alone."""
+    """Mean Spearman over scans with an interval bootstrapped over scans, and on how many scans a model is ahead
+    of BLOSUM62.
+    If some scans are among the paper's 41, the mean is over these alone."""
     kept = [s.name for s in scans if s.benchmark] or [s.name for s in scans]
     wide = rows[(rows.metric == "spearman") & rows.task.isin(kept)].pivot_table(
         index="task", columns=["model", "method"], values="value", sort=False
     )
-    blosum = wide["blosum62"].iloc[:, 0]
-    of_41 = count_benchmarks(scans)
-    draws = bootstrap(len(wide), 2000, np.random.default_rng(0))
-
-    def spread(values):
-        # a model that lacks a scan has no mean over all of them
-        if len(values) < 2 or values.isna().any():
-            return "–"
-        lo, hi = interval(values.to_numpy()[draws].mean(1))
-        return f"{lo:.2f} to {hi:.2f}"
-
-    here = [
-        {
-            "model": model,
-            "method": method,
-            "from": "here",
-            "scans": len(wide),
-            "of the 41": of_41,
-            "mean Spearman": wide[model, method].mean(),
-            "95 % interval": spread(wide[model, method]),
-            "ahead of BLOSUM62": "–"
-            if model == "blosum62"
-            else f"{int((wide[model, method] > blosum).sum())} of {len(wide)}",
-        }
-        for model, method in wide
-    ]
-    stated = [
-        {
-            "model": r.model,
-            "method": "masked" if r.model.startswith("CARP") else "–",
-            "from": "published",
-            "scans": r.n,
-            "of the 41": r.n,
-            "mean Spearman": r.value,
-            "95 % interval": "–",
-            "ahead of BLOSUM62": "–",
-        }
-        for r in published("zero_shot").query("metric == 'mean Spearman'").itertuples()
-    ]
-    return pd.DataFrame(here + stated)
+    return pd.DataFrame(_mean_lines(wide, count_benchmarks(scans)) + _published_mean_lines())
 
 # %% ../nbs/library/72_paper.ipynb #111a4742
 def depth_table(
     rows: pd.DataFrame,  # results rows
 ) -> pd.DataFrame:  # index: scan, number of mutations; columns: n, then one per model and method
     "Spearman by number of mutations, for the scans that have multiple mutants."
-    if not rows.metric.str.fullmatch(r"spearman_\d+_mutations").any():
-        return pd.DataFrame()
     deep = rows[rows.metric.str.fullmatch(r"spearman_\d+_mutations")]
+    if deep.empty:
+        return pd.DataFrame()
     deep = deep.assign(
         mutations=deep.metric.str.extract(r"(\d+)", expand=False).astype(int),
         by=deep.model + " " + deep.method,
     )
-    return (
-        deep.pivot_table(index=["task", "mutations", "n"], columns="by", values="value", sort=False)
-        .sort_index()
-        .reset_index("n")
-    )
+    index = ["task", "mutations", "n"]
+    wide = deep.pivot_table(index=index, columns="by", values="value", sort=False)
+    return wide.sort_index().reset_index("n")
 
 # %% ../nbs/library/72_paper.ipynb #d9bbfc10
 def loss_by_length(
@@ -140,24 +148,14 @@ def loss_by_length(
     window: int = 30,  # sequences, in the order of their length
     longest: float = np.inf,  # residues; longer sequences are left out, as too few
 ) -> pd.DataFrame:  # length, loss (nats per masked residue), smoothed
-    "Loss against length, a running mean over neighbouring sequences (Figure 1e); shorter windows at the ends are left out."
-    per = (
-        answers[answers.length <= longest]
-        .groupby("sequence")
-        .agg(length=("length", "first"), nats=("nats", "sum"), n=("nats", "size"))
-        .sort_values("length", kind="stable")
-    )
-    rolled = per.rolling(window, center=True)[["nats", "n"]].sum()
-    return (
-        pd.DataFrame(
-            {
-                "length": per.length.rolling(window, center=True).median(),
-                "loss": rolled.nats / rolled.n,
-            }
-        )
-        .dropna()
-        .reset_index(drop=True)
-    )
+    "Loss against length, a running mean over neighbouring sequences (Figure 1e), without shorter windows at the ends."
+    sequences = answers[answers.length <= longest].groupby("sequence")
+    sums = sequences.agg(length=("length", "first"), nats=("nats", "sum"), n=("nats", "size"))
+    sums = sums.sort_values("length", kind="stable")
+    rolled = sums.rolling(window, center=True)[["nats", "n"]].sum()
+    length = sums.length.rolling(window, center=True).median()
+    curve = pd.DataFrame({"length": length, "loss": rolled.nats / rolled.n})
+    return curve.dropna().reset_index(drop=True)
 
 # %% ../nbs/library/72_paper.ipynb #fadfdfa6
 def long_bins(
@@ -167,13 +165,15 @@ def long_bins(
     seed: int = 0,
 ) -> pd.DataFrame:  # length (median), loss, lo, hi (95 % bootstrap over sequences), sequences
     "Loss of sequences too long and too few for a running mean, in bins with their count and interval."
-    rng, rows = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    rows = []
     for low, high in itertools.pairwise(edges):
         inside = answers[(answers.length > low) & (answers.length <= high)]
         if inside.empty:
             continue
-        per = inside.groupby("sequence").nats.agg(["sum", "size"]).to_numpy()
-        draws = per[bootstrap(len(per), n_boot, rng)].sum(1)
+        sums = inside.groupby("sequence").nats.agg(["sum", "size"]).to_numpy()
+        draws = sums[bootstrap(len(sums), n_boot, rng)].sum(1)
+        # a long sequence has more masked residues, so it counts for more
         lo, hi = interval(draws[:, 0] / draws[:, 1])
         rows.append(
             {
@@ -181,174 +181,172 @@ def long_bins(
                 "loss": inside.nats.mean(),
                 "lo": lo,
                 "hi": hi,
-                "sequences": len(per),
+                "sequences": len(sums),
             }
         )
     return pd.DataFrame(rows, columns=["length", "loss", "lo", "hi", "sequences"])
 
 # %% ../nbs/library/72_paper.ipynb #d0fa0718
+def _fit_powers(length: pd.Series, values: pd.Series, longest: int) -> dict:
+    "The power of the length over the longest lengths, and over the last doubling."
+    last = exponent(length, values, 2)
+    return exponent(length, values, longest) | {
+        "last": last["exponent"],
+        "last_lo": last["lo"],
+        "last_hi": last["hi"],
+        "last_from": last["from_length"],
+    }
+
+
 def cost_exponents(
     cost: pd.DataFrame,  # of `timing.cost_against_length`
     clock: str = "cpu",  # wall, cpu
     longest: int = 4,  # lengths of the fit
-) -> pd.DataFrame:  # shape, quantity (time, memory), exponent, lo, hi, from_length, to_length, n; the same of the last doubling: last, last_lo, last_hi, last_from
-    "The powers of the length with which run time and activation memory grow. Memory counts once per length: its repeats do not vary."
-    rows, fits = [], cost.dropna(subset="wall")
-    for shape, group in fits.groupby("shape", sort=False):
-        above = (
-            group[group.peak > group.weights]
-            .groupby("length")[["peak", "weights"]]
-            .median()
-            .reset_index()
-        )
-        for quantity, part, values in [
-            ("time", group, group[clock]),
-            ("memory", above, above.peak - above.weights),
-        ]:
-            if part.length.nunique() < 2:
-                continue
-            last = exponent(part.length, values, 2)
-            rows.append(
-                {
-                    "shape": shape,
-                    "quantity": quantity,
-                    **exponent(part.length, values, longest),
-                    "last": last["exponent"],
-                    "last_lo": last["lo"],
-                    "last_hi": last["hi"],
-                    "last_from": last["from_length"],
-                }
-            )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "shape",
-            "quantity",
-            "exponent",
-            "lo",
-            "hi",
-            "from_length",
-            "to_length",
-            "n",
-            "last",
-            "last_lo",
-            "last_hi",
-            "last_from",
-        ],
-    )
+) -> pd.DataFrame:  # shape, quantity (time, memory), then the powers and the lengths of their fits
+    """The powers of the length with which run time and activation memory grow.
+    Their columns are exponent, lo, hi, from_length, to_length, n, and for the last doubling last, last_lo, last_hi,
+    last_from. Memory counts once per length: its repeats do not vary."""
+    columns = "shape quantity exponent lo hi from_length to_length n last last_lo last_hi last_from"
+    rows = []
+    for shape, group in cost.dropna(subset="wall").groupby("shape", sort=False):
+        above = group[group.peak > group.weights]
+        above = above.groupby("length")[["peak", "weights"]].median().reset_index()
+        measured = {
+            "time": (group.length, group[clock]),
+            "memory": (above.length, above.peak - above.weights),
+        }
+        for quantity, (length, values) in measured.items():
+            if length.nunique() > 1:
+                powers = _fit_powers(length, values, longest)
+                rows.append({"shape": shape, "quantity": quantity, **powers})
+    return pd.DataFrame(rows, columns=columns.split())
 
 # %% ../nbs/library/72_paper.ipynb #ba6951cb
-def _similar(
+_NOT_MEASURED = "not measured here"
+
+
+def _compare_costs(
     cost: pd.DataFrame, shape: str, against: str, value: str, length: int
 ) -> tuple[str, str]:  # yes, no or not measured here; what was seen
+    "Are two shapes similar in a cost at every length up to one?"
     medians = cost.dropna(subset="wall").groupby(["length", "shape"])[value].median().unstack()
     if not {shape, against} <= set(medians) or length not in medians.index:
-        return "not measured here", ""
+        return _NOT_MEASURED, ""
     ratios = (medians[against] / medians[shape]).loc[:length].dropna()
-    sizes = [
-        f"{n_parameters(random_model(s, cost.length.max(), 'meta')) / 1e6:.1f} M"
-        for s in (against, shape)
-    ]
-    return ("yes" if ratios.between(1 / 1.5, 1.5).all() else "no"), (
-        f"{against} / {shape}: {ratios.min():.2f} to {ratios.max():.2f} at {ratios.index[0]} to {ratios.index[-1]} residues; "
-        f"{sizes[0]} parameters, positions for {cost.length.max():,} residues included, against {sizes[1]}"
+    longest = cost.length.max()
+    # a learned position is a parameter, so the count depends on the longest length
+    millions = [n_parameters(random_model(s, longest, "meta")) / 1e6 for s in (against, shape)]
+    seen = (
+        f"{against} / {shape}: {ratios.min():.2f} to {ratios.max():.2f} "
+        f"at {ratios.index[0]} to {ratios.index[-1]} residues; "
+        f"{millions[0]:.1f} M parameters, positions for {longest:,} residues included, "
+        f"against {millions[1]:.1f} M"
     )
+    return ("yes" if ratios.between(1 / 1.5, 1.5).all() else "no"), seen
 
 
-def _reaches(cost: pd.DataFrame, shape: str, length: int, ends: bool) -> tuple[str, str]:
-    "Does a shape still run at a length; or, where it should end above it, does it?"
-    own = cost[cost["shape"] == shape]
-    runs, fails = own.dropna(subset="wall").length.max(), own[own.wall.isna()].length.min()
-    seen = f"runs at {runs:,.0f}" + ("" if np.isnan(fails) else f", not at {fails:,.0f}")
+def _check_length(cost: pd.DataFrame, shape: str, length: int, ends: bool) -> tuple[str, str]:
+    "Does a shape still run at a length; or, if it should run out of memory above it, does it?"
+    measured = cost[cost["shape"] == shape]
+    runs = measured.dropna(subset="wall").length.max()
+    fails = measured[measured.wall.isna()].length.min()
     if np.isnan(runs) and np.isnan(fails):
-        return "not measured here", ""
+        return _NOT_MEASURED, ""
+    seen = f"runs at {runs:,.0f}" + ("" if np.isnan(fails) else f", not at {fails:,.0f}")
     if ends:
         if np.isnan(fails) and not runs >= 2 * length:
-            return "not measured here", seen
+            return _NOT_MEASURED, seen
         return ("yes" if runs >= length and fails <= 2 * length else "no"), seen
     if not np.isnan(fails) and fails <= length:
         return "no", seen
-    return ("yes" if runs >= length else "not measured here"), seen
+    return ("yes" if runs >= length else _NOT_MEASURED), seen
+
+# %% ../nbs/library/72_paper.ipynb #4de2d6e5
+def _power_text(value: float, lo: float, hi: float) -> str:
+    return f"{value:.2f}" + (f" ({lo:.2f} to {hi:.2f})" if lo < hi else "")
+
+
+def _judge_power(fit: pd.Series, power: float) -> tuple[str, str]:
+    "Is the power of the last doubling within 0.1 of a whole number; undecided if only its interval is."
+    seen = (
+        f"{_power_text(fit['last'], fit.last_lo, fit.last_hi)} "
+        f"from {fit.last_from:,.0f} to {fit.to_length:,.0f} residues; "
+        f"{_power_text(fit.exponent, fit.lo, fit.hi)} from {fit.from_length:,.0f}"
+    )
+    if abs(fit["last"] - power) <= 0.1:
+        return "yes", seen
+    if fit.last_lo - 0.1 <= power <= fit.last_hi + 0.1:
+        return "undecided", seen
+    return "no", seen
 
 
 def _answer_claim(
     claim, cost: pd.DataFrame, exponents: pd.DataFrame, shape: str, against: str, clock: str
-) -> tuple[str, str]:
+) -> tuple[str, str]:  # the answer; what was seen
+    "Answer a claim of the paper for one shape, compared with another where the claim compares."
     quantity = claim.quantity
     if quantity in ("time", "memory"):
-        return _similar(
-            cost, shape, against, clock if quantity == "time" else "peak", int(claim.length)
-        )
+        value = clock if quantity == "time" else "peak"
+        return _compare_costs(cost, shape, against, value, int(claim.length))
     if quantity in ("ends", "runs"):
-        return _reaches(cost, shape, int(claim.length), quantity == "ends")
+        return _check_length(cost, shape, int(claim.length), quantity == "ends")
     fit = exponents[(exponents["shape"] == shape) & (exponents.quantity == quantity.split()[0])]
     if fit.empty:
-        return "not measured here", ""
-    fit = fit.iloc[0]
-
-    def power(value, lo, hi):
-        return f"{value:.2f}" + (f" ({lo:.2f} to {hi:.2f})" if lo < hi else "")
-
-    answer = (
-        "yes"
-        if abs(fit["last"] - claim.length) <= 0.1
-        else "undecided"
-        if fit.last_lo - 0.1 <= claim.length <= fit.last_hi + 0.1
-        else "no"
-    )
-    return answer, (
-        f"{power(fit['last'], fit.last_lo, fit.last_hi)} from {fit.last_from:,.0f} to {fit.to_length:,.0f} residues; "
-        f"{power(fit.exponent, fit.lo, fit.hi)} from {fit.from_length:,.0f}"
-    )
+        return _NOT_MEASURED, ""
+    return _judge_power(fit.iloc[0], claim.length)
 
 
-def _means_yes(claim) -> str:
-    "What counts as yes."
+def _yes_criterion(claim) -> str:
+    "What counts as yes, in words."
     if claim.quantity in ("time", "memory"):
         return f"a ratio of 1/1.5 to 1.5 at every length up to {claim.length:,.0f}"
     if claim.quantity == "ends":
         return f"runs at {claim.length:,.0f}, not at {2 * claim.length:,.0f}"
-    return (
-        f"runs at {claim.length:,.0f}"
-        if claim.quantity == "runs"
-        else f"power of the last doubling within 0.1 of {claim.length:g}"
-    )
+    if claim.quantity == "runs":
+        return f"runs at {claim.length:,.0f}"
+    return f"power of the last doubling within 0.1 of {claim.length:g}"
 
 # %% ../nbs/library/72_paper.ipynb #6c9a7e2f
+def _first_shapes(cost: pd.DataFrame) -> tuple[str, str]:
+    "The first CARP and the first Transformer with plain attention that were measured."
+    shapes = list(cost["shape"].unique())
+    carps = [shape for shape in shapes if shape.startswith("carp")]
+    plains = [shape for shape in shapes if shape.endswith(":plain")]
+    return (carps or [""])[0], (plains or [""])[0]
+
+
 def cost_claims(
     cost: pd.DataFrame,  # of `timing.cost_against_length`
     exponents: pd.DataFrame,  # of `cost_exponents`
     stated: pd.DataFrame,  # `published("scaling")`
     memory: float,  # GiB that the models were given; 0: not limited
     clock: str = "cpu",  # wall, cpu
-) -> (
-    pd.DataFrame
-):  # claim, where, what counts as yes, answer, seen, the same question, its answer, what was seen
-    "The paper's claims about cost, each answered for its own shapes, and asked again of the first CARP and the first plain Transformer measured."
-    shapes, rows = list(cost["shape"].unique()), []
-    carp, plain = (
-        next((s for s in shapes if s.startswith("carp")), ""),
-        next((s for s in shapes if s.endswith(":plain")), ""),
-    )
+) -> pd.DataFrame:  # claim, where, yes means, answer, seen, same question of, its answer, there
+    """The paper's claims about cost, each answered for its own shapes, and asked again of the first CARP and the
+    first plain Transformer measured."""
+    carp, plain = _first_shapes(cost)
+    rows = []
     for claim in stated.itertuples():
-        own = _answer_claim(claim, cost, exponents, claim.shape, claim.against, clock)
-        if claim.quantity in ("ends", "runs") and memory != 48:
-            own = "not measured here", own[1]
-        other = carp if claim.shape.startswith("carp") else plain
-        here = _answer_claim(claim, cost, exponents, other, plain, clock)
-        small = f"{other} and {plain}" if claim.quantity in ("time", "memory") else other
-        if claim.quantity in ("ends", "runs"):
+        answer, seen = _answer_claim(claim, cost, exponents, claim.shape, claim.against, clock)
+        of_memory = claim.quantity in ("ends", "runs")
+        # the paper's claims about memory hold for a device of 48 GB
+        if of_memory and memory != 48:
+            answer = _NOT_MEASURED
+        shape = carp if claim.shape.startswith("carp") else plain
+        small = f"{shape} and {plain}" if claim.quantity in ("time", "memory") else shape
+        if of_memory:
             small += f" in {memory:g} GiB" if memory else ", memory not limited"
+        small_answer, small_seen = _answer_claim(claim, cost, exponents, shape, plain, clock)
         rows.append(
             {
                 "claim": claim.claim,
                 "where": claim.where,
-                "yes means": _means_yes(claim),
-                "answer": own[0],
-                "seen": own[1],
+                "yes means": _yes_criterion(claim),
+                "answer": answer,
+                "seen": seen,
                 "same question of": small,
-                "its answer": here[0],
-                "there": here[1],
+                "its answer": small_answer,
+                "there": small_seen,
             }
         )
     return pd.DataFrame(rows)
@@ -358,8 +356,9 @@ def stated_table(
     name: str,  # as `published` takes it
 ) -> (
     pd.DataFrame
-):  # printed: the method as printed, where that is a misprint; step: the last printed digit
-    "A table of the paper by method and model, percents as shares; a method that its note corrects stands under the right name, baselines under `baseline`."
+):  # with printed: the method as printed, where that is a misprint; step: the last printed digit
+    """A table of the paper by method and model, percents as shares. A method that its note corrects stands under the
+    right name, a method without a name under `baseline`."""
     stated = published(name)
     percent = stated.note.astype(str).str.contains("in percent")
     stated["value"] = stated.value.where(~percent, stated.value / 100)
@@ -370,244 +369,231 @@ def stated_table(
         method=right.fillna(stated.method).fillna("baseline"),
     )
 
-
+# %% ../nbs/library/72_paper.ipynb #9d78f5ad
 def _seed_half_interval(
-    sd,
-    n,  # standard deviation of a value over seeds, and how many there are
-):  # half of the 95 % interval of their mean (Student's t); 0 where the spread is not known
+    sd,  # standard deviation of a value over seeds
+    n,  # how many seeds there are
+) -> np.ndarray:
+    "Half of the 95 % interval of a mean over seeds (Student's t); 0 where the spread is not known."
     n = np.asarray(n, float)
     return np.nan_to_num(student_t.ppf(0.975, n - 1) * np.asarray(sd, float) / np.sqrt(n))
+
+
+def _summarise_fits(
+    group: pd.DataFrame,  # results rows of one task, split, model and method
+    values: pd.DataFrame,  # those of its metric
+) -> dict:
+    "Mean over seeds with its interval, and on how much of the data."
+    size = group.drop_duplicates("metric").set_index("metric")
+    used = {part: size.value.get(f"{part}_rows", np.nan) for part in ("train", "test")}
+    whole = {part: size.n.get(f"{part}_rows", np.nan) for part in ("train", "test")}
+    mean = values.value.mean()
+    sd = values.value.std()
+    seeds = values.seed.nunique()
+    over_seeds = _seed_half_interval(sd, seeds)
+    lo = mean - np.hypot(mean - values.lo.astype(float).mean(), over_seeds)
+    hi = mean + np.hypot(mean - values.hi.astype(float).mean(), over_seeds)
+    # no interval beyond what the metric can be
+    least = -1.0 if values.metric.iloc[0] == "spearman" else 0.0
+    few_rows = used["train"] < whole["train"] or used["test"] < whole["test"]
+    few_seeds = values.model.iloc[0] != "ridge" and seeds < 3
+    return {
+        "here": mean,
+        "sd": sd,
+        "seeds": seeds,
+        "lo": max(lo, least),
+        "hi": min(hi, 1.0),
+        "n": int(values.n.iloc[0]),
+        "train_rows": used["train"],
+        "train_all": whole["train"],
+        "test_all": whole["test"],
+        "partial": bool(few_rows or few_seeds),
+    }
 
 
 def summarised(
     rows: pd.DataFrame,  # results rows
     metrics: Sequence[str] = ("spearman", "auroc"),  # those that tables show, one per task
-) -> pd.DataFrame:  # one line per task, split, model and method: here, sd, seeds, lo, hi, n, train_rows, train_all, test_all, partial
-    "Means over seeds of the best rows with intervals over test rows and seeds, and whether they stand for all of the data and three seeds."
-    rows = best_rows(rows)
+) -> pd.DataFrame:  # set, split, model, method, here, sd, seeds, lo, hi, n, train_rows, train_all, test_all, partial
+    """Means over seeds of the best rows with intervals over test rows and seeds, one line per task, split, model and
+    method, and whether they stand for all of the data and three seeds."""
+    columns = "set split model method here sd seeds lo hi n train_rows train_all test_all partial"
+    keys = ["task", "split", "model", "method"]
     lines = []
-    for (task, split, model, method), group in rows.groupby(
-        ["task", "split", "model", "method"], sort=False, dropna=False
-    ):
-        values, size = (
-            group[group.metric.isin(metrics)],
-            group.drop_duplicates("metric").set_index("metric"),
-        )
-        if values.empty:
-            continue
-        read, there = (
-            [size[column].get(f"{s}_rows", np.nan) for s in ("train", "test")]
-            for column in ("value", "n")
-        )
-        here, sd, seeds = values.value.mean(), values.value.std(), values.seed.nunique()
-        lo, hi = (
-            here
-            + way
-            * np.hypot(here - values[end].astype(float).mean(), _seed_half_interval(sd, seeds))
-            for way, end in ((-1, "lo"), (1, "hi"))
-        )
-        least = (
-            -1.0 if values.metric.iloc[0] == "spearman" else 0.0
-        )  # no interval beyond what the metric can be
-        lines.append(
-            {
-                "set": task,
-                "split": split,
-                "model": model,
-                "method": method,
-                "here": here,
-                "sd": sd,
-                "seeds": seeds,
-                "lo": max(lo, least),
-                "hi": min(hi, 1.0),
-                "n": int(values.n.iloc[0]),
-                "train_rows": read[0],
-                "train_all": there[0],
-                "test_all": there[1],
-                "partial": bool(
-                    (np.array(read, float) < np.array(there, float)).any()
-                    or (model != "ridge" and seeds < 3)
-                ),
-            }
-        )
-    return pd.DataFrame(
-        lines,
-        columns=[
-            "set",
-            "split",
-            "model",
-            "method",
-            "here",
-            "sd",
-            "seeds",
-            "lo",
-            "hi",
-            "n",
-            "train_rows",
-            "train_all",
-            "test_all",
-            "partial",
-        ],
-    )
+    for key, group in best_rows(rows).groupby(keys, sort=False, dropna=False):
+        values = group[group.metric.isin(metrics)]
+        if len(values):
+            cell = dict(zip(("set", "split", "model", "method"), key))
+            lines.append(cell | _summarise_fits(group, values))
+    return pd.DataFrame(lines, columns=columns.split())
 
 # %% ../nbs/library/72_paper.ipynb #dfaf250c
+def _place_in_table(
+    fits: pd.DataFrame,  # as `summarised` gives it
+    stated: pd.DataFrame,  # as `stated_table` gives it
+    columns: dict[tuple[str, str], str],
+) -> pd.DataFrame:
+    "The fits that a table of the paper has a column for, with that column and the paper's model of their family."
+    wanted = [key in columns for key in zip(fits["set"], fits.split)]
+    fits = fits[np.array(wanted, bool)]
+    family = {model[:3].lower(): model for model in stated.model}
+    fits = fits.assign(
+        task=[columns[key] for key in zip(fits["set"], fits.split)],
+        paper_model=[family.get(model[:3].lower(), "–") for model in fits.model],
+    )
+    # a baseline has one method in the paper, so another of ours becomes part of its name
+    baseline = fits.paper_model.isin(stated.model[stated.method == "baseline"])
+    named = fits.model + ", " + fits.method
+    fits["model"] = fits.model.where(~baseline | (fits.method == "train"), named)
+    fits["method"] = fits.method.where(~baseline, "baseline")
+    return fits
+
+
+def _list_lines(
+    fits: pd.DataFrame,  # as `_place_in_table` gives it
+    stated: pd.DataFrame,
+) -> pd.DataFrame:  # method, paper_model, printed, model
+    "The lines of the compared table in the paper's order, those that only we have at the end."
+    lines = stated[["method", "model", "printed"]].rename(columns={"model": "paper_model"})
+    lines = lines.drop_duplicates().merge(
+        fits[["method", "paper_model", "model"]].drop_duplicates(),
+        "outer",
+        ["method", "paper_model"],
+        sort=False,
+    )
+    order = {key: i for i, key in enumerate(dict.fromkeys(zip(stated.method, stated.model)))}
+    rank = [order.get(key, len(order)) for key in zip(lines.method, lines.paper_model)]
+    return lines.iloc[np.argsort(rank, kind="stable")]
+
+
 def against_paper(
     rows: pd.DataFrame,  # results rows of any number of runs
     stated: pd.DataFrame,  # as `stated_table` gives it
     columns: dict[tuple[str, str], str],  # (task, split) of a row -> `task` of the stated table
     metrics: Sequence[str] = ("spearman", "auroc"),
-) -> pd.DataFrame:  # paper_model, method, printed, model (here; "" for none), task, paper, paper_sd, paper_seeds, paper_step, then as `summarised`, difference, d_lo, d_hi
-    "Every cell of a table of the paper with what was computed here, one line per cell and model. The interval of a difference is that over our test rows and over the seeds of both."
-    here = summarised(rows, metrics)
-    here = here[np.array([key in columns for key in zip(here["set"], here.split)], bool)]
-    family = {m[:3].lower(): m for m in stated.model}
-    here = here.assign(
-        task=[columns[s, p] for s, p in zip(here["set"], here.split)],
-        paper_model=[family.get(m[:3].lower(), "–") for m in here.model],
+) -> (
+    pd.DataFrame
+):  # method, paper_model, printed, model, task, paper, paper_sd, paper_seeds, paper_step, ...
+    """Every cell of a table of the paper with what was computed here, one line per cell and model ("" for none):
+    then the columns of `summarised`, difference, d_lo and d_hi.
+    The interval of a difference is that over our test rows and over the seeds of both."""
+    fits = _place_in_table(summarised(rows, metrics), stated, columns)
+    cells = _list_lines(fits, stated).merge(pd.DataFrame({"task": list(columns.values())}), "cross")
+    paper = stated[["method", "model", "task", "value", "sd", "seeds", "step"]].set_axis(
+        ["method", "paper_model", "task", "paper", "paper_sd", "paper_seeds", "paper_step"], axis=1
     )
-    baseline = here.paper_model.isin(stated.model[stated.method == "baseline"])
-    here["model"] = here.model.where(
-        ~baseline | (here.method == "train"), here.model + ", " + here.method
-    )
-    here["method"] = here.method.where(~baseline, "baseline")
-    lines = (
-        stated[["method", "model", "printed"]]
-        .rename(columns={"model": "paper_model"})
-        .drop_duplicates()
-    )
-    own = here[["method", "paper_model", "model"]].drop_duplicates()
-    lines = lines.merge(own, "outer", ["method", "paper_model"], sort=False)
-    order = {key: i for i, key in enumerate(dict.fromkeys(zip(stated.method, stated.model)))}
-    lines = lines.iloc[
-        np.argsort(
-            [order.get(key, len(order)) for key in zip(lines.method, lines.paper_model)],
-            kind="stable",
-        )
-    ]
-    cells = lines.merge(pd.DataFrame({"task": list(columns.values())}), "cross")
-    paper = stated.rename(
-        columns={
-            "model": "paper_model",
-            "value": "paper",
-            "sd": "paper_sd",
-            "seeds": "paper_seeds",
-            "step": "paper_step",
-        }
-    )[["method", "paper_model", "task", "paper", "paper_sd", "paper_seeds", "paper_step"]]
-    cells = cells.merge(paper, "left", ["method", "paper_model", "task"]).merge(
-        here, "left", ["method", "paper_model", "model", "task"]
-    )
-    theirs, difference = (
-        _seed_half_interval(cells.paper_sd, cells.paper_seeds),
-        cells.here - cells.paper,
-    )
+    cells = cells.merge(paper, "left", ["method", "paper_model", "task"])
+    cells = cells.merge(fits, "left", ["method", "paper_model", "model", "task"])
+    over_their_seeds = _seed_half_interval(cells.paper_sd, cells.paper_seeds)
+    difference = cells.here - cells.paper
+    below = (cells.here - cells.lo).astype(float)
+    above = (cells.hi - cells.here).astype(float)
     return cells.assign(
         model=cells.model.fillna(""),
         difference=difference,
-        d_lo=difference - np.hypot((cells.here - cells.lo).astype(float), theirs),
-        d_hi=difference + np.hypot((cells.hi - cells.here).astype(float), theirs),
+        d_lo=difference - np.hypot(below, over_their_seeds),
+        d_hi=difference + np.hypot(above, over_their_seeds),
     )
 
 # %% ../nbs/library/72_paper.ipynb #5b2160e0
-def _cell_texts(cell) -> tuple[str, str, str]:
-    "here, paper and difference of one cell as html."
+def _spread_text(sd: float) -> str:
+    return "" if pd.isna(sd) else f"\u00a0±\u00a0{sd:.2g}"
 
-    def spread(sd):
-        return "" if pd.isna(sd) else f"\u00a0±\u00a0{sd:.2g}"
 
-    def signed(x):
-        return f"{round(float(x), 2) + 0.0:+.2f}"  # no minus before a zero
+def _signed_text(x: float) -> str:
+    # adding zero leaves no minus before a zero
+    return f"{round(float(x), 2) + 0.0:+.2f}"
 
-    paper = (
-        "–"
-        if pd.isna(cell.paper)
-        else f"{cell.paper:.{3 if cell.paper_step < 0.01 else 2}f}{spread(cell.paper_sd)}"
-    )
-    if pd.isna(cell.here):
-        return "", paper, ""
-    train = (
-        ""
-        if pd.isna(cell.train_rows)
-        else f"{cell.train_rows:,.0f}"
-        + ("" if cell.train_rows == cell.train_all else f" of {cell.train_all:,.0f}")
-        + " fitted,<br>"
-    )
-    tested = (
-        f"{cell.n:,.0f}"
-        + ("" if pd.isna(cell.test_all) or cell.n == cell.test_all else f" of {cell.test_all:,.0f}")
-        + " tested"
-    )
+
+def _count_text(n: float, whole: float) -> str:
+    return f"{n:,.0f}" if pd.isna(whole) or n == whole else f"{n:,.0f} of {whole:,.0f}"
+
+
+def _here_text(cell) -> str:
+    "Our value with its spread, and on how much of the data; ○ marks a partial one."
+    mark = "○ " if cell.partial else ""
+    train = ""
+    if pd.notna(cell.train_rows):
+        train = f"{_count_text(cell.train_rows, cell.train_all)} fitted,<br>"
+    tested = f"{_count_text(cell.n, cell.test_all)} tested"
     seeds = f", {cell.seeds:.0f} seeds" if cell.seeds > 1 else ""
-    here = f"<span style='white-space:nowrap'>{'○ ' if cell.partial else ''}{cell.here:.3f}{spread(cell.sd)}<br><small>{train}{tested}{seeds}</small></span>"
     return (
-        here,
-        paper,
-        ""
-        if pd.isna(cell.difference)
-        else f"{signed(cell.difference)}<br><small style='white-space:nowrap'>{signed(cell.d_lo)} to {signed(cell.d_hi)}</small>",
+        f"<span style='white-space:nowrap'>{mark}{cell.here:.3f}{_spread_text(cell.sd)}"
+        f"<br><small>{train}{tested}{seeds}</small></span>"
     )
+
+
+def _cell_texts(cell) -> dict[str, str]:  # here, paper, difference
+    "What one cell of the paper's table shows, as html."
+    texts = {"here": "", "paper": "–", "difference": ""}
+    if pd.notna(cell.paper):
+        digits = 3 if cell.paper_step < 0.01 else 2
+        texts["paper"] = f"{cell.paper:.{digits}f}{_spread_text(cell.paper_sd)}"
+    if pd.notna(cell.here):
+        texts["here"] = _here_text(cell)
+    if pd.notna(cell.difference):
+        ends = f"{_signed_text(cell.d_lo)} to {_signed_text(cell.d_hi)}"
+        small = f"<br><small style='white-space:nowrap'>{ends}</small>"
+        texts["difference"] = _signed_text(cell.difference) + small
+    return texts
+
+# %% ../nbs/library/72_paper.ipynb #cee2227a
+_COMMAND_STYLE = (
+    "display:inline-block;width:30em;white-space:normal;overflow-wrap:anywhere;"
+    "text-align:left;font-size:0.8em"
+)
+
+
+def _line_texts(line: pd.DataFrame) -> dict[tuple[str, str], str]:  # (task, side) -> html
+    "The cells of one line, for each task ours, the paper's and the difference."
+    texts = {}
+    for cell in line.itertuples():
+        texts |= {(cell.task, side): text for side, text in _cell_texts(cell).items()}
+    return texts
+
+
+def _best_values(compared: pd.DataFrame) -> dict[tuple[str, str], float]:  # (task, side) -> value
+    "The best value of each column. Part of the data is no better than all of it."
+    whole = compared.assign(here=compared.here.where(compared.partial.eq(False)))
+    best = {}
+    for task, cells in whole.groupby("task", sort=False):
+        for side in ("here", "paper"):
+            best[task, side] = cells[side].astype(float).max()
+    return best
 
 
 def paper_table(
     compared: pd.DataFrame,  # as `against_paper` gives it
     command: Callable[
         [list[tuple[str, str]], str, str], str
-    ],  # (cells as (set, split), method, paper's model) -> what fills them
+    ],  # ((set, split)s, method, model) -> what fills them
     columns: dict[tuple[str, str], str],  # as of `against_paper`
-):
+) -> Styler:
     "The whole table of the paper with what was computed here, styled."
-    place, texts, best = {task: key for key, task in columns.items()}, {}, {}
-    whole = compared.assign(
-        here=compared.here.where(compared.partial.eq(False))
-    )  # part of the data is no better than all of it
-    top = {
-        (task, side): whole[whole.task == task][side].astype(float).max()
-        for task in place
-        for side in ("here", "paper")
-    }
+    place = {task: key for key, task in columns.items()}
+    top = _best_values(compared)
+    texts = {}
+    best = {}
     for (method, family, model), line in compared.groupby(
         ["method", "paper_model", "model"], sort=False
     ):
         printed = line.printed.dropna()
-        key = (
-            f"{method} (printed {printed.iloc[0]})" if len(printed) else method,
-            family,
-            model or "–",
-        )
-        missing = [place[c.task] for c in line.itertuples() if pd.isna(c.here)]
-        shown = dict(
-            zip(
-                (
-                    (c.task, side)
-                    for c in line.itertuples()
-                    for side in ("here", "paper", "difference")
-                ),
-                (t for c in line.itertuples() for t in _cell_texts(c)),
-            )
-        )
-        texts[key] = shown | {
-            (
-                "empty cells are filled by",
-                "",
-            ): f"<code style='display:inline-block;width:30em;white-space:normal;overflow-wrap:anywhere;text-align:left;font-size:0.8em'>{command(missing, method, family)}</code>"
-            if missing and family != "–"
-            else ""
-        }
-        best[key] = {
-            (c.task, side): getattr(c, side) == top[c.task, side]
-            for c in line.itertuples()
-            for side in ("here", "paper")
-        }
+        label = f"{method} (printed {printed.iloc[0]})" if len(printed) else method
+        key = (label, family, model or "–")
+        missing = [place[cell.task] for cell in line.itertuples() if pd.isna(cell.here)]
+        fill = ""
+        if missing and family != "–":
+            fill = f"<code style='{_COMMAND_STYLE}'>{command(missing, method, family)}</code>"
+        texts[key] = _line_texts(line) | {("empty cells are filled by", ""): fill}
+        best[key] = {}
+        for side in ("here", "paper"):
+            for task, value in zip(line.task, line[side]):
+                best[key][task, side] = value == top[task, side]
     table = pd.DataFrame.from_dict(texts, orient="index")
-    table.columns, table.index = (
-        pd.MultiIndex.from_tuples(table.columns),
-        pd.MultiIndex.from_tuples(table.index, names=["method", "paper", "here"]),
-    )
-    bold = (
-        pd.DataFrame.from_dict(best, orient="index")
-        .reindex(columns=table.columns, fill_value=False)
-        .set_axis(table.index)
-    )
+    table.columns = pd.MultiIndex.from_tuples(table.columns)
+    table.index = pd.MultiIndex.from_tuples(table.index, names=["method", "paper", "here"])
+    bold = pd.DataFrame.from_dict(best, orient="index")
+    bold = bold.reindex(columns=table.columns, fill_value=False).set_axis(table.index)
     return styled(table, bold=bold, light=[c for c in table.columns if c[1] == "paper"])
 
 # %% ../nbs/library/72_paper.ipynb #e9a344ee
@@ -615,64 +601,65 @@ def other_table(
     rows: pd.DataFrame,  # results rows
     columns: dict,  # every (task, split) that the paper has a number for
     metrics: Sequence[str] = ("spearman", "auroc"),
-):
-    "What was computed on sets that the paper has no number for, styled."
-    lines = summarised(rows, metrics)
-    lines = lines[
-        np.array([key not in columns for key in zip(lines["set"], lines.split)], bool)
-    ].reset_index(drop=True)
-    if lines.empty:
+) -> Styler | None:
+    "What was computed on sets that the paper has no number for, styled; None if there is nothing."
+    fits = summarised(rows, metrics)
+    unpublished = [key not in columns for key in zip(fits["set"], fits.split)]
+    fits = fits[np.array(unpublished, bool)].reset_index(drop=True)
+    if fits.empty:
         return None
-    interval = [f"{lo:.2f} to {hi:.2f}" for lo, hi in zip(lines.lo, lines.hi)]
-    table = lines[["set", "split", "model", "method"]].assign(
-        value=lines.here,
-        sd=lines.sd,
-        **{
-            "95 % interval": interval,
-            "seeds": lines.seeds,
-            "fitted on": lines.train_rows.fillna(0).astype(int),
-            "tested on": lines.n,
-            "": np.where(lines.partial, "○", ""),
-        },
-    )
-    top = lines.groupby(["set", "split"]).here.transform("max") == lines.here
+    table = fits[["set", "split", "model", "method"]].assign(value=fits.here, sd=fits.sd)
+    table["95 % interval"] = [f"{lo:.2f} to {hi:.2f}" for lo, hi in zip(fits.lo, fits.hi)]
+    table["seeds"] = fits.seeds
+    table["fitted on"] = fits.train_rows.fillna(0).astype(int)
+    table["tested on"] = fits.n
+    table[""] = np.where(fits.partial, "○", "")
+    top = fits.groupby(["set", "split"]).here.transform("max") == fits.here
     return styled(table, 3, bold=pd.DataFrame(False, table.index, table.columns).assign(value=top))
 
 # %% ../nbs/library/72_paper.ipynb #095db1cb
-def _losses(rows: pd.DataFrame) -> pd.Series:  # model -> loss
-    "Of every run the losses on one held-out set: the one on which most of its checkpoints were measured, of equals the last."
+def _held_out_losses(rows: pd.DataFrame) -> pd.Series:  # model -> loss
+    "Loss of each checkpoint on the held-out set that its run used most (ties: the latest)."
     rows = rows.drop_duplicates(["model", "split"], keep="last")
     run = run_names(rows.model)
-    most = rows.groupby([run, rows.split]).model.transform("size")
-    first = (
-        rows.assign(most=most, run=run)
-        .sort_values("most", kind="stable")
-        .drop_duplicates("run", keep="last")
-        .set_index("run")
-        .split
-    )
-    return rows[rows.split == run.map(first)].set_index("model").value
+    uses = rows.groupby([run, rows.split]).model.transform("size")
+    ranked = rows.assign(uses=uses, run=run).sort_values("uses", kind="stable")
+    most_used = ranked.drop_duplicates("run", keep="last").set_index("run").split
+    return rows[rows.split == run.map(most_used)].set_index("model").value
 
 # %% ../nbs/library/72_paper.ipynb #fe9fc091
+_FIT = ["task", "split", "model", "method"]
+
+
+def _mark_partial(rows: pd.DataFrame) -> pd.Series:  # index: task, split, model, method
+    "Whether any seed of a fit read fewer rows than its split has."
+    sizes = rows[rows.metric.isin(["train_rows", "test_rows"])]
+    part = sizes.assign(part=sizes.value.astype(float) < sizes.n.astype(float))
+    return part.groupby(_FIT, dropna=False).part.any()
+
+
+def _first_seen(column: pd.Series) -> pd.Series:
+    "A sort key: runs in the order in which they appear, other columns as they are."
+    if column.name != "run":
+        return column
+    return column.map({run: i for i, run in enumerate(dict.fromkeys(column))})
+
+
 def checkpoint_points(
     rows: pd.DataFrame,  # results rows of any number of runs
     metrics: Sequence[str] = (
         "spearman",
         "accuracy",
         "q3",
-    ),  # one per task; accuracy where a task has classes, q3 where a residue has a state
-) -> pd.DataFrame:  # run, step, loss (NaN for weights never pretrained), kind (zero-shot, downstream), task, method, metric, value, lo, hi, n, partial
-    "Score and held-out loss of every checkpoint, one line per task. A line is partial where it stands for part of the data."
+    ),  # one per task; accuracy: of classes, q3: of residues
+) -> pd.DataFrame:  # run, step, loss, kind, task, method, metric, value, lo, hi, n, partial
+    """Score and held-out loss of every checkpoint, one line per task. Loss is NaN for weights never pretrained;
+    kind is zero-shot or downstream; a line is partial if it stands for part of the data."""
     rows = best_rows(rows[rows.section == "checkpoints"])
-    loss = _losses(rows[rows.metric == "loss"])
-    read = rows[rows.metric.isin(["train_rows", "test_rows"])]
-    part = (
-        read.assign(part=read.value.astype(float) < read.n.astype(float))
-        .groupby(["task", "split", "model", "method"], dropna=False)
-        .part.any()
-    )
+    loss = _held_out_losses(rows[rows.metric == "loss"])
+    part = _mark_partial(rows)
     points = rows[rows.metric.isin(metrics)].copy()
-    keys = pd.MultiIndex.from_frame(points[["task", "split", "model", "method"]])
+    keys = pd.MultiIndex.from_frame(points[_FIT])
     name = points.model.astype(str).str.split("@", n=1, expand=True).reindex(columns=[0, 1])
     points = points.assign(
         run=name[0],
@@ -683,64 +670,31 @@ def checkpoint_points(
         task=points.task + points.split.map(lambda s: "" if pd.isna(s) else f", {s}"),
     )
     points = points[points.step.isna() | points.loss.notna()]
-    return (
-        points[
-            [
-                "run",
-                "step",
-                "loss",
-                "kind",
-                "task",
-                "method",
-                "metric",
-                "value",
-                "lo",
-                "hi",
-                "n",
-                "partial",
-            ]
-        ]
-        .astype({"value": float})
-        .sort_values(
-            ["run", "task", "step"],
-            key=lambda column: (
-                column.map({r: i for i, r in enumerate(dict.fromkeys(column))})
-                if column.name == "run"
-                else column
-            ),
-            ignore_index=True,
-        )
-    )
+    columns = "run step loss kind task method metric value lo hi n partial".split()
+    points = points[columns].astype({"value": float})
+    return points.sort_values(["run", "task", "step"], key=_first_seen, ignore_index=True)
 
-
+# %% ../nbs/library/72_paper.ipynb #4de5b541
 def loss_rank_correlations(
     points: pd.DataFrame,  # as `checkpoint_points` gives them
 ) -> pd.DataFrame:  # run, kind, task, method, correlation, checkpoints
-    """Spearman correlation of minus the loss with the score over the checkpoints of a run (Figure S1). The sign is the paper's: its text calls
-    1 "monotonic increase in zero-shot performance with more pretraining", which against the loss itself would be -1."""
-    known = points.dropna(subset=["loss", "value"])
-    return pd.DataFrame(
-        [
-            {
-                "run": run,
-                "kind": kind,
-                "task": task,
-                "method": method,
-                "correlation": spearman(g.value, -g.loss),
-                "checkpoints": len(g),
-            }
-            for (run, kind, task, method), g in known.groupby(
-                ["run", "kind", "task", "method"], sort=False
-            )
-            if len(g) > 2
-        ],
-        columns=["run", "kind", "task", "method", "correlation", "checkpoints"],
-    )
+    """Spearman correlation of minus the loss with the score over the checkpoints of a run (Figure S1).
+    The sign is the paper's: its text calls 1 "monotonic increase in zero-shot performance with more pretraining",
+    which against the loss itself would be -1."""
+    keys = ["run", "kind", "task", "method"]
+    measured = points.dropna(subset=["loss", "value"])
+    lines = []
+    for key, curve in measured.groupby(keys, sort=False):
+        # two points always give 1 or -1
+        if len(curve) > 2:
+            correlation = spearman(curve.value, -curve.loss)
+            lines.append((*key, correlation, len(curve)))
+    return pd.DataFrame(lines, columns=[*keys, "correlation", "checkpoints"])
 
 
 def falls_furthest(
     points: pd.DataFrame,  # zero-shot lines of one run and method
 ) -> pd.Series:  # task -> how far below its best the last checkpoint is, the furthest first
-    "The rule by which Figure 4b shows one scan: it peaks, and then loses most of all."
+    "How much of its best score each task has lost by the last checkpoint; Figure 4b shows the first scan."
     ordered = points.dropna(subset="loss").sort_values("step").groupby("task").value
     return (ordered.max() - ordered.last()).sort_values(ascending=False)
