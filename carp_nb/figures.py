@@ -9,7 +9,7 @@ __all__ = ['model_colour', 'finish_figure', 'zero_shot_figure', 'scan_figure', '
            'contact_figure', 'confusion_figure', 'trace_figure']
 
 # %% ../nbs/library/73_figures.ipynb #386f0d1d
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -36,24 +36,34 @@ from .results import save_figure
 # %% ../nbs/library/73_figures.ipynb #813b4748
 def model_colour(name: str) -> str:
     "The colour of a model: CARP blue, ESM orange, everything else grey."
-    return (
-        "#1f6fb4" if "carp" in name.lower() else "#e07b00" if "esm" in name.lower() else "#7f7f7f"
-    )
+    if "carp" in name.lower():
+        return "#1f6fb4"
+    if "esm" in name.lower():
+        return "#e07b00"
+    return "#7f7f7f"
 
 
-def _shades(names: Sequence[str]) -> dict[str, str]:
-    "Colours for models drawn together: of one family each is paler than the one before."
-    families = [model_colour(name) for name in dict.fromkeys(names)]
-    pale = [min(0.6, 0.3 * families[:i].count(family)) for i, family in enumerate(families)]
-    return {
-        name: to_hex([part + (1 - part) * p for part in to_rgb(family)])
-        for name, family, p in zip(dict.fromkeys(names), families, pale)
-    }
+def _shades(names: Iterable[str]) -> dict[str, str]:
+    "Colours for models drawn together: each of a family is paler than the one before."
+    shades = {}
+    families = []
+    for name in dict.fromkeys(names):
+        family = model_colour(name)
+        pale = min(0.6, 0.3 * families.count(family))
+        families.append(family)
+        shades[name] = to_hex([part + (1 - part) * pale for part in to_rgb(family)])
+    return shades
 
 
-def _intervals(axes, x: pd.Series, lo: pd.Series, hi: pd.Series, colour: str) -> None:
+def _draw_intervals(axes: Axes, x: pd.Series, lo: pd.Series, hi: pd.Series, colour: str) -> None:
     "Faint vertical lines from lo to hi; a value need not lie between them."
     axes.vlines(x, lo.astype(float), hi.astype(float), color=colour, alpha=0.4, lw=1)
+
+
+def _draw_published(axes: Axes, x: float, y: float, model: str, **keywords) -> None:
+    "A hollow diamond for a number that the paper states."
+    colour = model_colour(model)
+    axes.scatter(x, y, s=70, marker="D", facecolor="none", edgecolor=colour, lw=1.5, **keywords)
 
 # %% ../nbs/library/73_figures.ipynb #670fac6d
 def finish_figure(
@@ -71,49 +81,59 @@ def finish_figure(
     return figure
 
 # %% ../nbs/library/73_figures.ipynb #28f4ff02
-def _scan_points(axes, x: float, values: pd.Series, colour: str, hollow: bool) -> None:
-    "The points of one model and their mean."
+def _scan_points(axes: Axes, x: float, values: pd.Series, colour: str, hollow: bool) -> None:
+    "The points of one model, side by side, and their mean."
     spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else 0.0
-    axes.scatter(
-        x + spread,
-        values,
-        s=26,
-        facecolor="none" if hollow else colour,
-        edgecolor=colour,
-        alpha=0.85,
-        zorder=3,
-    )
-    axes.hlines(values.mean(), x - 0.32, x + 0.32, color=colour, lw=2.5, zorder=4)
-    axes.annotate(
-        f"{values.mean():.2f}", (x + 0.36, values.mean()), va="center", fontsize=9, color=colour
-    )
+    face = "none" if hollow else colour
+    axes.scatter(x + spread, values, s=26, facecolor=face, edgecolor=colour, alpha=0.85, zorder=3)
+    mean = values.mean()
+    axes.hlines(mean, x - 0.32, x + 0.32, color=colour, lw=2.5, zorder=4)
+    axes.annotate(f"{mean:.2f}", (x + 0.36, mean), va="center", fontsize=9, color=colour)
 
 
-def _ahead_panel(axes, rows: pd.DataFrame, labels: list[tuple[str, str]]) -> None:
-    "On what share of the scans the first model is ahead of the others, here and as published."
+def _tilt_labels(axes: Axes, labels: Sequence[str], fontsize: float, rotation: float = 35) -> None:
+    "Label the positions 0, 1, ... of the x axis with long names."
+    axes.set_xticks(
+        range(len(labels)),
+        labels,
+        fontsize=fontsize,
+        rotation=rotation,
+        ha="right",
+        rotation_mode="anchor",
+    )
+
+# %% ../nbs/library/73_figures.ipynb #30a17dfb
+def _count_ahead(
+    rows: pd.DataFrame,  # results rows
+    labels: list[tuple[str, str]],  # (model, method); the first is compared with the others
+) -> pd.DataFrame:  # label, count, n, published
+    "On how many of how many scans the first model is ahead of the others, here and as published."
     wide = rows.pivot_table(index="task", columns=["model", "method"], values="value", sort=False)
-    first, colour = labels[0], model_colour(labels[0][0])
-    shares = [
-        (
-            other[0] if other[0] == "blosum62" or other[0] != first[0] else other[1],
-            int((wide[first] > wide[other]).sum()),
-            len(wide),
-            True,
-        )
-        for other in labels[1:]
-    ]
+    first = labels[0]
+    lines = []
+    for other in labels[1:]:
+        # the same model with another method is named by the method
+        label = other[0] if other[0] == "blosum62" or other[0] != first[0] else other[1]
+        lines.append((label, int((wide[first] > wide[other]).sum()), len(wide), False))
     stated = published("zero_shot").query("metric.str.startswith('sets ahead of')")
-    shares += [
-        (f"{r.metric.removeprefix('sets ahead of ')}\npublished", int(r.value), r.n, False)
-        for r in stated.itertuples()
-    ]
-    for x, (_, count, n, here) in enumerate(shares):
+    for row in stated.itertuples():
+        label = f"{row.metric.removeprefix('sets ahead of ')}\npublished"
+        lines.append((label, int(row.value), row.n, True))
+    return pd.DataFrame(lines, columns=["label", "count", "n", "published"])
+
+
+def _ahead_panel(axes: Axes, rows: pd.DataFrame, labels: list[tuple[str, str]]) -> None:
+    "On what share of the scans the first model is ahead of the others, here and as published."
+    first = labels[0][0]
+    colour = model_colour(first)
+    shares = _count_ahead(rows, labels)
+    for x, (count, n, hollow) in enumerate(zip(shares["count"], shares.n, shares.published)):
         axes.scatter(
             x,
             count / n,
             s=60,
-            marker="o" if here else "D",
-            facecolor=colour if here else "none",
+            marker="D" if hollow else "o",
+            facecolor="none" if hollow else colour,
             edgecolor=colour,
             lw=1.5,
             zorder=3,
@@ -130,19 +150,42 @@ def _ahead_panel(axes, rows: pd.DataFrame, labels: list[tuple[str, str]]) -> Non
     axes.axhline(0.5, color="0.8", lw=0.8, zorder=0)
     axes.set_ylim(-0.05, 1.12)
     axes.set_xlim(-0.6, len(shares) - 0.4)
-    axes.set_xticks(
-        range(len(shares)),
-        [s[0] for s in shares],
-        fontsize=7,
-        rotation=35,
-        ha="right",
-        rotation_mode="anchor",
-    )
+    _tilt_labels(axes, list(shares.label), fontsize=7)
     axes.set_ylabel(
-        f"share of scans on which\n{first[0]} (published: CARP-640M)\nis ahead of", fontsize=8
+        f"share of scans on which\n{first} (published: CARP-640M)\nis ahead of", fontsize=8
     )
 
 # %% ../nbs/library/73_figures.ipynb #cd409d62
+def _zero_shot_legend(scans: list[DMS], hollow: bool) -> list[Line2D]:
+    "The marks of `zero_shot_figure`; a smoke run scored part of every scan."
+    part = ", 500 of its mutants" if hollow else ""
+    scan = f"a scan (n = {len(scans)}; {count_benchmarks(scans)} of the 41){part}"
+    point = {"ls": "", "mec": "0.4"}
+    return [
+        Line2D([], [], marker="o", mfc="none" if hollow else "0.4", label=scan, **point),
+        Line2D([], [], color="0.4", lw=2.5, label="mean"),
+        Line2D([], [], marker="D", mfc="none", label="as published (n = 41)", **point),
+    ]
+
+
+def _draw_means(
+    axes: Axes,
+    rows: pd.DataFrame,
+    labels: list[tuple[str, str]],
+    stated: pd.DataFrame,
+    hollow: bool,
+) -> None:
+    "The points and mean of each model, then the published means."
+    for x, (model, method) in enumerate(labels):
+        values = rows[(rows.model == model) & (rows.method == method)].sort_values("task").value
+        _scan_points(axes, x, values, model_colour(model), hollow)
+    for x, (model, value) in enumerate(zip(stated.model, stated.value), len(labels)):
+        _draw_published(axes, x, value, model, zorder=3)
+        axes.annotate(
+            f"{value:.2f}", (x + 0.2, value), va="center", fontsize=9, color=model_colour(model)
+        )
+
+
 def zero_shot_figure(
     rows: pd.DataFrame,  # results rows
     scans: list[DMS],
@@ -151,67 +194,28 @@ def zero_shot_figure(
     "Spearman correlation per scan and model, beside the published means (Figure 2)."
     rows = rows[rows.metric == "spearman"]
     labels = list(dict.fromkeys(zip(rows.model, rows.method)))
+    names = [model if model == "blosum62" else f"{model}\n{method}" for model, method in labels]
     stated = published("zero_shot").query("metric in ('mean Spearman', 'Spearman on Cas9')")
-    stated = stated.assign(
-        label=stated.model + np.where(stated.n > 1, "\npublished", "\nCas9, published")
-    )
+    names += list(stated.model + np.where(stated.n > 1, "\npublished", "\nCas9, published"))
     figure, (axes, ahead) = plt.subplots(
         1,
         2,
-        figsize=(4.3 + 0.85 * (len(labels) + len(stated)), 4.2),
+        figsize=(4.3 + 0.85 * len(names), 4.2),
         layout="constrained",
-        width_ratios=[len(labels) + len(stated), 3.2],
+        width_ratios=[len(names), 3.2],
     )
-    for x, (model, method) in enumerate(labels):
-        values = rows[(rows.model == model) & (rows.method == method)].sort_values("task").value
-        _scan_points(axes, x, values, model_colour(model), hollow=budget == "smoke")
-    for x, (model, value) in enumerate(zip(stated.model, stated.value), len(labels)):
-        axes.scatter(
-            x,
-            value,
-            s=70,
-            marker="D",
-            facecolor="none",
-            edgecolor=model_colour(model),
-            lw=1.5,
-            zorder=3,
-        )
-        axes.annotate(
-            f"{value:.2f}", (x + 0.2, value), va="center", fontsize=9, color=model_colour(model)
-        )
-    names = [model if model == "blosum62" else f"{model}\n{method}" for model, method in labels]
-    axes.set_xticks(
-        range(len(labels) + len(stated)),
-        names + list(stated.label),
-        fontsize=8,
-        rotation=35,
-        ha="right",
-        rotation_mode="anchor",
-    )
+    hollow = budget == "smoke"
+    _draw_means(axes, rows, labels, stated, hollow)
+    _tilt_labels(axes, names, fontsize=8)
     axes.axhline(0, color="0.8", lw=0.8, zorder=0)
     axes.set_ylabel("Spearman correlation\n(expected direction)")
-    of_41 = count_benchmarks(scans)
-    marks = [
-        Line2D(
-            [],
-            [],
-            ls="",
-            marker="o",
-            mfc="none" if budget == "smoke" else "0.4",
-            mec="0.4",
-            label=f"a scan (n = {len(scans)}; {of_41} of the 41)"
-            + (", 500 of its mutants" if budget == "smoke" else ""),
-        ),
-        Line2D([], [], color="0.4", lw=2.5, label="mean"),
-        Line2D([], [], ls="", marker="D", mfc="none", mec="0.4", label="as published (n = 41)"),
-    ]
     _ahead_panel(ahead, rows, labels)
     return finish_figure(
         figure,
         axes,
         ahead,
         legends=[axes],
-        handles=marks,
+        handles=_zero_shot_legend(scans, hollow),
         fontsize=8,
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
@@ -219,6 +223,35 @@ def zero_shot_figure(
     )
 
 # %% ../nbs/library/73_figures.ipynb #8e449be7
+def _draw_scan_row(
+    ax: Axes,
+    block: pd.DataFrame,  # part of a scan
+    residues: str,  # of the wild type, one per row of the block
+    width: int,  # positions that the axis is wide
+    limit: float,  # log-odds at the ends of the colours
+):
+    "One row of `scan_figure`; its image comes back."
+    first = block.index.to_numpy()[0]
+    image = ax.imshow(
+        block.T,
+        aspect="auto",
+        cmap="RdBu",
+        norm=TwoSlopeNorm(0, -limit, limit),
+        interpolation="nearest",
+        extent=(first - 0.5, first - 0.5 + len(block), len(AMINO_ACIDS) - 0.5, -0.5),
+    )
+    dots = [(first + i, AMINO_ACIDS.index(a)) for i, a in enumerate(residues) if a in AMINO_ACIDS]
+    if dots:
+        ax.scatter(*zip(*dots), s=3, color="black")
+    ax.set_yticks(range(len(AMINO_ACIDS)), AMINO_ACIDS, fontsize=6)
+    # rows share one scale, the last one too
+    ax.set_xlim(first - 0.5, first - 0.5 + width)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylabel("amino acid")
+    ax.spines[:].set_visible(False)
+    return image
+
+
 def scan_figure(
     scan: pd.DataFrame,  # as scoring.mutation_scan gives it
     wild_type: str,  # residues, one per row of the scan
@@ -226,49 +259,42 @@ def scan_figure(
 ) -> Figure:
     "Heat map of a mutation scan: red is worse than the wild type, blue better, white equal; dots mark the wild type."
     sizes = np.abs(scan.to_numpy())
+    # the 98th percentile, so that one extreme mutant does not pale all others
     limit = (np.isfinite(sizes).any() and float(np.nanpercentile(sizes, 98))) or 1.0
-    blocks = [scan.iloc[i : i + per_row] for i in range(0, len(scan), per_row)]
+    starts = range(0, len(scan), per_row)
+    width = min(per_row, len(scan))
     figure, axes = plt.subplots(
-        len(blocks),
-        figsize=(2.2 + 0.085 * min(per_row, len(scan)), 2.4 * len(blocks) + 0.4),
+        len(starts),
+        figsize=(2.2 + 0.085 * width, 2.4 * len(starts) + 0.4),
         squeeze=False,
         layout="constrained",
     )
-    for block, ax in zip(blocks, axes[:, 0]):
-        numbers = block.index.to_numpy()
-        image = ax.imshow(
-            block.T,
-            aspect="auto",
-            cmap="RdBu",
-            norm=TwoSlopeNorm(0, -limit, limit),
-            interpolation="nearest",
-            extent=(numbers[0] - 0.5, numbers[0] - 0.5 + len(block), len(AMINO_ACIDS) - 0.5, -0.5),
-        )
-        own = [
-            (numbers[0] + i, AMINO_ACIDS.index(a))
-            for i, a in enumerate(wild_type[scan.index.get_loc(numbers[0]) :][: len(block)])
-            if a in AMINO_ACIDS
-        ]
-        if own:
-            ax.scatter(*zip(*own), s=3, color="black")
-        ax.set_yticks(range(len(AMINO_ACIDS)), AMINO_ACIDS, fontsize=6)
-        ax.set_xlim(
-            numbers[0] - 0.5, numbers[0] - 0.5 + min(per_row, len(scan))
-        )  # rows share one scale, the last one too
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_ylabel("amino acid")
-        ax.spines[:].set_visible(False)
+    images = [
+        _draw_scan_row(ax, scan.iloc[i : i + per_row], wild_type[i : i + per_row], width, limit)
+        for i, ax in zip(starts, axes[:, 0])
+    ]
     axes[-1, 0].set_xlabel("residue number")
-    figure.colorbar(
-        image,
-        ax=list(axes[:, 0]),
-        label="log-odds against the wild type (nats)",
-        shrink=0.9,
-        extend="both",
-    )
+    label = "log-odds against the wild type (nats)"
+    figure.colorbar(images[-1], ax=list(axes[:, 0]), label=label, shrink=0.9, extend="both")
     return finish_figure(figure)
 
 # %% ../nbs/library/73_figures.ipynb #d05d22bf
+def _list_to_scan(
+    ranked: pd.DataFrame,  # single mutants, score
+    wild_type: str,
+    offset: int,
+) -> pd.DataFrame:
+    "A list of single mutants as a scan: 0 at the wild type, NaN where nothing can be scored."
+    numbers = range(offset, offset + len(wild_type))
+    scan = pd.DataFrame(0.0, index=numbers, columns=list(AMINO_ACIDS))
+    # X, U ...: not scored, so blank
+    scan[[residue not in AMINO_ACIDS for residue in wild_type]] = np.nan
+    for mutant, score in zip(ranked.mutant, ranked.score):
+        (mutation,) = parse_mutant(mutant)
+        scan.loc[mutation.number, mutation.mt] = score
+    return scan
+
+
 def ranked_figure(
     ranked: pd.DataFrame,  # mutant, score, as scoring.rank_mutants gives it
     wild_type: str,
@@ -276,17 +302,10 @@ def ranked_figure(
     most: int = 40,  # mutants shown of a list
 ) -> Figure:
     "A heat map for a full scan of singles; otherwise the best mutants of the list."
-    parsed = [parse_mutant(m) for m in ranked.mutant]
-    if all(len(p) == 1 for p in parsed) and len(ranked) >= 19 * sum(
-        a in AMINO_ACIDS for a in wild_type
-    ):
-        scan = pd.DataFrame(
-            0.0, index=range(offset, offset + len(wild_type)), columns=list(AMINO_ACIDS)
-        )
-        scan[[a not in AMINO_ACIDS for a in wild_type]] = np.nan  # X, U ...: not scored, so blank
-        for (m,), score in zip(parsed, ranked.score):
-            scan.loc[m.number, m.mt] = score
-        return scan_figure(scan, wild_type)
+    singles = all(len(parse_mutant(mutant)) == 1 for mutant in ranked.mutant)
+    scorable = sum(residue in AMINO_ACIDS for residue in wild_type)
+    if singles and len(ranked) >= 19 * scorable:
+        return scan_figure(_list_to_scan(ranked, wild_type, offset), wild_type)
     top = ranked.head(most).iloc[::-1]
     figure, axes = plt.subplots(figsize=(5, 0.8 + 0.2 * len(top)))
     axes.scatter(top.score, range(len(top)), s=28, color=model_colour("carp"), zorder=3)
@@ -324,9 +343,7 @@ def describe_run(
     train_set: Corpus,  # the baselines are counted on it
     valid_set: Sequence[str],  # held-out sequences, as the run had them
     valid_name: str,
-) -> tuple[
-    pd.DataFrame, Figure
-]:  # loss by length (as `held_out_table` gives it); the learning curve
+) -> tuple[pd.DataFrame, Figure]:  # loss by length (of `held_out_table`); the learning curve
     "Write README.md, the model card, and learning_curve.svg into the folder of a run; one that is there stays."
     table = held_out_table(
         model, ngram_counts(train_set[i] for i in range(len(train_set))), valid_set
@@ -337,9 +354,11 @@ def describe_run(
         table.loc["all"],
         model.name,
     )
-    if not (curve := folder / "learning_curve.svg").exists():
+    curve = folder / "learning_curve.svg"
+    if not curve.exists():
         save_figure(figure, curve)
-    if not (card := folder / "README.md").exists():
+    card = folder / "README.md"
+    if not card.exists():
         write_text(card, model_card(folder, model, train_set, table, valid_name))
     return table, figure
 
@@ -353,31 +372,16 @@ def loss_by_size_figure(
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     alone = iter("s^Pv*" * len(runs))  # marks of sizes that were trained on their own
     for (family, tokens), group in runs.groupby(["family", "tokens"], sort=False):
-        mean, label = (
-            group.groupby("parameters").loss.mean(),
-            f"{family.upper()}, {tokens / 1e6:,.0f} million residues seen",
-        )
-        axes.plot(
-            mean.index,
-            mean,
-            color=model_colour(family),
-            lw=1.5,
-            marker=next(alone) if len(mean) == 1 else None,
-            ls="-" if len(mean) > 1 else "",
-            label=label,
-        )
+        mean = group.groupby("parameters").loss.mean()
+        style = {"color": model_colour(family), "lw": 1.5}
+        style["label"] = f"{family.upper()}, {tokens / 1e6:,.0f} million residues seen"
         if len(mean) > 1:
+            axes.plot(mean.index, mean, ls="-", **style)
             axes.scatter(group.parameters, group.loss, s=26, color=model_colour(family), zorder=3)
+        else:
+            axes.plot(mean.index, mean, ls="", marker=next(alone), **style)
     for row in published.itertuples():
-        axes.scatter(
-            row.parameters,
-            row.value,
-            s=70,
-            marker="D",
-            facecolor="none",
-            edgecolor=model_colour(row.model),
-            lw=1.5,
-        )
+        _draw_published(axes, row.parameters, row.value, row.model)
         axes.annotate(
             f"{row.model} {row.value:.2f}\npublished, {row.note}",
             (row.parameters, row.value),
@@ -394,6 +398,7 @@ def loss_by_size_figure(
     axes.set_xlabel("parameters")
     axes.set_ylabel("held-out loss (nats per masked residue)")
     axes.margins(y=0.1)
+    # a second scale can move the limits, so they are set again after it
     nats = axes.get_ylim()
     twin = axes.secondary_yaxis("right", functions=(np.exp, lambda p: np.log(np.maximum(p, 1e-9))))
     twin.set_ylabel("perplexity")
@@ -405,7 +410,7 @@ def loss_by_length_figure(
     curves: dict[str, pd.DataFrame],  # model -> length, loss
     points: dict[
         str, pd.DataFrame
-    ],  # model -> length, loss, lo, hi of bins of sequences that the curve leaves out
+    ],  # model -> length, loss, lo, hi of bins that the curve leaves out
     crop: int,  # longest training crop, in residues
     window: int = 30,  # sequences of the running mean, for the caption
 ) -> Figure:
@@ -421,6 +426,7 @@ def loss_by_length_figure(
             label=f"{name}, running mean over {window} sequences",
         )
         p = points[name]
+        # each model a little further right, so that the bars stand side by side
         axes.errorbar(
             p.length * 1.03**i,
             p.loss,
@@ -430,7 +436,7 @@ def loss_by_length_figure(
             color=colour,
             capsize=2,
             lw=1,
-        )  # side by side
+        )
     axes.axvline(crop, color="0.7", lw=1)
     axes.annotate(
         f"training crop\n{crop:,}",
@@ -459,7 +465,8 @@ def calibration_figure(
     unit: str = "target",  # what was measured
 ) -> Figure:
     "Measured against predicted, test rows and the means of their tenths with standard errors."
-    measured, predicted = np.asarray(measured, float), np.asarray(predicted, float)
+    measured = np.asarray(measured, float)
+    predicted = np.asarray(predicted, float)
     figure, axes = plt.subplots(figsize=(4.4, 4.0), layout="constrained")
     axes.scatter(
         predicted,
@@ -470,11 +477,8 @@ def calibration_figure(
         lw=0,
         rasterized=len(measured) > 5000,
     )
-    tenths = [
-        t
-        for t in np.array_split(np.argsort(predicted, kind="stable"), min(10, len(predicted)))
-        if len(t)
-    ]
+    order = np.argsort(predicted, kind="stable")
+    tenths = [tenth for tenth in np.array_split(order, min(10, len(predicted))) if len(tenth)]
     error = [measured[t].std(ddof=1) / np.sqrt(len(t)) if len(t) > 1 else 0.0 for t in tenths]
     axes.errorbar(
         [predicted[t].mean() for t in tenths],
@@ -495,42 +499,45 @@ def calibration_figure(
     return finish_figure(figure, axes, legends=[axes], fontsize=8)
 
 # %% ../nbs/library/73_figures.ipynb #b48f1521
-def _cost_panel(axes, cost: pd.DataFrame, value: str, scale: float) -> None:
+def _mark_memory_end(axes: Axes, length: float, value: float, colour: str) -> None:
+    "A cross at the first length that does not fit into memory, at the height of the last that does."
+    axes.scatter(length, value, marker="x", s=60, color=colour, zorder=4)
+    axes.annotate(
+        "out of\nmemory",
+        (length, value),
+        xytext=(0, -7),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        fontsize=7,
+        color=colour,
+    )
+
+
+def _cost_panel(axes: Axes, cost: pd.DataFrame, value: str, scale: float) -> None:
     "One line per shape: the median over repeats and their range; a cross where memory ended."
-    styles = {}
+    drawn = []  # colours, to tell the shapes of a family apart by their lines
     for shape, group in cost.groupby("shape", sort=False):
-        known = (
-            group.dropna(subset=value).groupby("length")[value].agg(["median", "min", "max"])
-            * scale
-        )
-        family = model_colour(shape)
-        styles[family] = i = styles.get(family, -1) + 1
+        by_length = group.dropna(subset=value).groupby("length")[value]
+        measured = by_length.agg(["median", "min", "max"]) * scale
+        colour = model_colour(shape)
         axes.plot(
-            known.index,
-            known["median"],
-            color=family,
-            ls=["-", "--", ":", "-."][i % 4],
+            measured.index,
+            measured["median"],
+            color=colour,
+            ls=["-", "--", ":", "-."][drawn.count(colour) % 4],
             marker="o",
             ms=3,
             lw=1.4,
             label=shape.replace(":plain", ", plain attention"),
         )
-        axes.fill_between(known.index, known["min"], known["max"], color=family, alpha=0.2, lw=0)
+        drawn.append(colour)
+        axes.fill_between(
+            measured.index, measured["min"], measured["max"], color=colour, alpha=0.2, lw=0
+        )
         ends = group[group[value].isna()].length
-        if len(ends) and len(known):
-            axes.scatter(
-                ends.min(), known["median"].iloc[-1], marker="x", s=60, color=family, zorder=4
-            )
-            axes.annotate(
-                "out of\nmemory",
-                (ends.min(), known["median"].iloc[-1]),
-                xytext=(0, -7),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                fontsize=7,
-                color=family,
-            )
+        if len(ends) and len(measured):
+            _mark_memory_end(axes, ends.min(), measured["median"].iloc[-1], colour)
 
 
 def cost_figure(
@@ -567,10 +574,68 @@ _MARKS = {"pt-ft": "o", "pt-fr": "s", "na-ft": "^", "na-fr": "v", "baseline": "D
 _BESIDE = {"fontsize": 7, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 
+def _baseline_mark(model: str, mark: str) -> str:
+    "The mark of a baseline; another model has that of its method."
+    if "valid" in model:
+        return "X"
+    return "P" if model == "cnn" else mark
+
+
+def _label_tasks(axes: Axes, both: pd.DataFrame) -> None:
+    "One label for all marks above one published number; a label that would cover another is left out."
+    placed = []
+    for (task, paper), points in both.groupby(["task", "paper"], sort=False):
+        above = (points.here > points.paper).all()
+        height = points.here.max() if above else points.here.min()
+        at = np.array([paper - 0.1 * above, height + 0.04 if above else height - 0.04])
+        if any(abs(at - other)[0] < 0.18 and abs(at - other)[1] < 0.055 for other in placed):
+            continue
+        placed.append(at)
+        axes.annotate(
+            task,
+            (paper, height),
+            xytext=(-5, 4) if above else (5, -9),
+            ha="right" if above else "left",
+            textcoords="offset points",
+            fontsize=7,
+            color=model_colour(points.model.iloc[0]),
+        )
+
+# %% ../nbs/library/73_figures.ipynb #33aeea7b
+def _draw_paper_panel(axes: Axes, name: str, both: pd.DataFrame) -> None:
+    "One panel of `against_paper_figure`: a mark for each cell, and its task as label."
+    shades = _shades(both.model)
+    for (model, method), points in both.groupby(["model", "method"], sort=False):
+        plain = model in ("ridge", "ridge, train + valid", "cnn")
+        colour = model_colour(model) if plain else shades[model]
+        x = points.paper.astype(float)
+        y = points.here.astype(float)
+        sd = points.paper_sd.astype(float)
+        axes.hlines(y, x - sd, x + sd, color=colour, alpha=0.4, lw=1)
+        _draw_intervals(axes, x, points.lo, points.hi, colour)
+        axes.scatter(
+            x,
+            y,
+            s=36,
+            marker=_baseline_mark(model, _MARKS.get(method, "o")),
+            facecolor=np.where(points.partial.astype(bool), "white", colour),
+            edgecolor=colour,
+            zorder=3,
+            label=model + ("" if method == "baseline" else f" {method}"),
+        )
+    _label_tasks(axes, both)
+    axes.axline((0, 0), slope=1, color="0.7", lw=0.8, zorder=0)
+    axes.set_xlim(-0.1, 1)
+    axes.set_ylim(-0.3, 1)
+    axes.set_xlabel(f"{name} as published (models and data: see the table)")
+    axes.set_ylabel("here (hollow: part of the data\nor fewer than three seeds)")
+
+
 def against_paper_figure(
     compared: dict[str, pd.DataFrame],  # title of a table -> as `against_paper` gives it
 ) -> Figure:
-    "Ours against the paper's, a panel for each table that has both; hollow: partial. Bars: our 95 % interval, the paper's standard deviation."
+    """Our values against the paper's, a panel for each table that has both; hollow: partial.
+    Bars: our 95 % interval, the paper's standard deviation."""
     both = pd.concat([t.assign(table=name) for name, t in compared.items()]).dropna(
         subset=["here", "paper"]
     )
@@ -583,58 +648,27 @@ def against_paper_figure(
     drawn = panels[:, 0] if len(both) else ()
     return finish_figure(figure, *panels[:, 0], legends=drawn, **_BESIDE)
 
-
-def _draw_paper_panel(axes, name: str, both: pd.DataFrame) -> None:
-    "One panel of `against_paper_figure`; a label that would cover another is left out."
-    shades = _shades(both.model)
-    for (model, method), points in both.groupby(["model", "method"], sort=False):
-        colour, x, y = (
-            shades[model]
-            if model not in ("ridge", "ridge, train + valid", "cnn")
-            else model_colour(model),
-            points.paper.astype(float),
-            points.here.astype(float),
-        )
-        sd = points.paper_sd.astype(float)
-        axes.hlines(y, x - sd, x + sd, color=colour, alpha=0.4, lw=1)
-        _intervals(axes, x, points.lo, points.hi, colour)
-        axes.scatter(
-            x,
-            y,
-            s=36,
-            marker="X" if "valid" in model else "P" if model == "cnn" else _MARKS.get(method, "o"),
-            facecolor=np.where(points.partial.astype(bool), "white", colour),
-            edgecolor=colour,
-            zorder=3,
-            label=model + ("" if method == "baseline" else f" {method}"),
-        )
+# %% ../nbs/library/73_figures.ipynb #43cc342c
+def _label_splits(axes: Axes, lines: pd.DataFrame) -> None:
+    "The name of each split above its best mark; a label that would cover another is left out."
     placed = []
-    for (task, paper), points in both.groupby(
-        ["task", "paper"], sort=False
-    ):  # one label for all that stand above one published number
-        above = (points.here > points.paper).all()
-        at = np.array(
-            [paper - 0.1 * above, points.here.max() + 0.04 if above else points.here.min() - 0.04]
-        )
-        if any(abs(at - other)[0] < 0.18 and abs(at - other)[1] < 0.055 for other in placed):
+    for (name, split), points in lines.groupby(["set", "split"], sort=False):
+        top = points.loc[points.here.idxmax()]
+        at = np.array([np.log10(top.train_rows) / 5, top.here])
+        if any(abs(at - other)[0] < 0.08 and abs(at - other)[1] < 0.07 for other in placed):
             continue
         placed.append(at)
         axes.annotate(
-            task,
-            (paper, points.here.max() if above else points.here.min()),
-            xytext=(-5, 4) if above else (5, -9),
-            ha="right" if above else "left",
+            name.removeprefix("tape_") if split == "official" else split.replace("_", " "),
+            (top.train_rows, top.here),
+            xytext=(0, 7),
+            ha="center",
             textcoords="offset points",
             fontsize=7,
-            color=model_colour(points.model.iloc[0]),
+            color="0.35",
         )
-    axes.axline((0, 0), slope=1, color="0.7", lw=0.8, zorder=0)
-    axes.set_xlim(-0.1, 1)
-    axes.set_ylim(-0.3, 1)
-    axes.set_xlabel(f"{name} as published (models and data: see the table)")
-    axes.set_ylabel("here (hollow: part of the data\nor fewer than three seeds)")
 
-# %% ../nbs/library/73_figures.ipynb #43cc342c
+
 def training_size_figure(
     rows: pd.DataFrame,  # results rows
     metrics: Sequence[str] = ("spearman", "auroc"),
@@ -645,37 +679,19 @@ def training_size_figure(
     shades = _shades(lines.model)
     for (model, method), points in lines.groupby(["model", "method"], sort=False):
         colour = model_colour(model) if model in ("ridge", "cnn") else shades[model]
-        _intervals(axes, points.train_rows, points.lo, points.hi, colour)
+        _draw_intervals(axes, points.train_rows, points.lo, points.hi, colour)
+        other = "X" if method == "train + valid" else _baseline_mark(model, "D")
         axes.scatter(
             points.train_rows,
             points.here,
             s=36,
-            marker=_MARKS.get(
-                method, "X" if method == "train + valid" else "P" if model == "cnn" else "D"
-            ),
+            marker=_MARKS.get(method, other),
             facecolor=np.where(points.partial, "white", colour),
             edgecolor=colour,
             zorder=3,
             label=f"{model} {method}",
         )
-    placed = []
-    for (name, split), points in lines.groupby(
-        ["set", "split"], sort=False
-    ):  # a label that would cover another is left out
-        top = points.loc[points.here.idxmax()]
-        at = np.array([np.log10(top.train_rows) / 5, top.here])
-        if any(abs(at - other)[0] < 0.08 and abs(at - other)[1] < 0.07 for other in placed):
-            continue
-        placed.append(at)
-        axes.annotate(
-            split.replace("_", " ") if split != "official" else name.removeprefix("tape_"),
-            (top.train_rows, top.here),
-            xytext=(0, 7),
-            ha="center",
-            textcoords="offset points",
-            fontsize=7,
-            color="0.35",
-        )
+    _label_splits(axes, lines)
     axes.set_xscale("log")
     axes.margins(x=0.1)
     axes.set_ylim(-0.3, 1)
@@ -690,40 +706,74 @@ def training_size_figure(
     return finish_figure(figure, axes, legends=[axes] if named else (), **_BESIDE)
 
 # %% ../nbs/library/73_figures.ipynb #cc8d7598
-def _loss_axis(axes) -> None:
+def _loss_axis(axes: Axes) -> None:
+    "An x axis of loss on which training runs to the right."
     axes.invert_xaxis()
     axes.set_xlabel("held-out pretraining loss (nats)\ntraining runs to the right", fontsize=8)
 
 
-def _along(
-    axes,
-    g: pd.DataFrame,
-    i: int,
+def _draw_curve(
+    axes: Axes,
+    curve: pd.DataFrame,  # points of one run
+    i: int,  # which run, for the line style
     colour: str,
     label: str | None,
-    thin: bool = False,
     mark: str = "o",
 ) -> None:
     "One curve of a run, with the intervals that it has; hollow where it stands for part of the data."
-    g = g.sort_values("step")
-    style = {"color": colour, "ls": ["-", "--", ":", "-."][i % 4]}
-    if thin:
-        axes.plot(g.loss, g.value, lw=0.7, alpha=0.3, **style)
-        return
-    if "lo" in g:
-        _intervals(axes, g.loss, g.lo, g.hi, colour)
+    curve = curve.sort_values("step")
+    if "lo" in curve:
+        _draw_intervals(axes, curve.loss, curve.lo, curve.hi, colour)
     axes.plot(
-        g.loss,
-        g.value,
+        curve.loss,
+        curve.value,
+        color=colour,
+        ls=["-", "--", ":", "-."][i % 4],
         lw=1.6,
         marker=mark,
         ms=4.5,
-        mfc="white" if g.partial.any() else colour,
+        mfc="white" if curve.partial.any() else colour,
         mec=colour,
         label=label,
         zorder=3,
-        **style,
     )
+
+
+def _draw_faint_curve(axes: Axes, curve: pd.DataFrame, i: int, colour: str) -> None:
+    "One of many curves behind a mean."
+    curve = curve.sort_values("step")
+    ls = ["-", "--", ":", "-."][i % 4]
+    axes.plot(curve.loss, curve.value, lw=0.7, alpha=0.3, color=colour, ls=ls)
+
+
+def _downstream_label(points: pd.DataFrame) -> str:
+    "The axis title of a task: its metric and the size of its test set."
+    n = int(points.n.max())
+    return {
+        "spearman": f"Spearman correlation\n({n:,} test rows)",
+        "accuracy": f"accuracy\n({n:,} test rows)",
+        "q3": f"Q3, share of residues\nwith the right state ({n:,} test chains)",
+    }[points.metric.iloc[0]]
+
+
+def _downstream_panel(
+    axes: Axes, task: str, points: pd.DataFrame, runs: list[str], shades: dict[str, str]
+) -> None:
+    "The curves of all runs on one task; a line across for a head on weights that were never pretrained."
+    for i, name in enumerate(runs):
+        of_run = points[points.run == name]
+        for method, curve in of_run.dropna(subset="loss").groupby("method"):
+            mark = _MARKS.get(method, "o")
+            _draw_curve(axes, curve, i, shades[name], f"{name} {method}", mark)
+        for row in of_run[of_run.loss.isna()].itertuples():
+            dashes = (1, 2) if row.method.endswith("fr") else (5, 1.5, 1, 1.5)
+            label = f"{name} {row.method}, never pretrained"
+            axes.axhline(row.value, color=shades[name], ls=(i, dashes), lw=1.4, label=label)
+    axes.set_title(task, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.set_ylabel(_downstream_label(points), fontsize=8)
+    _loss_axis(axes)
+    axes.margins(y=0.1)
 
 
 def downstream_figure(
@@ -731,50 +781,21 @@ def downstream_figure(
 ) -> Figure:
     "Downstream score against pretraining loss, one panel per task (Figures 3 and S2)."
     points = points[points.kind == "downstream"]
-    tasks, runs, shades = (
-        list(dict.fromkeys(points.task)),
-        list(dict.fromkeys(points.run)),
-        _shades(points.run),
-    )
+    tasks = list(dict.fromkeys(points.task))
+    runs = list(dict.fromkeys(points.run))
     columns = max(1, min(3, len(tasks)))
+    lines = max(1, -(-len(tasks) // columns))
     figure, panels = plt.subplots(
-        max(1, -(-len(tasks) // columns)),
+        lines,
         columns,
-        figsize=(3.6 * columns, 3.5 * max(1, -(-len(tasks) // columns))),
+        figsize=(3.6 * columns, 3.5 * lines),
         squeeze=False,
         layout="constrained",
     )
     for axes in panels.flat[len(tasks) :]:
         axes.axis("off")
     for task, axes in zip(tasks, panels.flat):
-        for i, name in enumerate(runs):
-            own = points[(points.task == task) & (points.run == name)]
-            for method, g in own.dropna(subset="loss").groupby("method"):
-                _along(axes, g, i, shades[name], f"{name} {method}", mark=_MARKS.get(method, "o"))
-            for r in own[own.loss.isna()].itertuples():
-                axes.axhline(
-                    r.value,
-                    color=shades[name],
-                    ls=(i, (1, 2) if r.method.endswith("fr") else (5, 1.5, 1, 1.5)),
-                    lw=1.4,
-                    label=f"{name} {r.method}, never pretrained",
-                )
-        metric, n = (
-            points[points.task == task].metric.iloc[0],
-            int(points[points.task == task].n.max()),
-        )
-        axes.set_title(task, fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.set_ylabel(
-            {
-                "spearman": f"Spearman correlation\n({n:,} test rows)",
-                "accuracy": f"accuracy\n({n:,} test rows)",
-                "q3": f"Q3, share of residues\nwith the right state ({n:,} test chains)",
-            }[metric],
-            fontsize=8,
-        )
-        _loss_axis(axes)
-        axes.margins(y=0.1)
+        _downstream_panel(axes, task, points[points.task == task], runs, _shades(points.run))
     drawn = panels.flat[: len(tasks)]
     return finish_figure(
         figure,
@@ -786,31 +807,33 @@ def downstream_figure(
     )
 
 # %% ../nbs/library/73_figures.ipynb #35c2bcd9
+def _draw_mean_curve(axes: Axes, of_run: pd.DataFrame, i: int, colour: str, label: str) -> None:
+    "The mean over scans of one run, with every scan behind it."
+    for _, curve in of_run.groupby("task"):
+        _draw_faint_curve(axes, curve, i, colour)
+    mean = of_run.groupby(["run", "step", "loss"], as_index=False).agg(
+        value=("value", "mean"), partial=("partial", "any")
+    )
+    _draw_curve(axes, mean, i, colour, label)
+
+
 def zero_shot_along_figure(
     points: pd.DataFrame,  # as `checkpoint_points` gives them
 ) -> Figure:
-    "Mean zero-shot correlation against pretraining loss with every scan behind it, and the scan that `falls_furthest` in the last run (Figure 4)."
+    """Mean zero-shot correlation against pretraining loss with every scan behind it, and the scan that `falls_furthest`
+    in the last run (Figure 4)."""
     points = points[points.kind == "zero-shot"].dropna(subset="loss")
     figure, (mean, one) = plt.subplots(1, 2, figsize=(8.6, 3.8), layout="constrained")
-    runs, scans, shades = (
-        list(dict.fromkeys(points.run)),
-        points.task.nunique(),
-        _shades(points.run),
-    )
+    runs = list(dict.fromkeys(points.run))
+    shades = _shades(points.run)
     for i, name in enumerate(runs):
-        own = points[points.run == name]
-        for _, g in own.groupby("task"):
-            _along(mean, g, i, shades[name], None, thin=True)
-        over = own.groupby(["run", "step", "loss"], as_index=False).agg(
-            value=("value", "mean"), partial=("partial", "any")
-        )
-        _along(mean, over, i, shades[name], f"{name}, mean over {scans} scans")
+        label = f"{name}, mean over {points.task.nunique()} scans"
+        _draw_mean_curve(mean, points[points.run == name], i, shades[name], label)
     if runs:
         shown = falls_furthest(points[points.run == runs[-1]]).index[0]
+        of_scan = points[points.task == shown]
         for i, name in enumerate(runs):
-            _along(
-                one, points[(points.run == name) & (points.task == shown)], i, shades[name], name
-            )
+            _draw_curve(one, of_scan[of_scan.run == name], i, shades[name], name)
         one.set_title(f"{shown}: falls furthest from its best in {runs[-1]}", fontsize=8)
     for axes in (mean, one):
         axes.axhline(0, color="0.8", lw=0.8, zorder=0)
@@ -822,39 +845,24 @@ def zero_shot_along_figure(
 def rank_correlation_figure(
     correlations: pd.DataFrame,  # as `loss_rank_correlations` gives them
 ) -> Figure:
-    "How the rank correlation of pretraining with zero-shot performance is distributed over scans, beside the published means and range (Figure S1)."
-    zero_shot, stated = (
-        correlations[correlations.kind == "zero-shot"].dropna(subset="correlation"),
-        published("checkpoints"),
-    )
-    means, ends = (
-        stated[stated.metric == "mean rank correlation"],
-        stated[stated.metric.str.contains("est rank")],
-    )
+    """How the rank correlation of pretraining with zero-shot performance is distributed over scans,
+    beside the published means and range (Figure S1)."""
+    zero_shot = correlations[correlations.kind == "zero-shot"].dropna(subset="correlation")
+    stated = published("checkpoints")
     figure, axes = plt.subplots(figsize=(6.0, 3.8), layout="constrained")
-    runs = list(dict.fromkeys(zero_shot.run))
-    for x, name in enumerate(runs):
-        _scan_points(
-            axes,
-            x,
-            zero_shot[zero_shot.run == name].correlation.sort_values(),
-            model_colour(name),
-            hollow=False,
-        )
-    for x, r in enumerate(means.itertuples(), len(runs)):
-        axes.scatter(
-            x, r.value, s=70, marker="D", facecolor="none", edgecolor=model_colour(r.model), lw=1.5
-        )
-        axes.annotate(f"{r.value:.2f}", (x + 0.15, r.value), va="center", fontsize=9)
-    for end in ends.itertuples():
+    labels = []
+    for x, (name, scans) in enumerate(zero_shot.groupby("run", sort=False)):
+        _scan_points(axes, x, scans.correlation.sort_values(), model_colour(name), hollow=False)
+        labels.append(f"{name}\n{len(scans)} scans, {scans.checkpoints.max()} checkpoints")
+    means = stated[stated.metric == "mean rank correlation"]
+    for x, row in enumerate(means.itertuples(), len(labels)):
+        _draw_published(axes, x, row.value, row.model)
+        axes.annotate(f"{row.value:.2f}", (x + 0.15, row.value), va="center", fontsize=9)
+    labels += [f"{row.model}\npublished, {row.n} scans" for row in means.itertuples()]
+    # "highest rank correlation" and "lowest rank correlation"
+    for end in stated[stated.metric.str.contains("est rank")].itertuples():
         axes.axhline(end.value, color="0.6", ls=":", lw=1)
-    labels = [
-        f"{n}\n{(zero_shot.run == n).sum()} scans, {zero_shot[zero_shot.run == n].checkpoints.max()} checkpoints"
-        for n in runs
-    ] + [f"{r.model}\npublished, {r.n} scans" for r in means.itertuples()]
-    axes.set_xticks(
-        range(len(labels)), labels, fontsize=7, rotation=25, ha="right", rotation_mode="anchor"
-    )
+    _tilt_labels(axes, labels, fontsize=7, rotation=25)
     axes.set_ylim(-1.08, 1.08)
     axes.axhline(0, color="0.8", lw=0.8, zorder=0)
     axes.set_ylabel(
@@ -867,13 +875,15 @@ def rank_correlation_figure(
 def contact_figure(
     maps: dict[
         str, tuple[np.ndarray, np.ndarray]
-    ],  # chain -> probabilities [L, L]; contacts [L, L], NaN where unresolved
+    ],  # chain -> probabilities; contacts, NaN where unresolved: [L, L]
 ) -> Figure:
-    "Predicted contacts above the diagonal, true ones below; grey: unresolved. Shades go by the square root, so that a probability of 0.1 is seen."
+    """Predicted contacts above the diagonal, true ones below; grey: unresolved.
+    Shades go by the square root, so that a probability of 0.1 is seen."""
     figure, axes = plt.subplots(
         1, len(maps), figsize=(3.4 * len(maps) + 0.6, 3.5), squeeze=False, layout="constrained"
     )
     colours = plt.get_cmap("Blues").with_extremes(bad="0.85")
+    images = []
     for ax, (name, (chance, contacts)) in zip(axes[0], maps.items()):
         both = np.where(np.triu(np.ones_like(contacts, bool), 1), chance, contacts)
         image = ax.imshow(
@@ -883,13 +893,14 @@ def contact_figure(
             interpolation="nearest",
             extent=(0.5, len(both) + 0.5, len(both) + 0.5, 0.5),
         )
+        images.append(image)
         ax.plot([0.5, len(both) + 0.5], [0.5, len(both) + 0.5], color="0.5", lw=0.6)
         ax.set_title(name, fontsize=8)
         ax.set_xlabel("residue (above: predicted)", fontsize=8)
         ax.set_ylabel("residue (below: true)", fontsize=8)
         ax.tick_params(labelsize=7)
     figure.colorbar(
-        image,
+        images[-1],
         ax=list(axes[0]),
         label="probability of a contact",
         shrink=0.8,
@@ -913,6 +924,7 @@ def confusion_figure(
     for ax, (model, table) in zip(axes[0], counts.items()):
         share = table / np.maximum(1, table.sum(1, keepdims=True))
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        # black letters are hard to read on a dark cell
         for i, j in np.ndindex(*table.shape):
             ax.text(
                 j,
@@ -940,6 +952,7 @@ def trace_figure(
     for k, (title, letters) in enumerate(states.items(), 1):
         ax = figure.add_subplot(1, len(states), k, projection="3d")
         for a, b, letter in zip(ca, ca[1:], letters):
+            # neighbours are 3.8 Å apart; more than 4.5 Å is a gap in the chain
             if np.isfinite([a, b]).all() and np.linalg.norm(b - a) < 4.5:
                 ax.plot(
                     *zip(a, b),
