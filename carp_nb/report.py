@@ -36,323 +36,395 @@ def printed_interval(
     text: str,  # 643M, 75.7M, 608k, 3670
 ) -> tuple[float, float]:  # least and most that it can stand for
     "What a rounded number can mean."
-    digits, unit = re.fullmatch(r"([\d.]+)([kM]?)", str(text)).groups()
+    match = re.fullmatch(r"([\d.]+)([kM]?)", str(text))
+    assert match is not None
+    digits, unit = match.groups()
     scale = {"": 1, "k": 1e3, "M": 1e6}[unit]
     half = 0.5 * 10.0 ** -len(digits.partition(".")[2]) * scale if unit else 0
     return float(digits) * scale - half, float(digits) * scale + half
 
 
-def _counted(printed, d_mlp: int | None = None) -> int:
-    "Parameters of the shape that a line of Table S1 or S2 prints, which is built without memory; `d_mlp` in place of the printed one."
+def _count_parameters(
+    line,  # of `published("table_s1")` or `published("table_s2")`
+    d_mlp: int | None = None,  # in place of the printed one
+) -> int:
+    "Count the parameters of the shape that a line of Table S1 or S2 prints."
+    # models on the meta device take no memory
     with torch.device("meta"):
-        if hasattr(printed, "heads"):
-            return n_parameters(
-                ESM(ESMConfig(printed.d, printed.layers, printed.heads, d_mlp or printed.d_mlp))
-            )
-        return n_parameters(
-            CARP(CARPConfig(printed.d, printed.layers, slim=printed.d_mlp < printed.d))
-        )
+        if hasattr(line, "heads"):
+            shape = ESMConfig(line.d, line.layers, line.heads, d_mlp or line.d_mlp)
+            return n_parameters(ESM(shape))
+        return n_parameters(CARP(CARPConfig(line.d, line.layers, slim=line.d_mlp < line.d)))
 
 # %% ../nbs/library/74_report.ipynb #62f98feb
 def _within(count: float, text: str) -> bool:
-    return printed_interval(text)[0] <= count <= printed_interval(text)[1]
+    "Can a printed number stand for a count?"
+    least, most = printed_interval(text)
+    return least <= count <= most
 
 
 def size_table() -> pd.DataFrame:  # table, model, printed, counted, agrees
     "Every parameter count of Tables S1 and S2 beside that of the printed shape, which is built and counted."
-    carp = [("S1", r.model, r.parameters, _counted(r)) for r in published("table_s1").itertuples()]
-    esm = [
-        ("S2", f"ESM, {r.layers} layers, d {r.d}, d_MLP {r.d_mlp}", r.parameters, _counted(r))
-        for r in published("table_s2").itertuples()
-    ]
-    return pd.DataFrame(
-        [
-            {
-                "table": t,
-                "model": m,
-                "printed": p,
-                "counted": f"{n:,}",
-                "agrees": "yes" if _within(n, p) else "no",
-            }
-            for t, m, p, n in carp + esm
-        ]
+    lines = [("S1", line.model, line) for line in published("table_s1").itertuples()]
+    for line in published("table_s2").itertuples():
+        lines.append(("S2", f"ESM, {line.layers} layers, d {line.d}, d_MLP {line.d_mlp}", line))
+    rows = []
+    for table, model, line in lines:
+        count = _count_parameters(line)
+        agrees = "yes" if _within(count, line.parameters) else "no"
+        rows.append((table, model, line.parameters, f"{count:,}", agrees))
+    return pd.DataFrame(rows, columns=["table", "model", "printed", "counted", "agrees"])
+
+# %% ../nbs/library/74_report.ipynb #1f859c31
+def _erratum(
+    where: str, printed: str, computed: str, calculation: str, against: str = "the paper itself"
+) -> dict[str, str]:
+    "One line of `errata`."
+    return {
+        "where": where,
+        "printed": printed,
+        "computed": computed,
+        "against": against,
+        "calculation": calculation,
+    }
+
+
+def _carp_size_erratum(line, count: int) -> dict[str, str]:
+    "A parameter count of Table S1 that its shape does not have."
+    ratio = np.mean(printed_interval(line.parameters)) / count
+    return _erratum(
+        where=f"Table S1, {line.model}",
+        printed=line.parameters,
+        computed=f"{count:,}",
+        calculation=f"a CARP of {line.layers} layers, d {line.d}, d_MLP {line.d_mlp} is built and counted; "
+        f"printed / counted = {ratio:.2f}",
     )
 
 
-def _size_errata() -> list[dict]:
+def _esm_size_erratum(line, count: int) -> dict[str, str]:
+    "A parameter count of Table S2 that its shape does not have, and the widths of the MLP that have it."
+    counts = {width * line.d: _count_parameters(line, width * line.d) for width in range(1, 9)}
+    fits = [f"{d:,} gives {n:,}" for d, n in counts.items() if _within(n, line.parameters)]
+    return _erratum(
+        where=f"Table S2, {line.parameters}",
+        printed=f"{line.parameters} with d_MLP {line.d_mlp}",
+        computed=f"{count:,}",
+        calculation=f"a Transformer of {line.layers} layers, {line.heads} heads, d {line.d} is built and counted; "
+        f"of d_MLP = 1 to 8 times d only {', '.join(fits)}, which is printed",
+    )
+
+
+def _size_errata() -> list[dict[str, str]]:
     "Printed parameter counts that the printed shape does not have."
     rows = []
-    for r in published("table_s1").itertuples():
-        count = _counted(r)
-        if not _within(count, r.parameters):
-            rows.append(
-                {
-                    "where": f"Table S1, {r.model}",
-                    "printed": r.parameters,
-                    "computed": f"{count:,}",
-                    "calculation": f"a CARP of {r.layers} layers, d {r.d}, d_MLP {r.d_mlp} is built and counted; printed / counted = {np.mean(printed_interval(r.parameters)) / count:.2f}",
-                }
-            )
-    for r in published("table_s2").itertuples():
-        count = _counted(r)
-        if _within(count, r.parameters):
-            continue
-        fits = {k * r.d: n for k in range(1, 9) if _within(n := _counted(r, k * r.d), r.parameters)}
-        rows.append(
-            {
-                "where": f"Table S2, {r.parameters}",
-                "printed": f"{r.parameters} with d_MLP {r.d_mlp}",
-                "computed": f"{count:,}",
-                "calculation": f"a Transformer of {r.layers} layers, {r.heads} heads, d {r.d} is built and counted; of d_MLP = 1 to 8 times d only "
-                + ", ".join(f"{d:,} gives {n:,}" for d, n in fits.items())
-                + ", which is printed",
-            }
-        )
+    for table, describe in (("table_s1", _carp_size_erratum), ("table_s2", _esm_size_erratum)):
+        for line in published(table).itertuples():
+            count = _count_parameters(line)
+            if not _within(count, line.parameters):
+                rows.append(describe(line, count))
     return rows
 
 # %% ../nbs/library/74_report.ipynb #e3253b0a
-def _table_errata() -> list[dict]:
-    "Lines of Tables 1 to 4 that contradict their labels or the text."
-    rows, key = [], ["method", "model", "task"]
-    table_2, table_4, table_1, table_3 = (published(f"table_{i}") for i in (2, 4, 1, 3))
-    twice = table_2[table_2.duplicated(key)]
+def _repeated_lines() -> list[dict[str, str]]:
+    "Lines of Table 2 that stand twice under one method."
+    table = published("table_2")
+    rows = []
+    twice = table[table.duplicated(["method", "model", "task"])]
     for (method, model), lines in twice.groupby(["method", "model"]):
-        absent = [
-            m
-            for m in ("pt-fr", "pt-ft", "na-fr", "na-ft")
-            if m not in set(table_2.method[table_2.model == model])
-        ]
+        methods = set(table.method[table.model == model])
+        absent = [m for m in ("pt-fr", "pt-ft", "na-fr", "na-ft") if m not in methods]
+        missing = " or ".join(absent)
         rows.append(
-            {
-                "where": f"Table 2, second {method} line of {model}",
-                "printed": method,
-                "computed": " or ".join(absent),
-                "calculation": f"{len(lines)} cells of {model} stand twice under {method}, with other values, and none under {' or '.join(absent)}",
-            }
-        )
-    if unnamed := sorted(set(table_4.model[table_4.method.isna()])):
-        rows.append(
-            {
-                "where": "Table 4, " + " and ".join(unnamed),
-                "printed": "no method",
-                "computed": "baseline",
-                "calculation": f"{int(table_4.method.isna().sum())} cells have no method; Tables 2 and 3 print {table_2.method[table_2.model.isin(unnamed)].iloc[0]} for the same models",
-            }
-        )
-    tuned = table_1[(table_1.method == "pt-ft") & table_1.value.notna()]
-    if len(tuned):
-        rows.append(
-            {
-                "where": "Section 2.3.1 and Table 1",
-                "printed": "“we do not fine-tune pretrained models for these tasks”",
-                "computed": f"{len(tuned)} values of fine-tuned pretrained models",
-                "calculation": f"Table 1 has numbers in its pt-ft lines for {' and '.join(tuned.task.unique())}",
-            }
-        )
-    esm = table_3[table_3.model == "ESM-1b"].pivot(index="task", columns="method", values="value")
-    gain = (esm["pt-ft"] - esm["pt-fr"]).sort_values(ascending=False)
-    if (gain > 0).any():
-        rows.append(
-            {
-                "where": "Section 2.3.3 and Table 3",
-                "printed": "fine-tuning ESM-1b hurts on GB1",
-                "computed": ", ".join(f"{task} {d:+.2f}" for task, d in gain.items()),
-                "calculation": "pt-ft minus pt-fr of ESM-1b: it helps on "
-                + ", ".join(gain.index[gain > 0]),
-            }
+            _erratum(
+                where=f"Table 2, second {method} line of {model}",
+                printed=method,
+                computed=missing,
+                calculation=f"{len(lines)} cells of {model} stand twice under {method}, with other values, "
+                f"and none under {missing}",
+            )
         )
     return rows
+
+
+def _unnamed_lines() -> list[dict[str, str]]:
+    "Lines of Table 4 that name no method."
+    table = published("table_4")
+    unnamed = sorted(set(table.model[table.method.isna()]))
+    if not unnamed:
+        return []
+    table_2 = published("table_2")
+    method = table_2.method[table_2.model.isin(unnamed)].iloc[0]
+    return [
+        _erratum(
+            where="Table 4, " + " and ".join(unnamed),
+            printed="no method",
+            computed="baseline",
+            calculation=f"{int(table.method.isna().sum())} cells have no method; "
+            f"Tables 2 and 3 print {method} for the same models",
+        )
+    ]
+
+# %% ../nbs/library/74_report.ipynb #acb394d7
+def _tuned_structure() -> list[dict[str, str]]:
+    "Fine-tuned values of Table 1, which the text says do not exist."
+    table = published("table_1")
+    tuned = table[(table.method == "pt-ft") & table.value.notna()]
+    if tuned.empty:
+        return []
+    return [
+        _erratum(
+            where="Section 2.3.1 and Table 1",
+            printed="“we do not fine-tune pretrained models for these tasks”",
+            computed=f"{len(tuned)} values of fine-tuned pretrained models",
+            calculation=f"Table 1 has numbers in its pt-ft lines for {' and '.join(tuned.task.unique())}",
+        )
+    ]
+
+
+def _gb1_fine_tuning() -> list[dict[str, str]]:
+    "Splits of GB1 on which fine-tuning ESM-1b helps."
+    table = published("table_3")
+    esm = table[table.model == "ESM-1b"].pivot(index="task", columns="method", values="value")
+    gain = (esm["pt-ft"] - esm["pt-fr"]).sort_values(ascending=False)
+    if not (gain > 0).any():
+        return []
+    return [
+        _erratum(
+            where="Section 2.3.3 and Table 3",
+            printed="fine-tuning ESM-1b hurts on GB1",
+            computed=", ".join(f"{task} {d:+.2f}" for task, d in gain.items()),
+            calculation="pt-ft minus pt-fr of ESM-1b: it helps on "
+            + ", ".join(gain.index[gain > 0]),
+        )
+    ]
+
+
+def _table_errata() -> list[dict[str, str]]:
+    "Lines of Tables 1 to 4 that contradict their labels or the text."
+    return _repeated_lines() + _unnamed_lines() + _tuned_structure() + _gb1_fine_tuning()
 
 # %% ../nbs/library/74_report.ipynb #ea444a72
-def _text_errata() -> list[dict]:
-    "Sentences of the text that the numbers of Tables 2 to 4 contradict."
-    tables = {i: stated_table(f"table_{i}") for i in (2, 3, 4)}
-    pretrained = {i: tables[i][tables[i].method.str.startswith("pt")] for i in (2, 3)}
-    meltome = tables[4].query("task == 'meltome'").dropna(subset="sd")
-    rows = (
-        []
-        if meltome.empty
-        else [
-            {
-                "where": "Table 4, caption",
-                "printed": "“We do not calculate uncertainties on meltome”",
-                "computed": f"{len(meltome)} uncertainties in that column",
-                "calculation": ", ".join(
-                    f"{r.model} {r.method} {r.value:g} ± {r.sd:g}" for r in meltome.itertuples()
-                ),
-            }
-        ]
-    )
-    best = {
-        i: t.pivot_table(index="task", columns="model", values="value", aggfunc="max")
-        for i, t in pretrained.items()
-    }
-    behind = [
-        f"Table {i}, {task}: {r['CARP-640M']:g} against {r['ESM-1b']:g}"
-        for i, t in best.items()
-        for task, r in t[t.index.str.endswith("vs-many")].iterrows()
-        if r["CARP-640M"] < r["ESM-1b"]
-    ]
-    if behind:
-        rows.append(
-            {
-                "where": "Section 2.3.3, few mutations to more",
-                "printed": "“CARP-640M outperforms ESM-1b on generalizing from few mutations to more”",
-                "computed": f"not on {len(behind)} of {sum(t.index.str.endswith('vs-many').sum() for t in best.values())} splits",
-                "calculation": "the better of pt-fr and pt-ft of both; " + "; ".join(behind),
-            }
-        )
-    by_method = {
-        i: t[t.model == "CARP-640M"].pivot(index="task", columns="method", values="value")
-        for i, t in pretrained.items()
-    }
-    worse = [
-        f"Table {i}, {task}: {r['pt-ft']:g} against {r['pt-fr']:g}"
-        for i, t in by_method.items()
-        for task, r in t.iterrows()
-        if r["pt-ft"] < r["pt-fr"]
-    ]
-    if worse:
-        rows.append(
-            {
-                "where": "Section 2.3.3, fine-tuning and freezing",
-                "printed": "in general “fine-tuning the entire model outperforms freezing the pretrained weights”",
-                "computed": f"not on {len(worse)} of {sum(map(len, by_method.values()))} splits",
-                "calculation": "pt-ft against pt-fr of CARP-640M; " + "; ".join(worse),
-            }
-        )
-    loss = published("pretraining_loss").query("model == 'ESM-1b'").iloc[0]
+def _meltome_erratum() -> list[dict[str, str]]:
+    "Uncertainties of Table 4 that its caption says were not calculated."
+    meltome = stated_table("table_4").query("task == 'meltome'").dropna(subset="sd")
+    if meltome.empty:
+        return []
+    values = [f"{r.model} {r.method} {r.value:g} ± {r.sd:g}" for r in meltome.itertuples()]
     return [
-        *rows,
-        {
-            "where": "Figure 1, caption",
-            "printed": f"“training loss of ESM-1b on their test dataset”, {loss.value:g}",
-            "computed": "a test loss",
-            "calculation": f"{loss['where'].partition(';')[0].lower()} calls the same {loss.value:g} ESM-1b's loss on {loss.note}",
-        },
-    ]
-
-
-def _other_errata() -> list[dict]:
-    gpus = published("table_s1").gpus.str.extract(r"(\d+) × (\d+)").astype(int)
-    rising = spearman([1, 2, 3], [3, 2, 1])
-    rows = [
-        {
-            "where": "Section 2.4 and Figure S1",
-            "printed": "correlation of the loss, 1 for improvement",
-            "computed": f"{rising:+.0f}",
-            "calculation": "the rank correlation of a falling loss (3, 2, 1) with a rising score (1, 2, 3); 1 is that of minus the loss",
-        }
-    ]
-    if gpus[0].max() > 8 or gpus[1].nunique() > 1:
-        rows.append(
-            {
-                "where": "Appendix A.1 and Table S1",
-                "printed": "all on 1-8 32GB V100",
-                "computed": f"{gpus[0].min()}-{gpus[0].max()} GPUs of {' and '.join(map(str, sorted(gpus[1].unique())))} GB",
-                "calculation": "the least and the most of the column GPUs of Table S1",
-            }
+        _erratum(
+            where="Table 4, caption",
+            printed="“We do not calculate uncertainties on meltome”",
+            computed=f"{len(meltome)} uncertainties in that column",
+            calculation=", ".join(values),
         )
-    trained = published("training")
-    days, weeks = (
-        float(trained.value[(trained.quantity == "time") & (trained.unit == unit)].iloc[0])
-        for unit in ("days", "weeks")
-    )
-    rows += [
-        {
-            "where": "Section 4.3 and Appendix A.1",
-            "printed": f"CARP-640M trained for {days:g} days; all models for {weeks:g} weeks",
-            "computed": f"{days / 7 / weeks:g} times as long",
-            "calculation": f"{days:g} / 7 / {weeks:g}",
-        },
-        {
-            "where": "Figure 1f",
-            "printed": "a 48GB Nvidia A100",
-            "computed": "40 or 80 GB",
-            "against": "the hardware",
-            "calculation": "no A100 has 48 GB of memory; an A40 and an RTX A6000 have",
-        },
-        {
-            "where": "Section 4.4",
-            "printed": "“one-shot”",
-            "computed": "zero-shot",
-            "calculation": "no labelled mutant is read; section 2.3.2 calls the same scores zero-shot",
-        },
-        {
-            "where": "Section 2.3.1, contacts",
-            "printed": "“separated by at least 24 residues”",
-            "computed": "more than 24",
-            "against": "the authors' code",
-            "calculation": "the contact metric of the authors' package sequence-models takes separations strictly above 24; the text is followed here",
-        },
-        {
-            "where": "Section 4.3",
-            "printed": "“the output from the final layer norm”",
-            "computed": "the last block, before that norm",
-            "against": "the authors' code",
-            "calculation": "what the same package returns as the last representation, and what the authors' fine-tuning code reads",
-        },
     ]
-    return rows
+
+
+def _pretrained_lines() -> dict[int, pd.DataFrame]:  # number of the table -> its lines
+    "The lines of pretrained models in Tables 2 and 3."
+    tables = {i: stated_table(f"table_{i}") for i in (2, 3)}
+    return {i: table[table.method.str.startswith("pt")] for i, table in tables.items()}
+
+
+def _few_mutations_erratum() -> list[dict[str, str]]:
+    "Splits from few mutations to more on which ESM-1b is ahead of CARP-640M."
+    behind = []
+    n = 0
+    for i, lines in _pretrained_lines().items():
+        best = lines.pivot_table(index="task", columns="model", values="value", aggfunc="max")
+        splits = best[best.index.str.endswith("vs-many")]
+        n += len(splits)
+        for task, r in splits[splits["CARP-640M"] < splits["ESM-1b"]].iterrows():
+            behind.append(f"Table {i}, {task}: {r['CARP-640M']:g} against {r['ESM-1b']:g}")
+    if not behind:
+        return []
+    return [
+        _erratum(
+            where="Section 2.3.3, few mutations to more",
+            printed="“CARP-640M outperforms ESM-1b on generalizing from few mutations to more”",
+            computed=f"not on {len(behind)} of {n} splits",
+            calculation="the better of pt-fr and pt-ft of both; " + "; ".join(behind),
+        )
+    ]
+
+# %% ../nbs/library/74_report.ipynb #12c7dea1
+def _freezing_erratum() -> list[dict[str, str]]:
+    "Splits on which CARP-640M is better with its weights frozen."
+    worse = []
+    n = 0
+    for i, lines in _pretrained_lines().items():
+        carp = lines[lines.model == "CARP-640M"]
+        splits = carp.pivot(index="task", columns="method", values="value")
+        n += len(splits)
+        for task, r in splits[splits["pt-ft"] < splits["pt-fr"]].iterrows():
+            worse.append(f"Table {i}, {task}: {r['pt-ft']:g} against {r['pt-fr']:g}")
+    if not worse:
+        return []
+    return [
+        _erratum(
+            where="Section 2.3.3, fine-tuning and freezing",
+            printed="in general “fine-tuning the entire model outperforms freezing the pretrained weights”",
+            computed=f"not on {len(worse)} of {n} splits",
+            calculation="pt-ft against pt-fr of CARP-640M; " + "; ".join(worse),
+        )
+    ]
+
+
+def _text_errata() -> list[dict[str, str]]:
+    "Sentences of the text that the numbers of Tables 2 to 4 contradict."
+    loss = published("pretraining_loss").query("model == 'ESM-1b'").iloc[0]
+    place = loss["where"].partition(";")[0].lower()
+    caption = _erratum(
+        where="Figure 1, caption",
+        printed=f"“training loss of ESM-1b on their test dataset”, {loss.value:g}",
+        computed="a test loss",
+        calculation=f"{place} calls the same {loss.value:g} ESM-1b's loss on {loss.note}",
+    )
+    return [*_meltome_erratum(), *_few_mutations_erratum(), *_freezing_erratum(), caption]
+
+# %% ../nbs/library/74_report.ipynb #3d7df77c
+def _correlation_erratum() -> dict[str, str]:
+    "The sign of a rank correlation with the loss."
+    rising = spearman(np.array([1, 2, 3]), np.array([3, 2, 1]))
+    return _erratum(
+        where="Section 2.4 and Figure S1",
+        printed="correlation of the loss, 1 for improvement",
+        computed=f"{rising:+.0f}",
+        calculation="the rank correlation of a falling loss (3, 2, 1) with a rising score (1, 2, 3); "
+        "1 is that of minus the loss",
+    )
+
+
+def _gpu_errata() -> list[dict[str, str]]:
+    "GPUs of Table S1 that the text does not have."
+    gpus = published("table_s1").gpus.str.extract(r"(\d+) × (\d+)").astype(int)
+    number = gpus[0]
+    memory = gpus[1]
+    if number.max() <= 8 and memory.nunique() == 1:
+        return []
+    sizes = " and ".join(map(str, sorted(memory.unique())))
+    return [
+        _erratum(
+            where="Appendix A.1 and Table S1",
+            printed="all on 1-8 32GB V100",
+            computed=f"{number.min()}-{number.max()} GPUs of {sizes} GB",
+            calculation="the least and the most of the column GPUs of Table S1",
+        )
+    ]
+
+
+def _time_erratum() -> dict[str, str]:
+    "The time of one model beside the time of all."
+    times = published("training").query("quantity == 'time'").drop_duplicates("unit")
+    times = times.set_index("unit").value.astype(float)
+    days = times["days"]
+    weeks = times["weeks"]
+    return _erratum(
+        where="Section 4.3 and Appendix A.1",
+        printed=f"CARP-640M trained for {days:g} days; all models for {weeks:g} weeks",
+        computed=f"{days / 7 / weeks:g} times as long",
+        calculation=f"{days:g} / 7 / {weeks:g}",
+    )
+
+# %% ../nbs/library/74_report.ipynb #d42798b7
+_CODE = "the authors' code"
+_OTHER_SOURCES = [
+    _erratum(
+        where="Figure 1f",
+        printed="a 48GB Nvidia A100",
+        computed="40 or 80 GB",
+        against="the hardware",
+        calculation="no A100 has 48 GB of memory; an A40 and an RTX A6000 have",
+    ),
+    _erratum(
+        where="Section 4.4",
+        printed="“one-shot”",
+        computed="zero-shot",
+        calculation="no labelled mutant is read; section 2.3.2 calls the same scores zero-shot",
+    ),
+    _erratum(
+        where="Section 2.3.1, contacts",
+        printed="“separated by at least 24 residues”",
+        computed="more than 24",
+        against=_CODE,
+        calculation="the contact metric of the authors' package sequence-models takes separations strictly above 24; "
+        "the text is followed here",
+    ),
+    _erratum(
+        where="Section 4.3",
+        printed="“the output from the final layer norm”",
+        computed="the last block, before that norm",
+        against=_CODE,
+        calculation="what the same package returns as the last representation, "
+        "and what the authors' fine-tuning code reads",
+    ),
+]
 
 
 def errata() -> pd.DataFrame:  # where, printed, computed, against, calculation
-    "Every inconsistency of the paper that follows from its own words and numbers or from the authors' code. Raises FileNotFoundError outside the repository."
-    found = pd.DataFrame(_size_errata() + _table_errata() + _text_errata() + _other_errata())
-    return found.fillna({"against": "the paper itself"})[
-        ["where", "printed", "computed", "against", "calculation"]
-    ]
+    """Every inconsistency of the paper that follows from its own words and numbers or from the authors' code.
+    Raises FileNotFoundError outside the repository."""
+    lines = _size_errata() + _table_errata() + _text_errata()
+    lines += [_correlation_erratum(), *_gpu_errata(), _time_erratum(), *_OTHER_SOURCES]
+    return pd.DataFrame(lines)
 
 # %% ../nbs/library/74_report.ipynb #0acaef7c
-def published_tables() -> pd.DataFrame:  # file, values, where
+def _stated_places(table: pd.DataFrame, name: str) -> str:
+    "Where in the paper a table of data/paper is printed."
+    if "where" in table:
+        return ", ".join(dict.fromkeys(table["where"]))
+    return name.replace("_", " ").capitalize().replace(" s", " S")
+
+
+def published_tables() -> pd.DataFrame:  # file, lines, where
     "The files of data/paper. Raises FileNotFoundError outside the repository."
-    names = sorted(p.stem for p in in_project("data/paper").glob("*.csv"))
-    places = {name: published(name) for name in names}
-
-    def where(t, name):
-        return (
-            ", ".join(dict.fromkeys(t["where"]))
-            if "where" in t
-            else name.replace("_", " ").capitalize().replace(" s", " S")
-        )
-
-    return pd.DataFrame(
-        [
-            {"file": f"data/paper/{name}.csv", "lines": len(t), "where": where(t, name)}
-            for name, t in places.items()
-        ]
-    )
+    rows = []
+    for path in sorted(in_project("data/paper").glob("*.csv"), key=lambda path: path.stem):
+        name = path.stem
+        table = published(name)
+        rows.append((f"data/paper/{name}.csv", len(table), _stated_places(table, name)))
+    return pd.DataFrame(rows, columns=["file", "lines", "where"])
 
 # %% ../nbs/library/74_report.ipynb #1985332b
+def _different_files(
+    rows: pd.DataFrame,
+    column: str,  # weights_sha, data_sha
+    keys: list[str],  # what should have one file
+) -> pd.Series:  # name -> how many files, where there are several
+    "Models or sets whose name stands for several files."
+    files = rows.dropna(subset=column).drop_duplicates([*keys, column])
+    n = files.groupby(keys, dropna=False)[column].nunique()
+    return n[n > 1]
+
+
 def row_warnings(
     rows: pd.DataFrame,  # results rows
 ) -> list[str]:  # one sentence each; empty: nothing to say
     "What is mixed in rows that are shown together: commits, weights of one name, data of one name."
     if rows.empty:
         return []
+    warnings = []
     commits = list(dict.fromkeys(rows.commit.dropna()))
-    said = (
-        [f"The rows come from {len(commits)} states of the code: {', '.join(commits)}."]
-        if len(commits) > 1
-        else []
-    )
-    if dirty := [c for c in commits if str(c).endswith("+")]:
-        said.append(
-            f"{rows.commit.isin(dirty).sum():,} of {len(rows):,} rows were computed with changes that were not committed ({', '.join(dirty)})."
+    if len(commits) > 1:
+        warnings.append(
+            f"The rows come from {len(commits)} states of the code: {', '.join(commits)}."
         )
-    for column, what, by in [("weights_sha", "model", "model"), ("data_sha", "set", "task")]:
-        known = rows.dropna(subset=column).drop_duplicates(
-            [by, *(["split"] if by == "task" else []), column]
+    dirty = [commit for commit in commits if str(commit).endswith("+")]
+    if dirty:
+        n = rows.commit.isin(dirty).sum()
+        warnings.append(
+            f"{n:,} of {len(rows):,} rows were computed with changes that were not committed "
+            f"({', '.join(dirty)})."
         )
-        keys = [by, *(["split"] if by == "task" else [])]
-        several = known.groupby(keys, dropna=False)[column].nunique()
-        said += [
-            f"The {what} {name if isinstance(name, str) else name[0]} stands for {n} different {'files of weights' if what == 'model' else 'files of data'}."
-            for name, n in several[several > 1].items()
-        ]
-    return said
+    for name, n in _different_files(rows, "weights_sha", ["model"]).items():
+        model = name[0] if isinstance(name, tuple) else name
+        warnings.append(f"The model {model} stands for {n} different files of weights.")
+    for (name, _), n in _different_files(rows, "data_sha", ["task", "split"]).items():
+        warnings.append(f"The set {name} stands for {n} different files of data.")
+    return warnings
 
 # %% ../nbs/library/74_report.ipynb #0d7357da
+# runs: of the plan `paper`
 _PARTS = pd.DataFrame(
     [
         ("Figure 1d, 1e", "pretraining_loss", ["pretraining_loss"]),
@@ -365,91 +437,101 @@ _PARTS = pd.DataFrame(
         ("Tables S1, S2", "pretrain", [f"pretrain_{size}" for size in (*TABLE_S1, *TABLE_S2)]),
     ],
     columns=["part", "section", "runs"],
-)  # runs of the plan `paper`
+)
 
 
 def compared_tables(
     rows: pd.DataFrame,  # results rows
 ) -> dict[str, pd.DataFrame]:  # Table 1, 3, 2, 4 -> as `paper.against_paper` gives it
-    "The tables of the paper with what was computed here."
-    structure, tuned = (
-        rows[rows.section == "structure"],
-        rows[rows.section.isin(["flip", "in_domain"])],
-    )
-    return {
-        "Table 1": against_paper(
-            structure, stated_table("table_1"), table_1_columns(structure), TABLE_1_METRICS
-        )
-    } | {
-        f"Table {i}": against_paper(tuned, stated_table(f"table_{i}"), PAPER_COLUMNS[f"table_{i}"])
-        for i in (3, 2, 4)
+    "The tables of the paper with what was computed here, in the order of the text."
+    structure = rows[rows.section == "structure"]
+    columns = table_1_columns(structure)
+    tables = {
+        "Table 1": against_paper(structure, stated_table("table_1"), columns, TABLE_1_METRICS)
     }
+    tuned = rows[rows.section.isin(["flip", "in_domain"])]
+    for i in (3, 2, 4):
+        name = f"table_{i}"
+        tables[f"Table {i}"] = against_paper(tuned, stated_table(name), PAPER_COLUMNS[name])
+    return tables
 
 # %% ../nbs/library/74_report.ipynb #662b11a6
-def _plain(name: str) -> str:
+def _plain_name(name: str) -> str:
+    "A model's name as both sides spell it."
     return re.sub(r"[-_]", "", name).lower()
 
 
-def _filled(table: pd.DataFrame) -> str:
-    "Of the published cells of a table those that have a number here, and those that the paper's own method or model has on all of the data."
+def _same_model(table: pd.DataFrame) -> pd.Series:
+    "Which cells have the paper's own method or model, not a smaller one of its family."
+    same = table.model.map(_plain_name) == table.paper_model.map(_plain_name)
+    return (table.method == "baseline") | same
+
+
+def _filled_text(table: pd.DataFrame) -> str:
+    "How many published cells of a table have a value here, and how many the paper's own model on all of the data."
     stated = table[table.paper.notna()]
-    here = stated[stated.here.notna()]
-    own = here[
-        ((here.method == "baseline") | (here.model.map(_plain) == here.paper_model.map(_plain)))
-        & ~here.partial.astype(bool)
-    ]
-    n, of, full = (
-        len(t.drop_duplicates(["method", "paper_model", "task"])) for t in (here, stated, own)
-    )
-    return f"{n} of {of}, {full} with the paper's method on all data"
+    filled = stated[stated.here.notna()]
+    full = filled[_same_model(filled) & ~filled.partial.astype(bool)]
+    # several of our models can stand in one cell
+    cell = ["method", "paper_model", "task"]
+    n, of, in_full = (len(t.drop_duplicates(cell)) for t in (filled, stated, full))
+    return f"{n} of {of}, {in_full} with the paper's method on all data"
 
 
-def _in_full(section: str) -> str:
-    return " ".join(
-        [
-            "snakemake --profile profiles/gpu",
-            *(f"paper_{run}" for run in _PARTS.set_index("section").runs[section]),
-        ]
-    )
+def _full_command(section: str) -> str:
+    "The command that runs a section with the paper's settings."
+    runs = _PARTS.set_index("section").runs[section]
+    return " ".join(["snakemake --profile profiles/gpu", *(f"paper_{run}" for run in runs)])
+
+# %% ../nbs/library/74_report.ipynb #e2f1e273
+def _cell_counts(part: str, compared: dict[str, pd.DataFrame]) -> str:
+    "The published cells of the tables that a part of the paper names."
+    if not part.startswith("Table"):
+        return ""
+    titles = [f"Table {i}" for i in re.findall(r"\b\d", part)]
+    return "; ".join(f"{t}: {_filled_text(compared[t])}" for t in titles if t in compared)
+
+
+def _sizes_text(trained: pd.DataFrame) -> str:
+    "How many sizes of Tables S1 and S2 were trained."
+    sizes = [*TABLE_S1, *TABLE_S2]
+    names = trained.model.astype(str)
+    n = sum(names.str.startswith(f"{size}_").any() for size in dict.fromkeys(sizes))
+    return f"{n} of {len(sizes)} sizes trained, on fewer residues" if n else ""
+
+
+def _coverage_state(rows: pd.DataFrame) -> str:
+    "Begun in full with rows of the paper's budget and its largest model, in small with any, or not run."
+    largest = rows.model.astype(str).str.lower().str.contains("carp_640m", regex=False)
+    if ((rows.budget == "paper") & largest).any():
+        return "begun in full"
+    return "in small" if len(rows) else "not run"
 
 
 def coverage(
     rows: pd.DataFrame,  # results rows
     compared: dict[str, pd.DataFrame],  # of `compared_tables`
-) -> pd.DataFrame:  # part, section, rows, models, budgets, state (begun in full, in small, not run), published cells, command
-    "Which parts of the paper have rows, and the command that runs all in full."
+) -> pd.DataFrame:  # part, section, rows, models, budgets, state, published cells, runs it in full
+    "Which parts of the paper have rows (begun in full, in small, not run), and the command that runs all in full."
     lines = []
     trained = rows[(rows.section == "pretraining_loss") & (rows.metric == "tokens")]
-    sizes = {
-        size
-        for size in (*TABLE_S1, *TABLE_S2)
-        if trained.model.astype(str).str.startswith(f"{size}_").any()
-    }
-    for p in _PARTS.itertuples():
-        own = rows[rows.section == p.section] if p.section != "pretrain" else trained
-        full = own[
-            (own.budget == "paper")
-            & own.model.astype(str).str.lower().str.contains("carp_640m", regex=False)
-        ]
-        cells = [
-            f"Table {i}: {_filled(compared[f'Table {i}'])}"
-            for i in re.findall(r"\b\d", p.part)
-            if p.part.startswith("Table") and f"Table {i}" in compared
-        ]
-        if p.section == "pretrain":
-            cells = [
-                f"{len(sizes)} of {len(TABLE_S1) + len(TABLE_S2)} sizes trained, on fewer residues"
-            ] * bool(sizes)
+    for part, section in zip(_PARTS.part, _PARTS.section):
+        of_part = rows[rows.section == section]
+        cells = _cell_counts(part, compared)
+        # pretraining writes no rows; the loss of what it trained is measured elsewhere
+        if section == "pretrain":
+            of_part = trained
+            cells = _sizes_text(trained)
         lines.append(
             {
-                "part": p.part,
-                "section": p.section,
-                "rows": len(own),
-                "models": run_names(own.model).nunique(),
-                "budgets": ", ".join(dict.fromkeys(own.budget.dropna())) or "–",
-                "state": "begun in full" if len(full) else "in small" if len(own) else "not run",
-                "published cells": "; ".join(cells) or "–",
-                "runs it in full": _in_full(p.section),
+                "part": part,
+                "section": section,
+                "rows": len(of_part),
+                "models": run_names(of_part.model).nunique(),
+                "budgets": ", ".join(dict.fromkeys(of_part.budget.dropna())) or "–",
+                "state": _coverage_state(of_part),
+                "published cells": cells or "–",
+                "runs it in full": _full_command(section),
             }
         )
     return pd.DataFrame(lines)
@@ -459,23 +541,22 @@ def zero_shot_rows(
     rows: pd.DataFrame,  # results rows
 ) -> tuple[
     pd.DataFrame, list, int
-]:  # rows of scans that every model scored, the scans (.name, .benchmark), how many others there are
-    "What Figure 2 and its means compare: models on the same scans. A model and method with less than half of the most scans is left out."
+]:  # rows, the scans (.name, .benchmark), how many other scans there are
+    """What Figure 2 and its means compare: the scans that every model scored.
+    A model and method with fewer than half of the most scans is left out."""
     rows = best_rows(rows[rows.section == "zero_shot"])
-    own = rows[rows.metric == "spearman"]
-    if own.empty:
-        return own, [], 0
-    scored = own.groupby(["model", "method"]).task.agg(set)
-    scored = scored[scored.map(len) >= scored.map(len).max() / 2]
-    kept, benchmark = sorted(set.intersection(*scored)), list_datasets().benchmark
-    shown = rows.task.isin(kept) & pd.MultiIndex.from_frame(rows[["model", "method"]]).isin(
-        scored.index
-    )
-    return (
-        rows[shown],
-        [SimpleNamespace(name=t, benchmark=benchmark.get(t) or None) for t in kept],
-        own.task.nunique() - len(kept),
-    )
+    correlations = rows[rows.metric == "spearman"]
+    if correlations.empty:
+        return correlations, [], 0
+    scored = correlations.groupby(["model", "method"]).task.agg(set)
+    n = scored.map(len)
+    scored = scored[n >= n.max() / 2]
+    kept = sorted(set.intersection(*scored))
+    models = pd.MultiIndex.from_frame(rows[["model", "method"]])
+    shown = rows[rows.task.isin(kept) & models.isin(scored.index)]
+    benchmark = list_datasets().benchmark
+    scans = [SimpleNamespace(name=t, benchmark=benchmark.get(t) or None) for t in kept]
+    return shown, scans, correlations.task.nunique() - len(kept)
 
 
 def loss_rows(
@@ -484,362 +565,380 @@ def loss_rows(
     pd.DataFrame, pd.Series
 ]:  # name, family, seed, parameters, tokens, loss; loss of the baselines
     "What Figure 1d draws: models that were trained for a known number of residues, and the two baselines."
-    own = best_rows(rows[rows.section == "pretraining_loss"])
-    wide = (
-        own.pivot_table(index=["model", "seed"], columns="metric", values="value")
-        .reindex(columns=["loss", "parameters", "tokens"])
-        .reset_index()
-    )
-    named = wide.rename(columns={"model": "name"}).assign(
-        family=wide.model.astype(str).str.split("_").str[0].str.lower()
-    )
-    baselines = (
-        wide.set_index("model").loss.reindex(["residue frequencies", "trigram"]).astype(float)
-    )
-    return named.dropna(subset=["tokens", "parameters"]).assign(
-        tokens=lambda t: t.tokens.astype(float).round(-6)
-    ), baselines
+    losses = best_rows(rows[rows.section == "pretraining_loss"])
+    wide = losses.pivot_table(index=["model", "seed"], columns="metric", values="value")
+    wide = wide.reindex(columns=["loss", "parameters", "tokens"]).reset_index()
+    baselines = wide.set_index("model").loss.reindex(["residue frequencies", "trigram"])
+    family = wide.model.astype(str).str.split("_").str[0].str.lower()
+    named = wide.rename(columns={"model": "name"}).assign(family=family)
+    named = named.dropna(subset=["tokens", "parameters"])
+    # runs stop within a batch of their budget, so tokens are compared in whole millions
+    tokens = named.tokens.astype(float).round(-6)
+    return named.assign(tokens=tokens), baselines.astype(float)
 
-
+# %% ../nbs/library/74_report.ipynb #b91dab07
 def cost_table(
     rows: pd.DataFrame,  # results rows
     stated: pd.DataFrame,  # `published("scaling")`
 ) -> pd.DataFrame:  # model, quantity, here, lo, hi, n, paper
     "The powers of the length with which cost grows, beside the linear and quadratic of section 2.2."
-    own = best_rows(rows[rows.section == "scaling"])
-    own = own[own.metric.astype(str).str.endswith(" exponent")]
-    paper = {
-        (r.shape.split("_")[0], r.quantity): r.length
-        for r in stated[stated.quantity.str.endswith("exponent")].itertuples()
-    }
-    return pd.DataFrame(
-        [
-            {
-                "model": r.model,
-                "quantity": r.metric,
-                "here": r.value,
-                "lo": r.lo,
-                "hi": r.hi,
-                "n": r.n,
-                "paper": paper.get((r.model.split("_")[0], r.metric), np.nan)
-                if r.model.startswith("carp") or r.model.endswith(":plain")
-                else np.nan,
-            }
-            for r in own.itertuples()
-        ],
-        columns=["model", "quantity", "here", "lo", "hi", "n", "paper"],
-    )
+    costs = best_rows(rows[rows.section == "scaling"])
+    costs = costs[costs.metric.astype(str).str.endswith(" exponent")]
+    paper = {}
+    for claim in stated[stated.quantity.str.endswith("exponent")].itertuples():
+        paper[claim.shape.split("_")[0], claim.quantity] = claim.length
+    lines = []
+    for row in costs.itertuples():
+        # the paper says nothing of a Transformer with fused attention
+        power = np.nan
+        if row.model.startswith("carp") or row.model.endswith(":plain"):
+            power = paper.get((row.model.split("_")[0], row.metric), np.nan)
+        lines.append((row.model, row.metric, row.value, row.lo, row.hi, row.n, power))
+    return pd.DataFrame(lines, columns=["model", "quantity", "here", "lo", "hi", "n", "paper"])
 
 # %% ../nbs/library/74_report.ipynb #448174ee
 def cost_lines(
     rows: pd.DataFrame,  # results rows
 ) -> tuple | None:  # what `figures.cost_figure` takes: cost, device, dtype, clock; None: no rows
     "What Figure 1f draws: medians, as often as they were repeated, of the device that was measured last."
-    own = best_rows(rows[rows.section == "scaling"])
-    own = own[own.task.astype(str).str.endswith(" residues")]
-    if own.empty:
+    costs = best_rows(rows[rows.section == "scaling"])
+    costs = costs[costs.task.astype(str).str.endswith(" residues")]
+    if costs.empty:
         return None
-    own = own[own.device == own.device.iloc[-1]]
-    wide = (
-        own.assign(
-            length=own.task.str.split().str[0].astype(int),
-            shape=own.model,
-            value=own.value.astype(float),
-        )
-        .pivot_table(index=["shape", "length", "n"], columns="metric", values="value")
-        .reset_index()
+    device = costs.device.iloc[-1]
+    costs = costs[costs.device == device]
+    dtype = costs["dtype"].iloc[-1]
+    costs = costs.assign(
+        length=costs.task.str.split().str[0].astype(int),
+        shape=costs.model,
+        value=costs.value.astype(float),
     )
-    clock = next(c for c in wide if c.startswith("seconds")).partition("(")[2].rstrip(")")
-    cost = wide.assign(
-        wall=wide[f"seconds ({clock})"],
-        cpu=wide[f"seconds ({clock})"],
-        peak=wide.get("peak memory (bytes)"),
-    )
-    return (
-        cost.loc[cost.index.repeat(cost.n.astype(int))],
-        own.device.iloc[-1],
-        own.dtype.iloc[-1],
-        clock,
-    )
+    index = ["shape", "length", "n"]
+    wide = costs.pivot_table(index=index, columns="metric", values="value").reset_index()
+    seconds = next(column for column in wide if column.startswith("seconds"))
+    clock = seconds.partition("(")[2].rstrip(")")
+    # the figure draws either clock, and the rows have one
+    cost = wide.assign(wall=wide[seconds], cpu=wide[seconds], peak=wide.get("peak memory (bytes)"))
+    return cost.loc[cost.index.repeat(cost.n.astype(int))], device, dtype, clock
 
 # %% ../nbs/library/74_report.ipynb #5fd9a154
+def _is_stand_in(cell) -> bool:
+    "Is our model another one than the paper's?"
+    return cell.method != "baseline" and _plain_name(cell.model) != _plain_name(cell.paper_model)
+
+
+def _contains_zero(cell) -> bool:
+    "Does the interval of a difference contain zero, within half of the last printed digit?"
+    half = cell.paper_step / 2
+    return cell.d_lo - half <= 0 <= cell.d_hi + half
+
+
+def _agreement(cell) -> str:
+    "yes, no, cannot tell, or a dash where another model stands in."
+    if _is_stand_in(cell):
+        return "–"
+    if not _contains_zero(cell):
+        return "no"
+    return "yes" if cell.d_hi - cell.d_lo <= 0.2 else "cannot tell"
+
+
+def _differences(cell) -> str:
+    "What differs between the paper's fit and ours."
+    reasons = []
+    if cell.train_rows < cell.train_all or cell.n < cell.test_all:
+        reasons.append("part of the data")
+    # ridge has no seed; where the paper states no number, three are expected
+    stated = cell.paper_seeds > 0
+    if cell.paper_model != "ridge" and cell.seeds < (cell.paper_seeds if stated else 3):
+        plural = "s" if cell.seeds > 1 else ""
+        expected = f"{cell.paper_seeds:.0f}" if stated else "a number not stated"
+        reasons.append(f"{cell.seeds:.0f} seed{plural} instead of {expected}")
+    if cell.model == "ridge":
+        reasons.append("fitted without the validation rows")
+    if _is_stand_in(cell):
+        reasons.append(f"{cell.model} instead of {cell.paper_model}")
+    nothing = "nothing" if _contains_zero(cell) else "nothing that is known"
+    return "; ".join(reasons) or nothing
+
+# %% ../nbs/library/74_report.ipynb #3689cb3d
 def agreement_table(
     compared: dict[str, pd.DataFrame],  # title -> as `paper.against_paper` gives it
-) -> pd.DataFrame:  # table, method, paper's model, here, task, paper, here, difference, its 95 % interval over test rows and seeds, agrees, what differs
-    """Every cell that both have: is a difference larger than test rows and seeds explain, and what differs between the two?
-    No answer where another model stands in, nor where zero lies inside an interval of more than 0.2."""
+) -> (
+    pd.DataFrame
+):  # table, method, paper's model, model here, task, paper, here, difference, 95 % interval, ...
+    """Every cell that both have: does the difference agree with what test rows and seeds explain, and what differs?
+    No answer where another model stands in, nor where zero lies inside an interval of
+    more than 0.2."""
     lines = []
     for title, table in compared.items():
-        for c in table[table.here.notna() & table.paper.notna()].itertuples():
-            half = c.paper_step / 2
-            inside, stands_in = (
-                c.d_lo - half <= 0 <= c.d_hi + half,
-                c.method != "baseline" and _plain(c.model) != _plain(c.paper_model),
-            )
-            part, fewer = (
-                c.train_rows < c.train_all or c.n < c.test_all,
-                c.paper_model != "ridge" and c.seeds < (c.paper_seeds if c.paper_seeds > 0 else 3),
-            )
-            agrees = (
-                "–"
-                if stands_in
-                else "no"
-                if not inside
-                else "yes"
-                if c.d_hi - c.d_lo <= 0.2
-                else "cannot tell"
-            )
-            why = "; ".join(
-                ["part of the data"] * bool(part)
-                + [
-                    f"{c.seeds:.0f} seed{'s' * (c.seeds > 1)} instead of {f'{c.paper_seeds:.0f}' if c.paper_seeds > 0 else 'a number not stated'}"
-                ]
-                * bool(fewer)
-                + ["fitted without the validation rows"] * (c.model == "ridge")
-                + [f"{c.model} instead of {c.paper_model}"] * stands_in
-            )
+        for cell in table[table.here.notna() & table.paper.notna()].itertuples():
             lines.append(
                 {
                     "table": title,
-                    "method": c.method,
-                    "paper's model": c.paper_model,
-                    "model here": c.model,
-                    "task": c.task,
-                    "paper": c.paper,
-                    "here": c.here,
-                    "difference": c.difference,
-                    "95 % interval": f"{c.d_lo:+.2f} to {c.d_hi:+.2f}",
-                    "agrees": agrees,
-                    "what differs": why or ("nothing" if inside else "nothing that is known"),
+                    "method": cell.method,
+                    "paper's model": cell.paper_model,
+                    "model here": cell.model,
+                    "task": cell.task,
+                    "paper": cell.paper,
+                    "here": cell.here,
+                    "difference": cell.difference,
+                    "95 % interval": f"{cell.d_lo:+.2f} to {cell.d_hi:+.2f}",
+                    "agrees": _agreement(cell),
+                    "what differs": _differences(cell),
                 }
             )
     return pd.DataFrame(lines)
 
 # %% ../nbs/library/74_report.ipynb #06711f01
-def _nothing_beside(figure: str, model: str, paper: float, section: str) -> dict:
+def _absent_line(figure: str, model: str, paper: float, section: str) -> dict:
+    "The line of a published number that nothing here stands beside, with the command that computes it."
+    reason = _full_command(section)
     if "PSSM" in figure + model:
-        return {
-            "figure": figure,
-            "paper's model": model,
-            "paper": paper,
-            "what agrees": "–",
-            "what differs": "not run: no command here does; the paper takes it from Meier et al. (2021)",
-        }
+        reason = "no command here does; the paper takes it from Meier et al. (2021)"
     return {
         "figure": figure,
         "paper's model": model,
         "paper": paper,
         "what agrees": "–",
-        "what differs": f"not run: {_in_full(section)}",
+        "what differs": f"not run: {reason}",
     }
 
 
-def _zero_shot_beside(rows: pd.DataFrame) -> list[dict]:
-    "Figure 2 and the scan of Cas9: masked scores of our CARPs beside CARP-640M's, other models by their own names."
-    own = best_rows(
-        rows[
-            (rows.section == "zero_shot") & (rows.metric == "spearman") & (rows.method == "masked")
-        ]
+def _scan_scores(rows: pd.DataFrame) -> pd.DataFrame:  # a row per scan, a column per model
+    "Masked zero-shot scores."
+    of_section = rows[rows.section == "zero_shot"]
+    masked = of_section[(of_section.metric == "spearman") & (of_section.method == "masked")]
+    return best_rows(masked).pivot_table(
+        index="task", columns="model", values="value", aggfunc="first"
     )
-    wide = own.pivot_table(index="task", columns="model", values="value", aggfunc="first")
+
+
+def _zero_shot_line(
+    stated,  # a row of `published("zero_shot")`
+    scores: pd.DataFrame,  # of the scans in question
+    model: str,
+    rival: str | None,  # that the model is compared with
+) -> dict | None:
+    "One of our models beside one published number; None without a scan that it (and the rival) scored."
+    both = scores.dropna(subset=[model, rival] if rival else [model])
+    if both.empty:
+        return None
+    differs = []
+    if _plain_name(model) != _plain_name(stated.model):
+        differs.append(f"{model} instead of {stated.model}")
+    if len(both) < stated.n:
+        differs.append("fewer scans")
+    return {
+        "figure": f"2, {stated.metric}",
+        "paper's model": stated.model,
+        "paper": stated.value,
+        "model here": model,
+        "here": (both[model] > both[rival]).sum() if rival else both[model].mean(),
+        "n": f"{len(both)} of {stated.n} scans",
+        "what agrees": "–",
+        "what differs": "; ".join(differs) or "nothing",
+    }
+
+
+def _compare_zero_shot(rows: pd.DataFrame) -> list[dict]:
+    "Figure 2 and the scan of Cas9: masked scores of our CARPs beside CARP-640M's, other models by their own names."
+    wide = _scan_scores(rows)
     benchmark = wide.index.map(list_datasets().benchmark).fillna("").astype(bool)
     lines = []
-    for r in published("zero_shot").itertuples():
-        mine = [
-            m
-            for m in wide
-            if _plain(m) == _plain(r.model) or (r.model.startswith("CARP") and m.startswith("carp"))
-        ]
-        part = (
-            wide[wide.index == "flip_cas9_positive"]
-            if r.metric.endswith("Cas9")
-            else wide[benchmark]
-        )
-        ahead = (
-            [m for m in wide if _plain(m) == _plain(r.metric.rpartition(" ")[2])]
-            if "ahead" in r.metric
-            else [None]
-        )
-        found = [
-            (m, rival)
-            for m in mine
-            for rival in ahead
-            if part[[m, *([rival] if rival else [])]].notna().all(axis=1).any()
-        ]
-        for m, rival in found:
-            both = part.dropna(subset=[m, *([rival] if rival else [])])
-            lines.append(
-                {
-                    "figure": f"2, {r.metric}",
-                    "paper's model": r.model,
-                    "paper": r.value,
-                    "model here": m,
-                    "here": (both[m] > both[rival]).sum() if rival else both[m].mean(),
-                    "n": f"{len(both)} of {r.n} scans",
-                    "what agrees": "–",
-                    "what differs": "; ".join(
-                        [f"{m} instead of {r.model}"] * (_plain(m) != _plain(r.model))
-                        + ["fewer scans"] * (len(both) < r.n)
-                    )
-                    or "nothing",
-                }
-            )
-        if not found:
-            lines.append(_nothing_beside(f"2, {r.metric}", r.model, r.value, "zero_shot"))
+    for stated in published("zero_shot").itertuples():
+        carp = stated.model.startswith("CARP")
+        cas9 = stated.metric.endswith("Cas9")
+        scores = wide[wide.index == "flip_cas9_positive"] if cas9 else wide[benchmark]
+        rivals = [None]
+        if "ahead" in stated.metric:
+            name = _plain_name(stated.metric.rpartition(" ")[2])
+            rivals = [model for model in wide if _plain_name(model) == name]
+        of_number = []
+        for model in wide:
+            if _plain_name(model) == _plain_name(stated.model) or (
+                carp and model.startswith("carp")
+            ):
+                of_number += [_zero_shot_line(stated, scores, model, rival) for rival in rivals]
+        of_number = [line for line in of_number if line is not None]
+        figure = f"2, {stated.metric}"
+        absent = _absent_line(figure, stated.model, stated.value, "zero_shot")
+        lines += of_number or [absent]
     return lines
 
 # %% ../nbs/library/74_report.ipynb #90428bc8
-def _loss_beside(losses: pd.DataFrame) -> list[dict]:
-    "Figure 1d: the best loss of each family, and whether the loss falls with size where sizes were trained on equally many residues."
+def _loss_trend(losses: pd.DataFrame, tokens: float) -> str:
+    "Whether the loss falls with size, over sizes that were trained on equally many residues."
+    sizes = losses[losses.tokens == tokens].groupby("parameters").loss.mean()
+    if len(sizes) < 2:
+        return "one size: nothing to compare"
+    verb = "falls" if sizes.is_monotonic_decreasing else "does not fall"
+    return (
+        f"loss {verb} with every step in size "
+        f"({len(sizes)} sizes, {tokens / 1e6:,.0f} million residues each)"
+    )
+
+
+def _compare_losses(losses: pd.DataFrame) -> list[dict]:
+    "Figure 1d: the best loss of each family, and whether the loss falls with size."
+    figure = "1d, held-out loss (nats)"
     lines = []
-    for r in published("pretraining_loss").itertuples():
-        own = losses[losses.family == r.model[:3].lower().replace("car", "carp")]
-        if own.empty:
-            lines.append(
-                _nothing_beside("1d, held-out loss (nats)", r.model, r.value, "pretraining_loss")
-            )
+    for stated in published("pretraining_loss").itertuples():
+        family = losses[losses.family == ("carp" if stated.model.startswith("CARP") else "esm")]
+        if family.empty:
+            lines.append(_absent_line(figure, stated.model, stated.value, "pretraining_loss"))
             continue
-        best, tokens = own.loc[own.loss.idxmin()], own.tokens.mode().iloc[0]
-        sizes = own[own.tokens == tokens].groupby("parameters").loss.mean()
+        best = family.loc[family.loss.idxmin()]
         lines.append(
             {
-                "figure": "1d, held-out loss (nats)",
-                "paper's model": r.model,
-                "paper": r.value,
+                "figure": figure,
+                "paper's model": stated.model,
+                "paper": stated.value,
                 "model here": best["name"],
                 "here": best.loss,
                 "n": "one model",
-                "what agrees": f"loss {'falls' if sizes.is_monotonic_decreasing else 'does not fall'} with every step in size ({len(sizes)} sizes, {tokens / 1e6:,.0f} million residues each)"
-                if len(sizes) > 1
-                else "one size: nothing to compare",
-                "what differs": f"{best.parameters:,.0f} parameters instead of {r.parameters:,.0f}, {best.tokens / 1e6:,.0f} million residues of training, another test set",
+                "what agrees": _loss_trend(family, family.tokens.mode().iloc[0]),
+                "what differs": f"{best.parameters:,.0f} parameters instead of {stated.parameters:,.0f}, "
+                f"{best.tokens / 1e6:,.0f} million residues of training, another test set",
             }
         )
     return lines
 
+# %% ../nbs/library/74_report.ipynb #b7c67fa0
+def _mean_correlation_line(
+    run: str,
+    method: str,
+    curves: pd.DataFrame,  # rank correlations of a run
+    stated: pd.DataFrame,  # published means
+) -> dict:
+    "The mean over scans of one run beside the published one of its size."
+    size = "_".join(run.split("_")[:2])
+    of_size = stated[stated.model.str.lower().str.replace("-", "_") == size]
+    mean = curves.correlation.mean()
+    model = "–"
+    paper = np.nan
+    agrees = "no number of this size is published"
+    if len(of_size):
+        model = of_size.model.iloc[0]
+        paper = of_size.value.iloc[0]
+        agrees = "the sign" if mean * paper > 0 else "not even the sign"
+    return {
+        "figure": f"S1, mean rank correlation, {method}",
+        "paper's model": model,
+        "paper": paper,
+        "model here": run,
+        "here": mean,
+        "n": f"{len(curves)} scans, {curves.checkpoints.max()} checkpoints",
+        "what agrees": agrees,
+        "what differs": "residues of training, scans and checkpoints",
+    }
 
-def _correlation_beside(correlations: pd.DataFrame) -> list[dict]:
+
+def _correlation_range_line(stated, correlations: pd.Series) -> dict:
+    "The highest or lowest rank correlation over all scans, beside the published one."
+    figure = f"S1, {stated.metric}"
+    if correlations.empty:
+        return _absent_line(figure, stated.model, stated.value, "checkpoints")
+    highest = stated.metric.startswith("highest")
+    return {
+        "figure": figure,
+        "paper's model": stated.model,
+        "paper": stated.value,
+        "model here": "all runs",
+        "here": correlations.max() if highest else correlations.min(),
+        "n": f"{len(correlations)} correlations",
+        "what agrees": "–",
+        "what differs": "sizes, residues of training, scans and checkpoints",
+    }
+
+
+def _compare_correlations(correlations: pd.DataFrame) -> list[dict]:
     "Figure S1: the mean over scans of every size, and the range over all."
-    lines, stated = [], published("checkpoints").query("metric == 'mean rank correlation'")
-    for (run, method), g in (
-        correlations[correlations.kind == "zero-shot"]
-        .dropna(subset="correlation")
-        .groupby(["run", "method"])
-    ):
-        named = stated[
-            stated.model.str.lower().str.replace("-", "_") == "_".join(run.split("_")[:2])
-        ]
-        here, paper = g.correlation.mean(), named.value.iloc[0] if len(named) else np.nan
-        lines.append(
-            {
-                "figure": f"S1, mean rank correlation, {method}",
-                "paper's model": named.model.iloc[0] if len(named) else "–",
-                "paper": paper,
-                "model here": run,
-                "here": here,
-                "n": f"{len(g)} scans, {g.checkpoints.max()} checkpoints",
-                "what agrees": "no number of this size is published"
-                if len(named) == 0
-                else "the sign"
-                if here * paper > 0
-                else "not even the sign",
-                "what differs": "residues of training, scans and checkpoints",
-            }
-        )
-    shown = {line["paper's model"] for line in lines}
-    lines += [
-        _nothing_beside("S1, mean rank correlation", r.model, r.value, "checkpoints")
-        for r in stated.itertuples()
-        if r.model not in shown
+    stated = published("checkpoints")
+    is_mean = stated.metric == "mean rank correlation"
+    means = stated[is_mean]
+    zero_shot = correlations[correlations.kind == "zero-shot"].dropna(subset="correlation")
+    lines = [
+        _mean_correlation_line(run, method, curves, means)
+        for (run, method), curves in zero_shot.groupby(["run", "method"])
     ]
-    along = correlations[correlations.kind == "zero-shot"].correlation.dropna()
-    for r in published("checkpoints").query("metric != 'mean rank correlation'").itertuples():
-        lines.append(
-            _nothing_beside(f"S1, {r.metric}", r.model, r.value, "checkpoints")
-            if along.empty
-            else {
-                "figure": f"S1, {r.metric}",
-                "paper's model": r.model,
-                "paper": r.value,
-                "model here": "all runs",
-                "here": along.max() if r.metric.startswith("highest") else along.min(),
-                "n": f"{len(along)} correlations",
-                "what agrees": "–",
-                "what differs": "sizes, residues of training, scans and checkpoints",
-            }
-        )
-    return lines
+    shown = {line["paper's model"] for line in lines}
+    for row in means[~means.model.isin(shown)].itertuples():
+        lines.append(_absent_line("S1, mean rank correlation", row.model, row.value, "checkpoints"))
+    ends = stated[~is_mean].itertuples()
+    return lines + [_correlation_range_line(row, zero_shot.correlation) for row in ends]
 
 # %% ../nbs/library/74_report.ipynb #f6a3b733
+def _compare_powers(costs: pd.DataFrame) -> list[dict]:
+    "Figure 1f: the powers that were measured, and the claims that nothing here answers."
+    lines = []
+    for cost in costs.dropna(subset="paper").itertuples():
+        difference = cost.here - cost.paper
+        faster = "faster" if cost.here > cost.paper else "more slowly"
+        far = f"{difference:+.2f}: grows {faster}"
+        lines.append(
+            {
+                "figure": f"1f, {cost.quantity}",
+                "paper's model": "CARP-640M" if cost.model.startswith("carp") else "ESM-1b",
+                "paper": cost.paper,
+                "model here": cost.model,
+                "here": cost.here,
+                "n": f"{cost.n:.0f} measurements",
+                "what agrees": "within 0.1" if abs(difference) <= 0.1 else far,
+                "what differs": "shape, device and lengths",
+            }
+        )
+    drawn = {(line["paper's model"], line["figure"]) for line in lines}
+    for claim in published("scaling").itertuples():
+        model = "CARP-640M" if claim.shape.startswith("carp") else "ESM-1b"
+        power = claim.quantity.endswith("exponent")
+        figure = f"1f, {claim.quantity if power else claim.claim}"
+        if (model, figure) not in drawn:
+            lines.append(_absent_line(figure, model, claim.length, "scaling"))
+    return lines
+
+
 def compare_stated_numbers(
     rows: pd.DataFrame,  # results rows
     losses: pd.DataFrame,  # of `loss_rows`
-    correlations: pd.DataFrame,  # of `paper.loss_rank_correlations`; columns run, kind, method, correlation, checkpoints
+    correlations: pd.DataFrame,  # of `paper.loss_rank_correlations`
     costs: pd.DataFrame,  # of `cost_table`
 ) -> pd.DataFrame:  # figure, paper's model, paper, model here, here, n, what agrees, what differs
     "Figures 1d, 1f, 2 and S1: every number that the text states of them, and the nearest that was computed here."
-    powers = [
-        {
-            "figure": f"1f, {c.quantity}",
-            "paper's model": "CARP-640M" if c.model.startswith("carp") else "ESM-1b",
-            "paper": c.paper,
-            "model here": c.model,
-            "here": c.here,
-            "n": f"{c.n:.0f} measurements",
-            "what agrees": "within 0.1"
-            if abs(c.here - c.paper) <= 0.1
-            else f"{c.here - c.paper:+.2f}: grows {'faster' if c.here > c.paper else 'more slowly'}",
-            "what differs": "shape, device and lengths",
-        }
-        for c in costs.dropna(subset="paper").itertuples()
-    ]
-    drawn = {(line["paper's model"], line["figure"]) for line in powers}
-    for r in published("scaling").itertuples():
-        model, figure = (
-            "CARP-640M" if r.shape.startswith("carp") else "ESM-1b",
-            f"1f, {r.quantity}" if r.quantity.endswith("exponent") else f"1f, {r.claim}",
-        )
-        if (model, figure) not in drawn:
-            powers.append(_nothing_beside(figure, model, r.length, "scaling"))
-    return pd.DataFrame(
-        _loss_beside(losses) + powers + _zero_shot_beside(rows) + _correlation_beside(correlations),
-        columns=[
-            "figure",
-            "paper's model",
-            "paper",
-            "model here",
-            "here",
-            "n",
-            "what agrees",
-            "what differs",
-        ],
+    columns = ["figure", "paper's model", "paper", "model here", "here", "n"]
+    lines = _compare_losses(losses) + _compare_powers(costs)
+    lines += _compare_zero_shot(rows) + _compare_correlations(correlations)
+    return pd.DataFrame(lines, columns=[*columns, "what agrees", "what differs"])
+
+# %% ../nbs/library/74_report.ipynb #f42ded43
+def _zero_shot_sentence(correlations: pd.DataFrame, points: pd.DataFrame, benchmark) -> str:
+    "How scores end, and their mean rank correlation, over all scans and over the paper's."
+    fallen = falls_furthest(points)
+    mean = correlations.correlation.mean()
+    paper = correlations[correlations.task.map(benchmark).fillna("").astype(bool)].correlation
+    ending = "; none of them is among the paper's 41."
+    if len(paper):
+        ending = f", over the {len(paper)} scans that are among the paper's 41 {paper.mean():+.2f}."
+    return (
+        f"ends below its best on {(fallen > 0).sum()}; the mean rank correlation is {mean:+.2f}"
+        + ending
     )
 
 
 def checkpoint_sentences(
     points: pd.DataFrame,  # of `paper.checkpoint_points`
 ) -> list[str]:  # one sentence per run and method
-    "Figures 3, 4 and S1 in numbers: how many scans or tasks, how many of them the paper's, and how often more pretraining pays."
-    said, of_paper = [], list_datasets().benchmark
-    for (kind, run, method), g in (
-        loss_rank_correlations(points)
-        .dropna(subset="correlation")
-        .groupby(["kind", "run", "method"], sort=False)
-    ):
-        rising = f"the score rises with pretraining on {(g.correlation > 0).sum()} of {len(g)}"
+    """Figures 3, 4 and S1 in numbers: how many scans or tasks, how many of them the paper's,
+    and how often more pretraining pays."""
+    benchmark = list_datasets().benchmark
+    correlations = loss_rank_correlations(points).dropna(subset="correlation")
+    sentences = []
+    for (kind, run, method), curves in correlations.groupby(["kind", "run", "method"], sort=False):
+        rising = (curves.correlation > 0).sum()
+        share = f"the score rises with pretraining on {rising} of {len(curves)}"
         if kind == "downstream":
-            said.append(f"{run}, {method}: {rising} tasks.")
+            sentences.append(f"{run}, {method}: {share} tasks.")
             continue
-        paper = g[g.task.map(of_paper).fillna("").astype(bool)].correlation
-        fallen = falls_furthest(
-            points[(points.run == run) & (points.method == method) & (points.kind == kind)]
-        )
-        said.append(
-            f"{run}, {method} scores: {rising} scans, and ends below its best on {(fallen > 0).sum()}; the mean rank correlation is {g.correlation.mean():+.2f}"
-            + (
-                f", over the {len(paper)} scans that are among the paper's 41 {paper.mean():+.2f}."
-                if len(paper)
-                else "; none of them is among the paper's 41."
-            )
-        )
-    return said
+        same = (points.run == run) & (points.method == method) & (points.kind == kind)
+        rest = _zero_shot_sentence(curves, points[same], benchmark)
+        sentences.append(f"{run}, {method} scores: {share} scans, and {rest}")
+    return sentences
