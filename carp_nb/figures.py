@@ -49,6 +49,7 @@ def _shades(names: Iterable[str]) -> dict[str, str]:
     families = []
     for name in dict.fromkeys(names):
         family = model_colour(name)
+        # the fourth and later ones are not paler than the third, or they could not be seen
         pale = min(0.6, 0.3 * families.count(family))
         families.append(family)
         shades[name] = to_hex([part + (1 - part) * pale for part in to_rgb(family)])
@@ -185,7 +186,7 @@ def _draw_means(
             f"{value:.2f}", (x + 0.2, value), va="center", fontsize=9, color=model_colour(model)
         )
 
-
+# %% ../nbs/library/73_figures.ipynb #3fe75b2c
 def zero_shot_figure(
     rows: pd.DataFrame,  # results rows
     scans: list[DMS],
@@ -251,7 +252,7 @@ def _draw_scan_row(
     ax.spines[:].set_visible(False)
     return image
 
-
+# %% ../nbs/library/73_figures.ipynb #7237ed3f
 def scan_figure(
     scan: pd.DataFrame,  # as scoring.mutation_scan gives it
     wild_type: str,  # residues, one per row of the scan
@@ -294,7 +295,7 @@ def _list_to_scan(
         scan.loc[mutation.number, mutation.mt] = score
     return scan
 
-
+# %% ../nbs/library/73_figures.ipynb #90e87dbb
 def ranked_figure(
     ranked: pd.DataFrame,  # mutant, score, as scoring.rank_mutants gives it
     wild_type: str,
@@ -323,6 +324,7 @@ def learning_curve(
     model: str,  # name, for the colour
 ) -> Figure:
     "Loss against tokens seen, for training and held-out sequences, with the baselines as lines."
+    # held-out losses are recorded by step, training losses by tokens
     tokens = np.interp(held_out.step, [0, *history.step], [0, *history.tokens])
     figure, axes = plt.subplots(figsize=(5.5, 3.6))
     axes.plot(
@@ -369,6 +371,7 @@ def loss_by_size_figure(
     published: pd.DataFrame,  # model, parameters, value: stated in the paper, on other data
 ) -> Figure:
     "Held-out loss against parameters for CARP and ESM, one point per seed, the mean joined by a line (Figure 1d)."
+    # one mark per seed and a line through the means; a size trained on its own has no line
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     alone = iter("s^Pv*" * len(runs))  # marks of sizes that were trained on their own
     for (family, tokens), group in runs.groupby(["family", "tokens"], sort=False):
@@ -539,7 +542,7 @@ def _cost_panel(axes: Axes, cost: pd.DataFrame, value: str, scale: float) -> Non
         if len(ends) and len(measured):
             _mark_memory_end(axes, ends.min(), measured["median"].iloc[-1], colour)
 
-
+# %% ../nbs/library/73_figures.ipynb #98c8c8a8
 def cost_figure(
     cost: pd.DataFrame,  # of `timing.cost_against_length`
     device: str,  # in words
@@ -583,6 +586,7 @@ def _baseline_mark(model: str, mark: str) -> str:
 
 def _label_tasks(axes: Axes, both: pd.DataFrame) -> None:
     "One label for all marks above one published number; a label that would cover another is left out."
+    # positions of labels so far, as shares of the axes
     placed = []
     for (task, paper), points in both.groupby(["task", "paper"], sort=False):
         above = (points.here > points.paper).all()
@@ -668,7 +672,7 @@ def _label_splits(axes: Axes, lines: pd.DataFrame) -> None:
             color="0.35",
         )
 
-
+# %% ../nbs/library/73_figures.ipynb #98693d6c
 def training_size_figure(
     rows: pd.DataFrame,  # results rows
     metrics: Sequence[str] = ("spearman", "auroc"),
@@ -745,7 +749,7 @@ def _draw_faint_curve(axes: Axes, curve: pd.DataFrame, i: int, colour: str) -> N
     ls = ["-", "--", ":", "-."][i % 4]
     axes.plot(curve.loss, curve.value, lw=0.7, alpha=0.3, color=colour, ls=ls)
 
-
+# %% ../nbs/library/73_figures.ipynb #38da920f
 def _downstream_label(points: pd.DataFrame) -> str:
     "The axis title of a task: its metric and the size of its test set."
     n = int(points.n.max())
@@ -775,7 +779,7 @@ def _downstream_panel(
     _loss_axis(axes)
     axes.margins(y=0.1)
 
-
+# %% ../nbs/library/73_figures.ipynb #7fa2fc47
 def downstream_figure(
     points: pd.DataFrame,  # as `checkpoint_points` gives them
 ) -> Figure:
@@ -816,7 +820,7 @@ def _draw_mean_curve(axes: Axes, of_run: pd.DataFrame, i: int, colour: str, labe
     )
     _draw_curve(axes, mean, i, colour, label)
 
-
+# %% ../nbs/library/73_figures.ipynb #f5412297
 def zero_shot_along_figure(
     points: pd.DataFrame,  # as `checkpoint_points` gives them
 ) -> Figure:
@@ -894,6 +898,7 @@ def contact_figure(
             extent=(0.5, len(both) + 0.5, len(both) + 0.5, 0.5),
         )
         images.append(image)
+        # the diagonal parts prediction and truth
         ax.plot([0.5, len(both) + 0.5], [0.5, len(both) + 0.5], color="0.5", lw=0.6)
         ax.set_title(name, fontsize=8)
         ax.set_xlabel("residue (above: predicted)", fontsize=8)
@@ -922,6 +927,7 @@ def confusion_figure(
     )
     names = [_STATES.get(s, (s,))[0] for s in states]
     for ax, (model, table) in zip(axes[0], counts.items()):
+        # a state that never occurs has a share of 0
         share = table / np.maximum(1, table.sum(1, keepdims=True))
         ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
         # black letters are hard to read on a dark cell
@@ -942,7 +948,7 @@ def confusion_figure(
         ax.set_ylabel("true (DSSP)", fontsize=8)
     return finish_figure(figure)
 
-
+# %% ../nbs/library/73_figures.ipynb #ce150fcd
 def trace_figure(
     ca: np.ndarray,  # [L, 3] Å, NaN where unresolved
     states: dict[str, str],  # title -> a letter per residue

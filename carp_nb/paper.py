@@ -121,6 +121,7 @@ def mean_table(
     of BLOSUM62.
     If some scans are among the paper's 41, the mean is over these alone."""
     kept = [s.name for s in scans if s.benchmark] or [s.name for s in scans]
+    # pivot in the order of the rows, which is that of the figure
     wide = rows[(rows.metric == "spearman") & rows.task.isin(kept)].pivot_table(
         index="task", columns=["model", "method"], values="value", sort=False
     )
@@ -151,6 +152,7 @@ def loss_by_length(
     "Loss against length, a running mean over neighbouring sequences (Figure 1e), without shorter windows at the ends."
     sequences = answers[answers.length <= longest].groupby("sequence")
     sums = sequences.agg(length=("length", "first"), nats=("nats", "sum"), n=("nats", "size"))
+    # sequences of one length stay in their order, so that a curve can be repeated
     sums = sums.sort_values("length", kind="stable")
     rolled = sums.rolling(window, center=True)[["nats", "n"]].sum()
     length = sums.length.rolling(window, center=True).median()
@@ -209,6 +211,7 @@ def cost_exponents(
     columns = "shape quantity exponent lo hi from_length to_length n last last_lo last_hi last_from"
     rows = []
     for shape, group in cost.dropna(subset="wall").groupby("shape", sort=False):
+        # activations are what is used besides the weights
         above = group[group.peak > group.weights]
         above = above.groupby("length")[["peak", "weights"]].median().reset_index()
         measured = {
@@ -608,6 +611,7 @@ def other_table(
     fits = fits[np.array(unpublished, bool)].reset_index(drop=True)
     if fits.empty:
         return None
+    # columns are set one by one, since a table has them in this order
     table = fits[["set", "split", "model", "method"]].assign(value=fits.here, sd=fits.sd)
     table["95 % interval"] = [f"{lo:.2f} to {hi:.2f}" for lo, hi in zip(fits.lo, fits.hi)]
     table["seeds"] = fits.seeds
@@ -660,6 +664,7 @@ def checkpoint_points(
     part = _mark_partial(rows)
     points = rows[rows.metric.isin(metrics)].copy()
     keys = pd.MultiIndex.from_frame(points[_FIT])
+    # a model without @ was never pretrained, so it has no step
     name = points.model.astype(str).str.split("@", n=1, expand=True).reindex(columns=[0, 1])
     points = points.assign(
         run=name[0],

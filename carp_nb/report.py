@@ -40,6 +40,7 @@ def printed_interval(
     assert match is not None
     digits, unit = match.groups()
     scale = {"": 1, "k": 1e3, "M": 1e6}[unit]
+    # a number without a unit is printed in full
     half = 0.5 * 10.0 ** -len(digits.partition(".")[2]) * scale if unit else 0
     return float(digits) * scale - half, float(digits) * scale + half
 
@@ -550,6 +551,7 @@ def zero_shot_rows(
         return correlations, [], 0
     scored = correlations.groupby(["model", "method"]).task.agg(set)
     n = scored.map(len)
+    # else one model that was tried on few scans would leave only those
     scored = scored[n >= n.max() / 2]
     kept = sorted(set.intersection(*scored))
     models = pd.MultiIndex.from_frame(rows[["model", "method"]])
@@ -605,6 +607,7 @@ def cost_lines(
     costs = costs[costs.task.astype(str).str.endswith(" residues")]
     if costs.empty:
         return None
+    # times of different devices cannot be joined by a line
     device = costs.device.iloc[-1]
     costs = costs[costs.device == device]
     dtype = costs["dtype"].iloc[-1]
@@ -749,6 +752,7 @@ def _compare_zero_shot(rows: pd.DataFrame) -> list[dict]:
         carp = stated.model.startswith("CARP")
         cas9 = stated.metric.endswith("Cas9")
         scores = wide[wide.index == "flip_cas9_positive"] if cas9 else wide[benchmark]
+        # a count of scans compares two models, a mean needs one
         rivals = [None]
         if "ahead" in stated.metric:
             name = _plain_name(stated.metric.rpartition(" ")[2])
