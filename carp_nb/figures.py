@@ -30,8 +30,8 @@ from .files import write_text
 from .mlm import ngram_counts
 from .mutants import parse_mutant
 from .paper import count_benchmarks, falls_furthest, published, summarised
-from .pretrain import held_out_table, model_card
 from .results import save_figure
+from .runs import held_out_table, model_card
 
 # %% ../nbs/library/73_figures.ipynb #813b4748
 def model_colour(name: str) -> str:

@@ -37,7 +37,6 @@ from carp_nb.files import (
     write_table,
     write_text,
 )
-from .runs import held_out_table, model_card
 from .tasks import find_column
 
 # %% ../nbs/library/71_results.ipynb #af94e8e9
