@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['FAIR_ESM', 'TABLE_S2', 'ESM_1B', 'ESM_1V', 'FAIR_ESM_URL', 'ESM_PUBLISHED', 'FramedAlphabet', 'ESMConfig',
-           'SelfAttention', 'TransformerLayer', 'LMHead', 'ESM', 'table_s2', 'from_fair_esm', 'to_fair_esm',
-           'ask_masked', 'Ensemble']
+           'SelfAttention', 'TransformerLayer', 'LMHead', 'framed_log_probs_at', 'ESM', 'table_s2', 'from_fair_esm',
+           'to_fair_esm', 'Ensemble']
 
 # %% ../nbs/library/12_esm.ipynb #b2db2d12
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import BoolTensor, LongTensor, Tensor, nn
+from torch import Tensor, nn
 
 from .alphabet import AMBIGUOUS, AMINO_ACIDS, PROTEIN, START, STOP, Alphabet
 from .carp import check_positions, masked_log_probs_at, n_parameters
@@ -36,13 +37,16 @@ class FramedAlphabet(Alphabet):
         start, stop = np.array(self.frame, np.uint8)[:, None]
         return np.concatenate([start, super().to_ids(sequence, name, allow_mask), stop])
 
-    def decode(self, ids: LongTensor) -> str:
+    def decode(self, ids: Tensor) -> str:  # int64 [L + 2] -> L letters
         return super().decode(ids).strip(START + STOP)
 
     def batch(
-        self, *args, **kwargs
-    ) -> tuple[LongTensor, BoolTensor]:  # tokens [B, L + 2], mask [B, L + 2] (True = residue)
-        tokens, mask = super().batch(*args, **kwargs)
+        self,
+        sequences: Sequence[str],
+        names: Sequence[str] | None = None,
+        allow_mask: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # tokens int64 [B, L + 2], mask bool [B, L + 2], True = residue
+        tokens, mask = super().batch(sequences, names, allow_mask)
         return tokens, mask & ~torch.isin(tokens, torch.tensor(self.frame))
 
 # %% ../nbs/library/12_esm.ipynb #2d3fd065
@@ -51,7 +55,7 @@ FAIR_ESM = FramedAlphabet(
     AMINO_ACIDS + AMBIGUOUS,
     pad="~",
 )
-_ALPHABETS = {"protein": PROTEIN, "fair_esm": FAIR_ESM}
+_ALPHABETS: dict[str, Alphabet] = {"protein": PROTEIN, "fair_esm": FAIR_ESM}
 
 # %% ../nbs/library/12_esm.ipynb #d90b075c
 @dataclass(frozen=True)
@@ -70,19 +74,21 @@ class ESMConfig:
     def __post_init__(self):
         if self.d_model % self.n_heads:
             raise ValueError(
-                f"d_model is {self.d_model}, which {self.n_heads} heads cannot share; use a multiple."
+                f"d_model is {self.d_model}, which {self.n_heads} heads cannot share; "
+                "use a multiple."
             )
         if self.alphabet not in _ALPHABETS:
             raise ValueError(f"alphabet is {self.alphabet!r}; use one of {', '.join(_ALPHABETS)}.")
 
     @property
     def receptive_field(self) -> int:
-        return self.max_positions - 1  # attention sees all there is, on each side
+        "Residues that attention sees on each side: all there can be."
+        return self.max_positions - 1
 
 # %% ../nbs/library/12_esm.ipynb #66b5e674
 def _plain_attention(
-    query: Tensor,
-    key: Tensor,
+    query: Tensor,  # [B, heads, L, d / heads]
+    key: Tensor,  # [B, heads, L, d / heads]
     value: Tensor,  # [B, heads, L, d / heads]
     visible: Tensor | None,  # [B, 1, 1, L] True = may be attended to; None: all
 ) -> Tensor:  # [B, heads, L, d / heads]
@@ -102,23 +108,31 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ESMConfig, attention: str):
         super().__init__()
         d = config.d_model
-        self.n_heads, self.attend = config.n_heads, _ATTENTION[attention]
-        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(d, d) for _ in range(4))
+        self.n_heads = config.n_heads
+        self.attend = _ATTENTION[attention]
+        self.k_proj = nn.Linear(d, d)
+        self.v_proj = nn.Linear(d, d)
+        self.q_proj = nn.Linear(d, d)
+        self.out_proj = nn.Linear(d, d)
+        # the gain of the released code: three matrices that start as one matrix would
         for layer in (self.k_proj, self.v_proj, self.q_proj):
             nn.init.xavier_uniform_(layer.weight, gain=2**-0.5)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
+    def split_heads(self, x: Tensor) -> Tensor:  # [B, L, d] -> [B, heads, L, d / heads]
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
     def forward(
         self,
         x: Tensor,  # [B, L, d]
-        visible: Tensor | None,  # [B, 1, 1, L]
+        visible: Tensor | None,  # bool [B, 1, 1, L]
     ) -> Tensor:  # [B, L, d]
-        q, k, v = (
-            proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return self.out_proj(self.attend(q, k, v, visible).transpose(1, 2).flatten(2))
+        query = self.split_heads(self.q_proj(x))
+        key = self.split_heads(self.k_proj(x))
+        value = self.split_heads(self.v_proj(x))
+        y = self.attend(query, key, value, visible)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
 
 # %% ../nbs/library/12_esm.ipynb #bb89009d
 class TransformerLayer(nn.Module):
@@ -126,38 +140,89 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, config: ESMConfig, attention: str):
         super().__init__()
-        self.self_attn_layer_norm, self.self_attn = (
-            nn.LayerNorm(config.d_model),
-            SelfAttention(config, attention),
-        )
-        self.final_layer_norm = nn.LayerNorm(config.d_model)
-        self.fc1, self.fc2 = (
-            nn.Linear(config.d_model, config.d_mlp),
-            nn.Linear(config.d_mlp, config.d_model),
-        )
+        d = config.d_model
+        self.self_attn_layer_norm = nn.LayerNorm(d)
+        self.self_attn = SelfAttention(config, attention)
+        self.final_layer_norm = nn.LayerNorm(d)
+        self.fc1 = nn.Linear(d, config.d_mlp)
+        self.fc2 = nn.Linear(config.d_mlp, d)
 
     def forward(
-        self, x: Tensor, visible: Tensor | None
-    ) -> Tensor:  # [B, L, d], [B, 1, 1, L] -> [B, L, d]
+        self,
+        x: Tensor,  # [B, L, d]
+        visible: Tensor | None,  # bool [B, 1, 1, L]
+    ) -> Tensor:  # [B, L, d]
         x = x + self.self_attn(self.self_attn_layer_norm(x), visible)
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        hidden = F.gelu(self.fc1(self.final_layer_norm(x)))
+        return x + self.fc2(hidden)
 
-
+# %% ../nbs/library/12_esm.ipynb #dc0707b7
 class LMHead(nn.Module):
     "A layer of its own, then the token embedding read backwards (tied weights)."
 
     def __init__(self, d_model: int, n_tokens: int):
         super().__init__()
-        self.dense, self.layer_norm, self.bias = (
-            nn.Linear(d_model, d_model),
-            nn.LayerNorm(d_model),
-            nn.Parameter(torch.zeros(n_tokens)),
-        )
+        self.dense = nn.Linear(d_model, d_model)
+        self.layer_norm = nn.LayerNorm(d_model)
+        self.bias = nn.Parameter(torch.zeros(n_tokens))
 
     def forward(
-        self, x: Tensor, embedding: Tensor
-    ) -> Tensor:  # [..., d], [tokens, d] -> [..., tokens]
-        return F.linear(self.layer_norm(F.gelu(self.dense(x))), embedding, self.bias)
+        self,
+        x: Tensor,  # [..., d]
+        embedding: Tensor,  # [tokens, d]
+    ) -> Tensor:  # [..., tokens] logits
+        hidden = self.layer_norm(F.gelu(self.dense(x)))
+        return F.linear(hidden, embedding, self.bias)
+
+# %% ../nbs/library/12_esm.ipynb #30ccb7b5
+_TRAINED_SHARE = 0.15 * 0.8  # of tokens masked while ESM-1b was trained
+
+
+def _drop_masked(
+    x: Tensor,  # [B, L, d] embedded tokens
+    masked: Tensor,  # bool [B, L]
+    visible: Tensor,  # bool [B, L]
+) -> Tensor:  # [B, L, d]
+    "Token dropout: masked tokens become zero, the others larger in proportion."
+    share = masked.sum(1) / visible.sum(1)
+    # where all is masked, everything is zero: not zero divided by zero
+    kept = (1 - share).clamp(min=1e-6)
+    scaled = x.masked_fill(masked[..., None], 0) * (1 - _TRAINED_SHARE)
+    return scaled / kept[:, None, None].to(x.dtype)
+
+# %% ../nbs/library/12_esm.ipynb #6ddd1b52
+def framed_log_probs_at(
+    tokens: Tensor,  # int64 [T] ids of the wild type, start and stop included
+    frame: int,  # start tokens before the first residue, as many stop tokens after the last
+    mask_idx: int,
+    columns: list[int],  # ids of AMINO_ACIDS
+    represent: Callable,  # ids [B, T] -> [B, T, d]
+    decode: Callable,  # [n, d] -> logits [n, tokens]
+    masked: list[tuple[int, ...]],  # N sets of 0-based residues to mask together
+    at: list[tuple[int, ...]],  # per set, the residues to read
+    batch_tokens: int,  # tokens per forward pass
+) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20]
+    """Log-probabilities at residues of a sequence of which others are masked.
+
+    Raises ValueError for a residue that does not exist.
+    """
+    check_positions(len(tokens) - 2 * frame, masked, at)
+    answers = masked_log_probs_at(
+        tokens,
+        masked=_shift_positions(masked, frame),
+        at=_shift_positions(at, frame),
+        mask_idx=mask_idx,
+        batch_tokens=batch_tokens,
+        # a Transformer needs the whole sequence: one piece, which begins at 0
+        pieces=lambda batch: [(0, represent(batch))],
+        decode=decode,
+    )
+    return [log_probs[:, columns] for log_probs in answers]
+
+
+def _shift_positions(sets: list[tuple[int, ...]], by: int) -> list[tuple[int, ...]]:
+    "Add a number to every position."
+    return [tuple(p + by for p in positions) for positions in sets]
 
 # %% ../nbs/library/12_esm.ipynb #68c65b41
 class ESM(nn.Module):
@@ -174,13 +239,15 @@ class ESM(nn.Module):
         super().__init__()
         if attention not in _ATTENTION:
             raise ValueError(f"attention is {attention!r}; use one of {', '.join(_ATTENTION)}.")
-        self.config, self.name, self.alphabet = config, name, _ALPHABETS[config.alphabet]
-        d, self.frame = config.d_model, getattr(self.alphabet, "frame", ())
+        self.config = config
+        self.name = name
+        self.alphabet = _ALPHABETS[config.alphabet]
+        self.frame: tuple[int, ...] = getattr(self.alphabet, "frame", ())
+        d = config.d_model
+        pad = self.alphabet.pad_idx
         # As in the released code, the mask token is embedded as zero and learns only as an output.
         self.embed_tokens = nn.Embedding(len(self.alphabet), d, padding_idx=self.alphabet.mask_idx)
-        self.embed_positions = nn.Embedding(
-            config.max_positions + self.alphabet.pad_idx + 1, d, padding_idx=self.alphabet.pad_idx
-        )
+        self.embed_positions = nn.Embedding(config.max_positions + pad + 1, d, padding_idx=pad)
         for table in (self.embed_tokens, self.embed_positions):
             with torch.no_grad():
                 table.weight.mul_(d**-0.5)
@@ -192,81 +259,85 @@ class ESM(nn.Module):
         self.lm_head = LMHead(d, len(self.alphabet))
 
     @property
-    def max_length(self) -> int:
-        return self.config.max_positions - len(self.frame)  # residues
+    def max_length(self) -> int:  # residues
+        return self.config.max_positions - len(self.frame)
 
-# %% ../nbs/library/12_esm.ipynb #0689c12f
-_TRAINED_SHARE = 0.15 * 0.8  # of tokens masked while ESM-1b was trained
+    def forward(
+        self,
+        tokens: Tensor,  # int64 [B, L] token ids of the model's alphabet
+        mask: Tensor | None = None,  # bool [B, L] True = residue; None: all but the pad token
+    ) -> Tensor:  # [B, L, tokens] logits
+        return self.lm_head(self.represent(tokens, mask), self.embed_tokens.weight)
 
+    def represent(
+        self,
+        tokens: Tensor,  # int64 [B, L] token ids of the model's alphabet
+        mask: Tensor | None = None,  # bool [B, L] True = residue; None: all but the pad token
+        layer: int = -1,  # 0 = embedding, n_layers or -1 = last layer
+        norm: bool = True,  # final layer norm; applies to the last layer only
+    ) -> Tensor:  # [B, L, d], zero at padding
+        """Activations after a layer.
 
-def _visible(self: ESM, tokens: LongTensor, mask: BoolTensor | None) -> BoolTensor:  # [B, L]
-    "What may be attended to: residues, and start and stop where the alphabet has them."
-    if mask is None:
-        return tokens != self.alphabet.pad_idx
-    for token in self.frame:
-        mask = mask | (tokens == token)
-    return mask
+        Raises ValueError for a layer the model does not have and for more residues than it reads.
+        """
+        n = self.config.n_layers
+        length = tokens.shape[1] - len(self.frame)
+        if not -n - 1 <= layer <= n:
+            raise ValueError(
+                f"layer {layer} does not exist; {self.name} has layers 0 (embedding) to {n}."
+            )
+        if length > self.max_length:
+            raise ValueError(
+                f"{self.name} reads at most {self.max_length} residues and got {length}; "
+                "crop the sequence, or use a CARP model, which has no limit."
+            )
+        layer %= n + 1
+        visible = self._visible(tokens, mask)
+        x = self._embed(tokens, visible)
+        # without padding no mask is given, which lets the fused kernel take its fastest path
+        keys = None if visible.all() else visible[:, None, None]
+        for block in self.layers[:layer]:
+            x = block(x, keys)
+        if norm and layer == n:
+            x = self.emb_layer_norm_after(x)
+        return x * visible[..., None]
 
+    def _visible(self, tokens: Tensor, mask: Tensor | None) -> Tensor:  # bool [B, L]
+        "What may be attended to: residues, and start and stop where the alphabet has them."
+        if mask is None:
+            return tokens != self.alphabet.pad_idx
+        for token in self.frame:
+            mask = mask | (tokens == token)
+        return mask
 
-def _embed(
-    self: ESM, tokens: LongTensor, visible: BoolTensor
-) -> Tensor:  # [B, L, d], zero at padding
-    "Tokens and positions, embedded and normalised."
-    x = self.embed_tokens(tokens)
-    if self.config.token_dropout:
-        masked = tokens == self.alphabet.mask_idx
-        kept = (1 - masked.sum(1) / visible.sum(1)).clamp(
-            min=1e-6
-        )  # all masked: zero below, and not zero by zero
-        x = (
-            x.masked_fill(masked[..., None], 0)
-            * (1 - _TRAINED_SHARE)
-            / kept[:, None, None].to(x.dtype)
+    def _embed(self, tokens: Tensor, visible: Tensor) -> Tensor:  # [B, L, d], zero at padding
+        "Tokens and positions, embedded and normalised."
+        x = self.embed_tokens(tokens)
+        if self.config.token_dropout:
+            x = _drop_masked(x, tokens == self.alphabet.mask_idx, visible)
+        positions = visible.cumsum(1) * visible + self.alphabet.pad_idx
+        return self.emb_layer_norm_before(x + self.embed_positions(positions)) * visible[..., None]
+
+    @torch.inference_mode()
+    def log_probs(
+        self,
+        wild_type: str,  # residues
+        masked: list[tuple[int, ...]],  # N sets of 0-based positions to mask together; or ()
+        at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
+        batch_tokens: int | None = None,  # tokens per forward pass; None: the model's own
+    ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
+        "Log-probabilities of amino acids at positions while others are masked (equation 1)."
+        return framed_log_probs_at(
+            tokens=self.alphabet.encode(wild_type, "wild type"),
+            frame=len(self.frame) // 2,
+            mask_idx=self.alphabet.mask_idx,
+            columns=[self.alphabet.tokens.index(residue) for residue in AMINO_ACIDS],
+            represent=lambda batch: self.represent(batch.to(self.lm_head.bias.device)),
+            decode=lambda x: self.lm_head(x, self.embed_tokens.weight),
+            masked=masked,
+            at=masked if at is None else at,
+            batch_tokens=batch_tokens or self.batch_tokens,
         )
-    positions = visible.cumsum(1) * visible + self.alphabet.pad_idx
-    return self.emb_layer_norm_before(x + self.embed_positions(positions)) * visible[..., None]
-
-
-ESM._visible, ESM._embed = _visible, _embed
-
-# %% ../nbs/library/12_esm.ipynb #9eaba2e2
-def _forward(
-    self: ESM,
-    tokens: LongTensor,  # [B, L] token ids of the model's alphabet
-    mask: BoolTensor | None = None,  # [B, L] True = residue; None: everything but the pad token
-) -> Tensor:  # [B, L, tokens] logits
-    return self.lm_head(self.represent(tokens, mask), self.embed_tokens.weight)
-
-
-def _represent(
-    self: ESM,
-    tokens: LongTensor,  # [B, L] token ids of the model's alphabet
-    mask: BoolTensor | None = None,  # [B, L] True = residue; None: everything but the pad token
-    layer: int = -1,  # 0 = embedding, n_layers or -1 = last layer
-    norm: bool = True,  # final layer norm; applies to the last layer only
-) -> Tensor:  # [B, L, d], zero at padding
-    "Activations after a layer. Raises ValueError for a layer the model does not have and for more residues than it reads."
-    n, length = self.config.n_layers, tokens.shape[1] - len(self.frame)
-    if not -n - 1 <= layer <= n:
-        raise ValueError(
-            f"layer {layer} does not exist; {self.name} has layers 0 (embedding) to {n}."
-        )
-    if length > self.max_length:
-        raise ValueError(
-            f"{self.name} reads at most {self.max_length} residues and got {length}; crop the sequence, or use a CARP model, which has no limit."
-        )
-    layer %= n + 1
-    visible = self._visible(tokens, mask)
-    x = self._embed(tokens, visible)
-    keys = None if visible.all() else visible[:, None, None]
-    for block in self.layers[:layer]:
-        x = block(x, keys)
-    if norm and layer == n:
-        x = self.emb_layer_norm_after(x)
-    return x * visible[..., None]
-
-
-ESM.forward, ESM.represent = _forward, _represent
 
 # %% ../nbs/library/12_esm.ipynb #a2fade3d
 TABLE_S2 = {
@@ -282,7 +353,7 @@ ESM_1V = replace(ESM_1B, norm_before=False)  # otherwise the same
 
 # %% ../nbs/library/12_esm.ipynb #a53084c6
 def table_s2() -> pd.DataFrame:  # index: our name of the size
-    "What Table S2 says of each size and what its shape gives: parameters and the longest sequence (residues)."
+    "Shape of each size, its parameters and the longest sequence that it reads (residues)."
     rows = {}
     for name, config in TABLE_S2.items():
         with torch.device("meta"):
@@ -310,13 +381,16 @@ def _shape(
     state: dict[str, Tensor],  # without prefixes
 ) -> ESMConfig:
     "The configuration that a published checkpoint implies."
-    if getattr(args, "arch", None) != "roberta_large":
+    architecture = getattr(args, "arch", None)
+    if architecture != "roberta_large":
         raise ValueError(
-            f"its architecture is {getattr(args, 'arch', None)!r}; ESM-1b and ESM-1v, which are read here, have 'roberta_large'."
+            f"its architecture is {architecture!r}; "
+            "ESM-1b and ESM-1v, which are read here, have 'roberta_large'."
         )
+    layers = {key.split(".")[1] for key in state if key.startswith("layers.")}
     return ESMConfig(
         d_model=state["embed_tokens.weight"].shape[1],
-        n_layers=len({key.split(".")[1] for key in state if key.startswith("layers.")}),
+        n_layers=len(layers),
         n_heads=args.encoder_attention_heads,
         d_mlp=state["layers.0.fc1.weight"].shape[0],
         max_positions=state["embed_positions.weight"].shape[0] - FAIR_ESM.pad_idx - 1,
@@ -326,21 +400,32 @@ def _shape(
     )
 
 # %% ../nbs/library/12_esm.ipynb #30f0db6e
-_PREFIXES = "encoder.sentence_encoder.", "encoder."
+_PREFIXES = ("encoder.sentence_encoder.", "encoder.")  # of the trunk and of the output
+
+
+def _without_prefixes(
+    tensors: dict[str, Tensor],  # as published
+) -> dict[str, Tensor]:  # under our names, without the contact head
+    "Take the names of the training code off the tensors of a model."
+    state = {}
+    for key, value in tensors.items():
+        for prefix in _PREFIXES:
+            key = key.removeprefix(prefix)
+        if not key.startswith("contact_head."):
+            state[key] = value
+    return state
 
 
 def from_fair_esm(
     checkpoint: dict,  # "args" and "model", as published
 ) -> tuple[ESMConfig, dict[str, Tensor]]:  # shape, weights under our names
-    "Read what a published ESM-1b or ESM-1v holds. Raises ValueError for another architecture or content."
+    """Read what a published ESM-1b or ESM-1v holds.
+
+    Raises ValueError for another architecture or content.
+    """
     if not isinstance(checkpoint.get("model"), dict) or "args" not in checkpoint:
         raise ValueError("it does not hold the arguments of a training run and its tensors.")
-    state = {}
-    for key, value in checkpoint["model"].items():
-        for prefix in _PREFIXES:
-            key = key.removeprefix(prefix)
-        if not key.startswith("contact_head."):
-            state[key] = value
+    state = _without_prefixes(checkpoint["model"])
     try:
         config = _shape(checkpoint["args"], state)
     except (KeyError, AttributeError, IndexError) as error:
@@ -355,11 +440,12 @@ def from_fair_esm(
 def to_fair_esm(
     model: ESM,  # with the 33 tokens of ESM-1b
 ) -> dict:  # "args" and "model", as published
-    "A model in the published layout. Raises ValueError for a model of CARP's alphabet, for which there is none."
+    "Write a model in the published layout. Raises ValueError for one with CARP's alphabet."
     config = model.config
     if config.alphabet != "fair_esm":
         raise ValueError(
-            f"{model.name} has CARP's 30 tokens, which the published ESM layout does not know; save it as .safetensors."
+            f"{model.name} has CARP's 30 tokens, which the published ESM layout does not know; "
+            "save it as .safetensors."
         )
     args = argparse.Namespace(
         arch="roberta_large",
@@ -371,58 +457,12 @@ def to_fair_esm(
         token_dropout=config.token_dropout,
     )
     state = {**model.state_dict(), "lm_head.weight": model.embed_tokens.weight.detach()}
-    return {
-        "args": args,
-        "model": {
-            _PREFIXES[key.startswith("lm_head.")] + key: value for key, value in state.items()
-        },
-    }
-
-# %% ../nbs/library/12_esm.ipynb #29471742
-def ask_masked(
-    tokens: LongTensor,  # [T] ids of the wild type, start and stop included
-    frame: int,  # start tokens before the first residue, as many stop tokens after the last
-    mask_idx: int,
-    columns: list[int],  # ids of AMINO_ACIDS
-    represent: Callable,  # ids [B, T] -> [B, T, d]
-    decode: Callable,  # [n, d] -> logits [n, tokens]
-    masked: list[tuple[int, ...]],  # N sets of 0-based residues to mask together
-    at: list[tuple[int, ...]],  # per set, the residues to read
-    batch_tokens: int,  # tokens per forward pass
-) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20]
-    "Log-probabilities at residues of a sequence of which others are masked. Raises ValueError for a residue that does not exist."
-    check_positions(len(tokens) - 2 * frame, masked, at)
-    shifted = [[tuple(p + frame for p in positions) for positions in sets] for sets in (masked, at)]
-    answers = masked_log_probs_at(
-        tokens, *shifted, mask_idx, batch_tokens, lambda batch: [(0, represent(batch))], decode
-    )
-    return [log_probs[:, columns] for log_probs in answers]
-
-# %% ../nbs/library/12_esm.ipynb #bdd5ae24
-@torch.inference_mode()
-def _log_probs(
-    self: ESM,
-    wild_type: str,  # residues
-    masked: list[tuple[int, ...]],  # N sets of 0-based positions to mask together; () masks nothing
-    at: list[tuple[int, ...]]
-    | None = None,  # per set, the positions to read; None: the masked ones
-    batch_tokens: int | None = None,  # tokens per forward pass; None: the model's own
-) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
-    "Log-probabilities of the amino acids at positions of a sequence of which others are masked (equation 1)."
-    return ask_masked(
-        self.alphabet.encode(wild_type, "wild type"),
-        len(self.frame) // 2,
-        self.alphabet.mask_idx,
-        [self.alphabet.tokens.index(residue) for residue in AMINO_ACIDS],
-        lambda batch: self.represent(batch.to(self.lm_head.bias.device)),
-        lambda x: self.lm_head(x, self.embed_tokens.weight),
-        masked,
-        masked if at is None else at,
-        batch_tokens or self.batch_tokens,
-    )
-
-
-ESM.log_probs = _log_probs
+    trunk, output = _PREFIXES
+    published = {}
+    for key, value in state.items():
+        prefix = output if key.startswith("lm_head.") else trunk
+        published[prefix + key] = value
+    return {"args": args, "model": published}
 
 # %% ../nbs/library/12_esm.ipynb #94d4032b
 class Ensemble(nn.Module):
@@ -430,19 +470,26 @@ class Ensemble(nn.Module):
 
     batch_tokens = 16384  # tokens per forward pass when scoring
 
-    def __init__(self, models: list[nn.Module], name: str):
+    def __init__(self, models: Sequence[nn.Module], name: str):
         super().__init__()
         if not models:
             raise ValueError(f"{name}: an ensemble needs at least one model.")
-        self.models, self.name = nn.ModuleList(models), name
+        self.models = nn.ModuleList(models)
+        self.name = name
 
     @property
-    def config(self):
-        return self.models[0].config
+    def members(self) -> list[ESM]:
+        "The models, as what they are used for; any scorer that is a module will do."
+        return cast(list[ESM], list(self.models))
+
+    @property
+    def config(self) -> ESMConfig:
+        return self.members[0].config
 
     @property
     def max_length(self) -> int | None:  # residues, of the member that reads least; None: any
-        return min((m.max_length for m in self.models if m.max_length is not None), default=None)
+        lengths = [model.max_length for model in self.members]
+        return min((length for length in lengths if length is not None), default=None)
 
     def log_probs(
         self,
@@ -452,8 +499,8 @@ class Ensemble(nn.Module):
         batch_tokens: int | None = None,
     ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20]
         "As a member's; the mean of log-probabilities does not sum to one."
-        members = [
+        answers = [
             model.log_probs(wild_type, masked, at, batch_tokens or self.batch_tokens)
-            for model in self.models
+            for model in self.members
         ]
-        return [torch.stack(answers).mean(0) for answers in zip(*members)]
+        return [torch.stack(same_set).mean(0) for same_set in zip(*answers)]

@@ -11,21 +11,22 @@ import importlib
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .esm import ask_masked
+from .esm import framed_log_probs_at
 
 # %% ../nbs/library/13_protbert.ipynb #f3fafcb7
 PROTBERT_URL = "https://huggingface.co/Rostlab/prot_bert_bfd/resolve/main/{}"
 PROTBERT_FILES = "config.json", "vocab.txt", "pytorch_model.bin"
 PROTBERT_SHAPE = argparse.Namespace(n_parameters=419_933_214, n_layers=30, max_length=39_998)
 
-
+# %% ../nbs/library/13_protbert.ipynb #3183bf77
 def hugging_face() -> ModuleType:
-    "The package of the extra. Raises ImportError that says how to get it."
+    "Import the package of the extra. Raises ImportError that says how to get it."
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
@@ -38,15 +39,19 @@ class ProtBert(nn.Module):
     "ProtBERT-BFD (Elnaggar et al. 2021) as a scorer."
 
     batch_tokens = 16384  # tokens per forward pass when scoring
+    path: Path | None = None  # of the weights
 
     def __init__(
         self,
-        bert: nn.Module,  # a BertForMaskedLM
-        tokenizer,  # its BertTokenizer
+        # both untyped, since the package that defines them is optional
+        bert: Any,  # a BertForMaskedLM
+        tokenizer: Any,  # its BertTokenizer
         name: str = "prot_bert_bfd",
     ):
         super().__init__()
-        self.bert, self.tokenizer, self.name = bert, tokenizer, name
+        self.bert = bert
+        self.tokenizer = tokenizer
+        self.name = name
         self.max_length = bert.config.max_position_embeddings - 2  # residues
         self.config = argparse.Namespace(
             n_layers=bert.config.num_hidden_layers, receptive_field=self.max_length - 1
@@ -56,30 +61,28 @@ class ProtBert(nn.Module):
     def log_probs(
         self,
         wild_type: str,  # residues
-        masked: list[
-            tuple[int, ...]
-        ],  # N sets of 0-based positions to mask together; () masks nothing
-        at: list[tuple[int, ...]]
-        | None = None,  # per set, the positions to read; None: the masked ones
+        masked: list[tuple[int, ...]],  # N sets of 0-based positions to mask together; or ()
+        at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
         batch_tokens: int | None = None,  # tokens per forward pass; None: the model's own
     ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
         "As `CARP.log_probs`. Raises ValueError for more residues than the model reads."
-        residues = re.sub("[UZOBJ]", "X", PROTEIN.decode(PROTEIN.encode(wild_type, "wild type")))
+        residues = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type"))
         if len(residues) > self.max_length:
             raise ValueError(
-                f"{self.name} reads at most {self.max_length} residues and got {len(residues)}; crop the sequence."
+                f"{self.name} reads at most {self.max_length} residues and got {len(residues)}; "
+                "crop the sequence."
             )
-        tokens = torch.tensor(self.tokenizer(" ".join(residues))["input_ids"])
-        return ask_masked(
-            tokens,
-            1,
-            self.tokenizer.mask_token_id,
-            self.tokenizer.convert_tokens_to_ids(list(AMINO_ACIDS)),
-            lambda batch: self.bert.bert(batch.to(self.bert.device)).last_hidden_state,
-            self.bert.cls,
-            masked,
-            masked if at is None else at,
-            batch_tokens or self.batch_tokens,
+        text = " ".join(re.sub("[UZOBJ]", "X", residues))
+        return framed_log_probs_at(
+            tokens=torch.tensor(self.tokenizer(text)["input_ids"]),
+            frame=1,
+            mask_idx=self.tokenizer.mask_token_id,
+            columns=self.tokenizer.convert_tokens_to_ids(list(AMINO_ACIDS)),
+            represent=lambda batch: self.bert.bert(batch.to(self.bert.device)).last_hidden_state,
+            decode=self.bert.cls,
+            masked=masked,
+            at=masked if at is None else at,
+            batch_tokens=batch_tokens or self.batch_tokens,
         )
 
 # %% ../nbs/library/13_protbert.ipynb #f58a87da
@@ -87,25 +90,33 @@ def load_protbert(
     folder: str | Path,  # holds PROTBERT_FILES
     name: str | None = None,  # of the model; None: the folder's
 ) -> ProtBert:  # in eval mode, fp32, with .path of the weights
-    "Read a ProtBERT in the layout of Hugging Face. Raises FileNotFoundError, ImportError, and ValueError for another model or damaged files."
-    folder, hf = Path(folder), hugging_face()
-    if lacking := [file for file in PROTBERT_FILES if not (folder / file).is_file()]:
+    """Read a ProtBERT in the layout of Hugging Face.
+
+    Raises FileNotFoundError, ImportError, and ValueError for another model or damaged files.
+    """
+    folder = Path(folder)
+    hf = hugging_face()
+    lacking = [file for file in PROTBERT_FILES if not (folder / file).is_file()]
+    if lacking:
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(lacking)}; get it from {PROTBERT_URL.format(lacking[0])}."
         )
     try:
-        bert, found = hf.BertForMaskedLM.from_pretrained(
+        bert, report = hf.BertForMaskedLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, use_safetensors=False
         )
-    except Exception as error:  # damaged files fail in many ways
+    # damaged files fail in many ways
+    except Exception as error:
+        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{folder} cannot be read as a ProtBERT ({str(error).splitlines()[0]}); get its files again."
+            f"{folder} cannot be read as a ProtBERT ({reason}); get its files again."
         ) from error
     tokenizer = hf.BertTokenizer.from_pretrained(folder, do_lower_case=False)
     unknown = set(AMINO_ACIDS + "X") - set(tokenizer.get_vocab())
-    if found["missing_keys"] or unknown:
+    if report["missing_keys"] or unknown:
         raise ValueError(
-            f"{folder} does not hold a ProtBERT: {len(found['missing_keys'])} tensors and {len(unknown)} residues are missing; get its files again."
+            f"{folder} does not hold a ProtBERT: {len(report['missing_keys'])} tensors "
+            f"and {len(unknown)} residues are missing; get its files again."
         )
     model = ProtBert(bert.eval(), tokenizer, name or folder.name)
     model.path = folder / PROTBERT_FILES[-1]
