@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import LongTensor, Tensor
+from torch import Tensor
 
 from .devices import has_amx
 
@@ -28,8 +28,8 @@ def taps(
             yield tap, offset
 
 # %% ../nbs/library/10_kernels.ipynb #1cc28bce
-def _conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-    "The library's convolution."
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    "Convolve with the library's two-dimensional convolution."
     half = dilation * (weight.shape[-1] // 2)
     y = F.conv2d(
         x.transpose(1, 2).unsqueeze(2),
@@ -41,42 +41,51 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
     return y.squeeze(2).transpose(1, 2)
 
 # %% ../nbs/library/10_kernels.ipynb #8678f9e8
-def _unfold(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-    "One matrix product over the gathered neighbours."
-    (batch, length, channels), k = x.shape, weight.shape[-1]
-    padded = F.pad(x, (0, 0, dilation * (k // 2), dilation * (k // 2))).contiguous()
+def _unfold(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    "Convolve with one matrix product over the gathered neighbours."
+    batch, length, channels = x.shape
+    k = weight.shape[-1]
+    half = dilation * (k // 2)
+    padded = F.pad(x, (0, 0, half, half)).contiguous()
     row = padded.stride(0)
+    # a view in which each position shows its k neighbours; the copy is made by the reshape below
     neighbours = padded.as_strided(
         (batch, length, k, channels), (row, channels, dilation * channels, 1)
     )
-    return F.linear(
-        neighbours.reshape(batch, length, -1), weight.transpose(1, 2).reshape(len(weight), -1), bias
-    )
+    matrix = weight.transpose(1, 2).reshape(len(weight), -1)
+    return F.linear(neighbours.reshape(batch, length, -1), matrix, bias)
 
 # %% ../nbs/library/10_kernels.ipynb #a29a9cfd
 class Segments:
-    "Which sequence every residue of a row is of, where rows hold several end to end; a sequence stands in one piece."
+    "The sequence of every residue, where rows hold several end to end; each is in one piece."
 
-    def __init__(self, ids: LongTensor):  # [B, L] a number per sequence of a row; 0 is padding
-        self.ids, self._joined = ids, {}
+    def __init__(self, ids: Tensor):  # int64 [B, L] a number per sequence of a row; 0 is padding
+        self.ids = ids
+        self._joined: dict[int, Tensor] = {}
         starts = F.pad(ids[:, 1:] != ids[:, :-1], (1, 0), value=True).flatten().nonzero()[:, 0]
-        self.longest = int(starts.diff(append=starts.new_tensor([ids.numel()])).max())  # residues
+        lengths = starts.diff(append=starts.new_tensor([ids.numel()]))
+        self.longest = int(lengths.max())  # residues
 
     def joined(self, offset: int) -> Tensor:  # bool [B, L - |offset|, 1]
         "Are the two ends of a tap of one sequence?"
         reach = abs(offset)
+        # every block of one dilation asks the same, so the answer is kept
         if reach not in self._joined:
-            self._joined[reach] = (
-                self.ids[:, reach:] == self.ids[:, : self.ids.shape[1] - reach]
-            ).unsqueeze(-1)
+            same = self.ids[:, reach:] == self.ids[:, : self.ids.shape[1] - reach]
+            self._joined[reach] = same.unsqueeze(-1)
         return self._joined[reach]
 
 # %% ../nbs/library/10_kernels.ipynb #a01e179f
 def _shift(
-    x: Tensor, weight: Tensor, bias: Tensor, dilation: int, segments: Segments | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    segments: Segments | None = None,
 ) -> Tensor:
-    "One matrix product per tap, added into a slice of the output."
-    length, k = x.shape[1], weight.shape[-1]
+    "Convolve with one matrix product per tap, added into a slice of the output."
+    length = x.shape[1]
+    k = weight.shape[-1]
     y = F.linear(x, weight[..., k // 2], bias)
     for tap, offset in taps(segments.longest if segments else length, k, dilation):
         if offset == 0:
@@ -84,10 +93,11 @@ def _shift(
         source = x[:, max(0, offset) : length + min(0, offset)]
         if segments:
             source = source * segments.joined(offset)
-        for row in range(len(x)):  # so that every slice is one block of memory
-            y[row, max(0, -offset) : length - max(0, offset)].addmm_(
-                source[row].to(y.dtype), weight[..., tap].T.to(y.dtype)
-            )  # autocast leaves addmm_ alone
+        # row by row, so that every slice is one block of memory
+        for row in range(len(x)):
+            target = y[row, max(0, -offset) : length - max(0, offset)]
+            # autocast leaves addmm_ alone, so the dtypes are made equal by hand
+            target.addmm_(source[row].to(y.dtype), weight[..., tap].T.to(y.dtype))
     return y
 
 # %% ../nbs/library/10_kernels.ipynb #1ee6e003
@@ -103,19 +113,26 @@ def _choose(x: Tensor, weight: Tensor) -> str:
     gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if gradients or torch.is_autocast_enabled(x.device.type):
         return "conv"
-    batch, length, _ = x.shape
     exact = x.dtype in (torch.float32, torch.float64)
-    if x.device.type != "cpu":
-        return "shift" if batch == 1 else "unfold" if exact else "conv"
+    if x.device.type == "cpu":
+        return _choose_on_cpu(x, weight, exact)
+    if x.shape[0] == 1:
+        return "shift"
+    return "unfold" if exact else "conv"
+
+
+def _choose_on_cpu(x: Tensor, weight: Tensor, exact: bool) -> str:
+    "The CPU's rows of the table."
+    batch, length, _ = x.shape
     if exact:
-        return (
-            "shift"
-            if weight.stride(1) == 1 and (batch == 1 or min(length, len(weight)) >= 512)
-            else "conv"
-        )
+        in_order = weight.stride(1) == 1
+        large = min(length, len(weight)) >= 512
+        return "shift" if in_order and (batch == 1 or large) else "conv"
     if not has_amx():
         return "conv"
-    return "shift" if batch == 1 else "unfold" if batch * length < 2048 else "conv"
+    if batch == 1:
+        return "shift"
+    return "unfold" if batch * length < 2048 else "conv"
 
 # %% ../nbs/library/10_kernels.ipynb #5cf79410
 _PATHS = {"conv": _conv, "unfold": _unfold, "shift": _shift}
@@ -130,21 +147,26 @@ def conv_path(
     global _forced
     if path not in _PATHS:
         raise ValueError(f"{path!r} is not a way to convolve; use one of {', '.join(_PATHS)}.")
-    before, _forced = _forced, path
+    before = _forced
+    _forced = path
     try:
         yield
     finally:
         _forced = before
 
-
+# %% ../nbs/library/10_kernels.ipynb #52d44131
 def dilated_conv(
     x: Tensor,  # [B, L, C_in]
     weight: Tensor,  # [C_out, C_in, k], k odd
-    bias: Tensor,  # [C_out]
+    bias: Tensor | None,  # [C_out]
     dilation: int,  # residues between taps
     segments: Segments | None = None,  # where rows hold several sequences end to end
 ) -> Tensor:  # [B, L, C_out]
-    "Dilated convolution with zero padding that preserves length (section 4.1); with segments, every sequence is convolved on its own."
+    """Dilated convolution with zero padding that preserves length (section 4.1).
+
+    With segments, every sequence is convolved on its own.
+    """
+    # the outer taps of a short sequence meet nothing but padding
     inside = list(taps(segments.longest if segments else x.shape[1], weight.shape[-1], dilation))
     weight = weight[..., inside[0][0] : inside[-1][0] + 1]
     if segments:
