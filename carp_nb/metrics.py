@@ -34,12 +34,13 @@ def auroc(
 ) -> float:  # 0 to 1
     "Area under the receiver operating characteristic; NaN without both classes."
     positive = target == 1
-    n, m = positive.sum(), (~positive).sum()
-    return (
-        float((rankdata(predicted)[positive].sum() - n * (n + 1) / 2) / (n * m))
-        if n and m
-        else float("nan")
-    )
+    n = positive.sum()
+    m = (~positive).sum()
+    if not n or not m:
+        return float("nan")
+    # the positives' ranks, less those that they have among themselves: pairs in the right order
+    pairs = rankdata(predicted)[positive].sum() - n * (n + 1) / 2
+    return float(pairs / (n * m))
 
 # %% ../nbs/library/04_metrics.ipynb #f6cf66bf
 def accuracy(
@@ -71,12 +72,17 @@ def top_recall(
     measured: np.ndarray,
     share: float = 0.1,  # of the mutants
 ) -> float:  # 0 to 1
-    """Share of the truly best tenth found among the tenth scored best. Where scores tie at the cut, each of the tied counts in part,
-    so that the order of the rows means nothing; measurements that tie with the last of the best are among the best."""
-    scores, measured = np.asarray(scores, float), np.asarray(measured, float)
+    """Share of the truly best tenth found among the tenth scored best.
+
+    Where scores tie at the cut, each of the tied counts in part, so that the order of the rows
+    means nothing; measurements that tie with the last of the best are among the best.
+    """
+    scores = np.asarray(scores, float)
+    measured = np.asarray(measured, float)
     k = max(1, int(len(scores) * share))
     cut = np.sort(scores)[-k]
-    above, tied = scores > cut, scores == cut
+    above = scores > cut
+    tied = scores == cut
     chosen = above + tied * (k - above.sum()) / tied.sum()
     return float(chosen[measured >= np.sort(measured)[-k]].sum() / k)
 
@@ -140,86 +146,109 @@ def spearman_interval(
 
 # %% ../nbs/library/04_metrics.ipynb #5affb06c
 def _metrics(kind: str, two_classes: bool) -> dict[str, Callable]:
+    "The metrics of a kind of task, by name; AUROC is defined for two classes."
     if kind == "regression":
-        return {"spearman": spearman, "mse": lambda t, p: float(((t - p) ** 2).mean())}
-    return {"accuracy": accuracy, **({"auroc": auroc} if two_classes else {})}
+        return {"spearman": spearman, "mse": _mean_squared_error}
+    if two_classes:
+        return {"accuracy": accuracy, "auroc": auroc}
+    return {"accuracy": accuracy}
 
-# %% ../nbs/library/04_metrics.ipynb #077b330e
-def evaluate_predictions(
-    target: Sequence,  # [N] measured: numbers, or classes
-    predicted: np.ndarray,  # [N] numbers or probabilities of the second class; [N, classes] probabilities
-    kind: str = "regression",  # or classification
-    n_boot: int = 500,  # bootstrap samples
-    seed: int = 0,
-    classes: Sequence
-    | None = None,  # in the order of the model's columns; None: those of `target`, sorted
-) -> pd.DataFrame:  # metric, value, lo, hi (95 % interval), n
-    "Spearman and mean squared error, or accuracy and (for two classes) AUROC. Raises ValueError for predictions of another length or that are not numbers."
-    predicted = np.asarray(predicted, float)
+
+def _mean_squared_error(target: np.ndarray, predicted: np.ndarray) -> float:
+    "Mean squared difference, in the square of the targets' unit."
+    return float(((target - predicted) ** 2).mean())
+
+
+def _check_predictions(target: Sequence, predicted: np.ndarray) -> None:
+    "Raise ValueError for predictions of another length or that are not finite."
     if len(predicted) != len(target):
         raise ValueError(
             f"{len(predicted)} predictions for {len(target)} targets; they must be as many."
         )
-    if not np.isfinite(predicted).all():
-        raise ValueError(
-            f"{int((~np.isfinite(predicted)).sum())} predictions are not finite numbers; the model has diverged."
-        )
+    infinite = int((~np.isfinite(predicted)).sum())
+    if infinite:
+        raise ValueError(f"{infinite} predictions are not finite numbers; the model has diverged.")
+
+
+def _number_classes(target: Sequence, classes: Sequence | None) -> np.ndarray:  # int64 [N]
+    "Targets as columns of the predictions; -1 for a class that training never met."
+    if classes is None:
+        classes = sorted(set(target))
+    number = {c: i for i, c in enumerate(classes)}
+    return np.array([number.get(t, -1) for t in target])
+
+# %% ../nbs/library/04_metrics.ipynb #077b330e
+def evaluate_predictions(
+    target: Sequence,  # [N] measured: numbers, or classes
+    # [N] numbers or probabilities of the second class; [N, classes] probabilities
+    predicted: np.ndarray,
+    kind: str = "regression",  # or classification
+    n_boot: int = 500,  # bootstrap samples
+    seed: int = 0,
+    # in the order of the columns of `predicted`; None: those of `target`, sorted
+    classes: Sequence | None = None,
+) -> pd.DataFrame:  # metric, value, lo, hi (95 % interval), n
+    """Spearman and mean squared error, or accuracy and (for two classes) AUROC.
+
+    Raises ValueError for predictions of another length or that are not finite.
+    """
+    predicted = np.asarray(predicted, float)
+    _check_predictions(target, predicted)
+    unseen = 0
     if kind == "classification":
-        number = {c: i for i, c in enumerate(sorted(set(target)) if classes is None else classes)}
-        target = np.array(
-            [number.get(t, -1) for t in target]
-        )  # a class that training never met is never right
+        measured = _number_classes(target, classes)
+        unseen = int((measured == -1).sum())
     else:
-        target, number = np.asarray(target, float), {}
-    unseen = kind == "classification" and int((target == -1).sum())
+        measured = np.asarray(target, float)
     if unseen and predicted.ndim == 1:
         warnings.warn(
-            f"{unseen} of {len(target)} targets are of a class that the model does not know; they count as wrong, and there is no AUROC.",
+            f"{unseen} of {len(target)} targets are of a class that the model does not know; "
+            "they count as wrong, and there is no AUROC.",
             stacklevel=2,
         )
     draws = bootstrap(len(target), n_boot, np.random.default_rng(seed))
     rows = []
     for name, metric in _metrics(kind, predicted.ndim == 1 and not unseen).items():
-        samples = [metric(target[d], predicted[d]) for d in draws]
-        rows.append((name, metric(target, predicted), *interval(samples), len(target)))
+        samples = np.array([metric(measured[d], predicted[d]) for d in draws])
+        rows.append((name, metric(measured, predicted), *interval(samples), len(target)))
     return pd.DataFrame(rows, columns=["metric", "value", "lo", "hi", "n"])
 
 # %% ../nbs/library/04_metrics.ipynb #0fc5a534
-RANGES = {
+RANGES = {  # separation in residues, the end excluded
     "long": (24, None),
     "medium": (12, 24),
     "short": (6, 12),
-}  # separation in residues, the end excluded
+}
+_TOP = {"L": 1, "L/2": 2, "L/5": 5}
 
 
 def contact_precision(
     scores: np.ndarray,  # [L, L] symmetric; higher: more likely a contact
     contacts: np.ndarray,  # [L, L] as contact_map gives them
 ) -> pd.DataFrame:  # range, top (L, L/2, L/5), value, chance, n (pairs judged)
-    "Precision of the best pairs of one chain. Raises ValueError for maps of different size or scores that are not numbers."
+    "Precision of the best pairs of one chain. Raises ValueError for unequal maps or infinite scores."
     if scores.shape != contacts.shape:
         raise ValueError(
-            f"the scores are {scores.shape} and the contacts {contacts.shape}; they must be of one size."
+            f"the scores are {scores.shape} and the contacts {contacts.shape}; "
+            "they must be of one size."
         )
     if not np.isfinite(scores).all():
         raise ValueError("some scores are not finite numbers; the model has diverged.")
-    resolved, rows = int((~np.isnan(contacts.diagonal())).sum()), []
+    resolved = int((~np.isnan(contacts.diagonal())).sum())
     i, j = np.triu_indices(len(scores), 1)
+    rows = []
     for name, (first, stop) in RANGES.items():
-        inside = (j - i >= first) & ((j - i < stop) if stop else True) & ~np.isnan(contacts[i, j])
+        inside = (j - i >= first) & ~np.isnan(contacts[i, j])
+        if stop:
+            inside &= j - i < stop
         truth = contacts[i, j][inside]
+        # a chain without a contact in the range has no precision there
+        chance = float(truth.mean()) if truth.sum() else np.nan
         ranked = truth[np.argsort(-scores[i, j][inside], kind="stable")]
-        for top, share in (("L", 1), ("L/2", 2), ("L/5", 5)):
+        for top, share in _TOP.items():
             best = ranked[: max(1, resolved // share)]
-            rows.append(
-                (
-                    name,
-                    top,
-                    float(best.mean()) if truth.sum() else np.nan,
-                    float(truth.mean()) if truth.sum() else np.nan,
-                    len(best),
-                )
-            )
+            value = np.nan if np.isnan(chance) else float(best.mean())
+            rows.append((name, top, value, chance, len(best)))
     return pd.DataFrame(rows, columns=["range", "top", "value", "chance", "n"])
 
 # %% ../nbs/library/04_metrics.ipynb #030c78af
