@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import BoolTensor, LongTensor
+from torch import Tensor
 
 # %% ../nbs/library/02_alphabet.ipynb #99381942
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"  # the 20 canonical residues, ids 0-19
@@ -47,8 +47,11 @@ class Alphabet:
         pad: str = GAP,  # padding token
         mask: str = MASK,  # mask token
     ):
-        self.tokens, self.residues = tokens, residues
-        self.pad_idx, self.mask_idx = tokens.index(pad), tokens.index(mask)
+        self.tokens = tokens
+        self.residues = residues
+        self.pad_idx = tokens.index(pad)
+        self.mask_idx = tokens.index(mask)
+        # the id of every byte; 255 for what is no residue
         self._ids = np.full(256, 255, dtype=np.uint8)
         for letter in residues:
             self._ids[ord(letter)] = self._ids[ord(letter.lower())] = tokens.index(letter)
@@ -62,7 +65,11 @@ class Alphabet:
         name: str = "sequence",  # id used in messages
         allow_mask: bool = False,  # read '#' as the mask token
     ) -> np.ndarray:  # uint8 [L]
-        "Token ids as bytes. Raises ValueError for an empty sequence or a symbol that is not a residue, TypeError for no string."
+        """Token ids as bytes.
+
+        Raises ValueError for an empty sequence or a symbol that is not a residue, and TypeError
+        for anything but a string.
+        """
         if not isinstance(sequence, str):
             raise TypeError(
                 f"{name}: expected a string of residues, got {type(sequence).__name__}."
@@ -70,22 +77,24 @@ class Alphabet:
         sequence = sequence.strip()
         if not sequence:
             raise ValueError(f"{name}: the sequence is empty; give at least one residue.")
+        # a letter outside Latin-1 becomes "?", which is refused like any other symbol
         raw = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
         ids = self._ids[raw]
         if allow_mask:
             ids[raw == ord(MASK)] = self.mask_idx
-        if (illegal := ids == 255).any():
+        illegal = ids == 255
+        if illegal.any():
             i = int(illegal.argmax())
             raise _refuse(sequence[i], i + 1, name)
         return ids
 
     def encode(
         self, sequence: str, name: str = "sequence", allow_mask: bool = False
-    ) -> LongTensor:  # [L]
+    ) -> Tensor:  # int64 [L]
         "Token ids as a tensor; arguments and errors as `to_ids`."
         return torch.from_numpy(self.to_ids(sequence, name, allow_mask).astype(np.int64))
 
-    def decode(self, ids: LongTensor) -> str:  # [L] -> letters
+    def decode(self, ids: Tensor) -> str:  # int64 [L] -> letters
         "Token ids back to letters; padding is dropped."
         return "".join(self.tokens[int(i)] for i in ids if int(i) != self.pad_idx)
 
@@ -94,8 +103,11 @@ class Alphabet:
         sequences: Sequence[str],  # B sequences
         names: Sequence[str] | None = None,  # ids used in messages, default "sequence 1" ...
         allow_mask: bool = False,  # read '#' as the mask token
-    ) -> tuple[LongTensor, BoolTensor]:  # tokens [B, L], mask [B, L] (True = residue)
-        "Several sequences, right-padded to the longest. Raises TypeError for a bare string, ValueError as `to_ids` does."
+    ) -> tuple[Tensor, Tensor]:  # tokens int64 [B, L], mask bool [B, L] (True = residue)
+        """Several sequences, right-padded to the longest.
+
+        Raises TypeError for a bare string, ValueError as `to_ids` does.
+        """
         rows = self._encode_all(sequences, names, allow_mask)
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_idx)
         return tokens, tokens != self.pad_idx
@@ -105,18 +117,20 @@ class Alphabet:
         sequences: Sequence[str],  # N sequences
         names: Sequence[str] | None = None,  # ids used in messages, default "sequence 1" ...
         allow_mask: bool = False,  # read '#' as the mask token
-    ) -> tuple[
-        LongTensor, LongTensor
-    ]:  # tokens [1, T], segments [1, T]: 1 for the residues of the first, 2 of the second ...
-        "Several sequences end to end in one row, without padding. Errors as `batch`."
+    ) -> tuple[Tensor, Tensor]:  # tokens and segments, int64 [1, T]
+        """Several sequences end to end in one row, without padding. Errors as `batch`.
+
+        A segment is the number of the sequence that a residue belongs to, counted from 1.
+        """
         rows = self._encode_all(sequences, names, allow_mask)
-        return torch.cat(rows)[None], torch.arange(1, len(rows) + 1).repeat_interleave(
-            torch.tensor([len(r) for r in rows])
-        )[None]
+        lengths = torch.tensor([len(row) for row in rows])
+        segments = torch.arange(1, len(rows) + 1).repeat_interleave(lengths)
+        return torch.cat(rows)[None], segments[None]
 
     def _encode_all(
         self, sequences: Sequence[str], names: Sequence[str] | None, allow_mask: bool
-    ) -> list[LongTensor]:
+    ) -> list[Tensor]:  # int64 [L] each
+        "Encode every sequence under its name."
         if isinstance(sequences, str):
             raise TypeError("a list of sequences is needed, got one string; wrap it in a list.")
         if not sequences:
@@ -125,6 +139,5 @@ class Alphabet:
         return [self.encode(s, n, allow_mask) for s, n in zip(sequences, names, strict=True)]
 
 # %% ../nbs/library/02_alphabet.ipynb #e759e7bd
-PROTEIN = Alphabet(
-    TOKENS, residues=AMINO_ACIDS + AMBIGUOUS
-)  # the vocabulary of every published CARP
+# the vocabulary of every published CARP
+PROTEIN = Alphabet(TOKENS, residues=AMINO_ACIDS + AMBIGUOUS)

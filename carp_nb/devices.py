@@ -16,10 +16,11 @@ def pick_device(
     device: str | torch.device = "auto",  # auto: cuda, else cpu
 ) -> torch.device:
     "The device to compute on. Raises ValueError for one that does not exist here."
+    wanted = device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        picked = torch.device(device)
+        picked = torch.device(wanted)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:1.") from error
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
@@ -34,12 +35,10 @@ def device_name(
     device: str = "auto",  # auto: cuda if there is one, else cpu
 ) -> str:
     "The device in words."
-    device = pick_device(device)
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu ({torch.get_num_threads()} threads)"
-    )
+    picked = pick_device(device)
+    if picked.type == "cuda":
+        return torch.cuda.get_device_name(picked)
+    return f"cpu ({torch.get_num_threads()} threads)"
 
 # %% ../nbs/library/01_devices.ipynb #507f25dc
 def has_amx() -> bool:
@@ -82,7 +81,10 @@ def as_dtype(
     model,  # a module; anything else, such as a substitution table, has no dtype and is returned
     dtype: str,  # float32: the model as it is; bfloat16; auto: bf16 where the device is fast at it
 ):  # the model itself, or a copy in eval mode without gradients
-    "The model at the precision asked for; the model itself is never changed. Raises ValueError for an unknown dtype."
+    """The model at the precision asked for; the model itself is never changed.
+
+    Raises ValueError for an unknown dtype.
+    """
     weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     wanted = resolve_dtype(dtype, "cpu" if weight is None else weight.device)
     if weight is None or wanted in (torch.float32, weight.dtype):

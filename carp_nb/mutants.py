@@ -28,7 +28,7 @@ class Mutation(NamedTuple):
         return f"{self.wt}{self.number}{self.mt}"
 
 # %% ../nbs/library/03_mutants.ipynb #6e4ed27d
-_THREE = dict(
+_THREE: dict[str, str] = dict(
     zip(
         "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR SEC".split(),
         AMINO_ACIDS + "U",
