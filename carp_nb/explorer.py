@@ -81,7 +81,7 @@ def parse_positions(
             positions.update(number - offset for number in numbers)
     return frozenset(positions)
 
-
+# %% ../nbs/library/80_explorer.ipynb #0c819b50
 def format_positions(
     positions: frozenset[int],  # 0-based
     offset: int,  # number of the first residue
@@ -173,7 +173,7 @@ def _toggle(m: Mutant, number: int, letter: str) -> Mutant:
         letter = m.wild_type[position]
     return m.put(number, letter)
 
-
+# %% ../nbs/library/80_explorer.ipynb #9e435d2c
 def _parse_mutations(m: Mutant, text: str) -> tuple[Mutation, ...]:
     "Read mutations separated by colons, commas or blanks. Raises ValueError where the wild type has another letter."
     mutations = parse_mutant(re.sub(r"(?<=\w)\s+(?=\w)", ",", text.strip()))
@@ -201,7 +201,7 @@ def _remove(m: Mutant, text: str) -> Mutant:
         m = m.put(mutation.number, mutation.wt)
     return m
 
-
+# %% ../nbs/library/80_explorer.ipynb #322155f9
 def _reset(m: Mutant, text: str = "") -> Mutant:
     "Keep the mutations at frozen positions, and add those in the text."
     kept = tuple(change for change in m.mutations if change[0] in m.frozen)
@@ -319,7 +319,7 @@ def _split_state(text: str) -> dict[str, str]:
         raise ValueError(f"the state lacks {missing[0]}; copy the whole string.")
     return fields
 
-
+# %% ../nbs/library/80_explorer.ipynb #2c87b8b9
 def read_state(
     text: str,
 ) -> tuple[Mutant, dict[str, str]]:  # the mutant, and the settings
@@ -395,7 +395,7 @@ def _positions_per_step(
     call = one - each
     return int(np.clip(round(max(0.25, call) / each), 1, 64))
 
-
+# %% ../nbs/library/80_explorer.ipynb #477891d6
 class _StepSize:
     "How many positions the next step takes, from the seconds that the last ones took."
 
@@ -428,7 +428,7 @@ def _index_measurements(
         by_mutant[place_mutant(parse_mutant(name), wild_type, first)] = score
     return by_mutant
 
-
+# %% ../nbs/library/80_explorer.ipynb #6261c956
 def _measured_map(
     length: int,
     by_mutant: dict[Changes, float],
@@ -479,13 +479,13 @@ class MutantSummary(TypedDict):
     singles: int  # single mutants computed so far
     measured: float | None  # in the scan's own units and direction
 
-
+# %% ../nbs/library/80_explorer.ipynb #8c8dd663
 def _single_effects(scan: _PartialScan) -> np.ndarray:  # nats
     "Collect the log-odds of all single mutants computed so far."
     is_wild_type = np.array(list(scan.sequence))[:, None] == np.array(list(AMINO_ACIDS))  # [L, 20]
     return scan.values[~is_wild_type & np.isfinite(scan.values)]
 
-
+# %% ../nbs/library/80_explorer.ipynb #3bd2f4c5
 def _summarise_mutant(
     m: Mutant,
     scan: _PartialScan,  # of the wild type
@@ -523,7 +523,7 @@ def _addable(m: Mutant) -> np.ndarray:  # bool [L, 20]
     addable[sorted(m.frozen | mutated)] = False
     return addable
 
-
+# %% ../nbs/library/80_explorer.ipynb #c3d633ee
 def _best_additions(
     m: Mutant,
     effects: np.ndarray,  # [L, 20] nats, NaN where unknown
@@ -565,7 +565,7 @@ def _tabulate_substitutions(
     table["frozen"] = [position in m.frozen for position, _ in changes]
     return table, (i, k)
 
-
+# %% ../nbs/library/80_explorer.ipynb #33d511b5
 def _write_fasta(m: Mutant, label: str) -> str:
     "Write the wild type, and the mutant if there is one."
     text = fasta_record(label, m.wild_type, 60)
@@ -839,7 +839,7 @@ def _open_protein(
     first = scan.offset if scan else offset
     return _renumber(Mutant(residues), first), label, scan
 
-
+# %% ../nbs/library/80_explorer.ipynb #166737ea
 def _open_scan(name: str, wild_type: str) -> DMS:
     "Load a scan by name. Raises ValueError for a scan of another protein."
     scan = load_dataset(name)
@@ -850,6 +850,21 @@ def _open_scan(name: str, wild_type: str) -> DMS:
             f"{scan.wild_type[:10]}... with {len(scan.wild_type)} residues."
         )
     return scan
+
+# %% ../nbs/library/80_explorer.ipynb #b2288c3c
+def _open_measurements(
+    scan: str,  # a name in list_datasets() or a table; empty: none
+    wild_type: str,
+    offset: int,  # number of the first residue in the table
+    opened: DMS | None = None,  # a scan that is loaded already
+) -> tuple[pd.DataFrame | None, int, str]:  # measurements, their direction, their name or file
+    "Read measurements; a table of one's own does not state its direction, so higher is fitter."
+    if any(source.name == scan and source.kind == "dms" for source in SOURCES):
+        dms = opened if opened and opened.name == scan else _open_scan(scan, wild_type)
+        return dms.table, dms.direction, scan
+    if scan:
+        return read_dms(scan, wild_type, offset), 1, str(Path(scan).resolve())
+    return None, 1, ""
 
 # %% ../nbs/library/80_explorer.ipynb #f3bf91af
 def explore(
@@ -871,16 +886,7 @@ def explore(
     # a file keeps its numbers when the protein gets others
     scan_offset = mutant.offset if scan else int(settings.get("scan_offset", mutant.offset))
     scan = scan or settings.get("scan", "") or (named.name if named else "")
-    measured = None
-    direction = 1
-    if any(source.name == scan and source.kind == "dms" for source in SOURCES):
-        if named is None or named.name != scan:
-            named = _open_scan(scan, mutant.wild_type)
-        measured = named.table
-        direction = named.direction
-    elif scan:
-        measured = read_dms(scan, mutant.wild_type, scan_offset)
-        scan = str(Path(scan).resolve())
+    measured, direction, scan = _open_measurements(scan, mutant.wild_type, scan_offset, named)
     if isinstance(model, (str, Path)):
         model = load_model(model or settings.get("model") or "carp_600k_sprot50", device)
     return Explorer(model, mutant, measured, direction, dtype, settings.get("label", ""), scan)

@@ -74,7 +74,7 @@ def _hint_offset(mutants: Sequence[str], wild_type: str, offset: int) -> str:
     others = [o for o in fits[fits == len(sites)].index if o != offset]
     return f"With offset={others[0]} every wild-type letter fits." if len(others) == 1 else in_use
 
-
+# %% ../nbs/library/50_scoring.ipynb #87b3cd03
 def _place_all(
     mutants: Sequence[str],
     wild_type: str,
@@ -145,7 +145,7 @@ def _fastest_log_probs(model) -> Callable:
         return partial(masked_log_probs, model, batch_tokens=model.batch_tokens)
     return model.log_probs
 
-
+# %% ../nbs/library/50_scoring.ipynb #2e9a678a
 def _masked_log_probs(
     model,
     wild_type: str,
@@ -154,6 +154,7 @@ def _masked_log_probs(
     chunk: int = 256,  # sets per call, so that a bar can move
 ) -> list:  # per set, [len(set), 20]
     "Ask for each set with its positions masked."
+    # chosen by the model, because only CARP recomputes in part
     ask = _fastest_log_probs(model)
     answers = []
     title = f"{model.name}: scoring positions"
@@ -164,7 +165,7 @@ def _masked_log_probs(
             bar.update(len(asked))
     return answers
 
-
+# %% ../nbs/library/50_scoring.ipynb #157ddb18
 def _unmasked_log_probs(
     model,
     wild_type: str,
@@ -174,7 +175,10 @@ def _unmasked_log_probs(
     everywhere = tuple(sorted(set().union(*sets)))
     row = {position: k for k, position in enumerate(everywhere)}
     answer = np.asarray(model.log_probs(wild_type, [()], at=[everywhere])[0], np.float64)
-    return [answer[[row[i] for i in positions]] for positions in sets]
+    answers = []
+    for positions in sets:
+        answers.append(answer[[row[i] for i in positions]])
+    return answers
 
 # %% ../nbs/library/50_scoring.ipynb #28674371
 def _log_odds(
@@ -190,6 +194,7 @@ def _log_odds(
     else:
         answers = _masked_log_probs(model, wild_type, sets, progress)
     odds = []
+    # float64, so that a sum over many sites loses nothing
     for answer, positions in zip(answers, sets):
         letters = [wild_type[i] for i in positions]
         odds.append(_subtract_wild_type(np.asarray(answer, np.float64), letters))
@@ -233,8 +238,10 @@ def score_mutants(
     mutants = list(mutants)
     method = method_name(method)
     wild_type = _check_wild_type(model, wild_type)
+    # every mutant is placed before the model is asked, so that an error costs no time
     placed = _place_all(mutants, wild_type, offset)
     needed = [_list_sets(columns, method) for columns in placed]
+    # mutants of the same positions share an answer
     distinct = sorted(set(chain.from_iterable(needed)))
     odds = {}
     if distinct:
@@ -289,7 +296,7 @@ def _list_substitutions(
     table["mutant"] = wt + table.position.astype(str) + table.mt
     return table.loc[wt != table.mt, ["mutant", "score"]]
 
-
+# %% ../nbs/library/50_scoring.ipynb #24e1748a
 def rank_mutants(
     model,  # a scorer
     wild_type: str,
@@ -355,7 +362,7 @@ def _mutant_column(path: str) -> list[str]:
     mutants = [cells[column].strip() for _, cells in lines]
     return [m for m in mutants if m.lower() not in MISSING]
 
-
+# %% ../nbs/library/50_scoring.ipynb #ef2d3623
 def read_mutants(
     source: str,  # a csv with a column `mutant`, or mutants separated by commas
 ) -> list[str]:
@@ -401,7 +408,7 @@ def _find_near_names(
         return begun
     return [names[key] for key in get_close_matches(word.lower(), names, 3, 0.75)]
 
-
+# %% ../nbs/library/50_scoring.ipynb #29359b7d
 def _refuse_name(
     word: str,
     scans: dict[str, str],  # name in lower case -> name
@@ -427,7 +434,7 @@ def _load_scan(name: str) -> DMS:
         )
     return scan
 
-
+# %% ../nbs/library/50_scoring.ipynb #37587d7f
 def read_proteins(
     source: str,  # residues, one FASTA record, a FASTA file, or the name of a scan in any case
 ) -> tuple[Iterator[tuple[str, str]], DMS | None]:  # (id or "", sequence) pairs; the scan if named
@@ -470,7 +477,7 @@ def _spearman_by_depth(
         rows.append((f"spearman_{depth}_mutations", *interval, int(at.sum())))
     return rows
 
-
+# %% ../nbs/library/50_scoring.ipynb #462c3efc
 def agreement(
     scores: np.ndarray,  # [N] predictions, higher is fitter
     measured: np.ndarray,  # [N] measurements
@@ -482,7 +489,9 @@ def agreement(
     "Say how well scores agree with a scan: Spearman, also by number of mutations, NDCG and top-10 % recall."
     scores = np.asarray(scores, float)
     fitness = direction * np.asarray(measured, float)
-    sites = [tuple(m.number for m in parse_mutant(mutant)) for mutant in mutants]
+    sites = []
+    for mutant in mutants:
+        sites.append(tuple(mutation.number for mutation in parse_mutant(mutant)))
     n = len(scores)
     rho, lo, hi = spearman_interval(scores, fitness, sites, n_boot, seed)
     # turning the sign swaps the bounds
@@ -499,10 +508,8 @@ def agreement(
     return pd.DataFrame(rows, columns=["metric", "value", "lo", "hi", "n"])
 
 # %% ../nbs/library/50_scoring.ipynb #08ea5a97
-def find_scans(
-    datasets: str = "shipped",  # shipped, here (on this machine), all, or names separated by commas
-) -> list[DMS]:
-    "Load scans by group or by name, each benchmark once. Raises as `load_dataset` does."
+def _scan_names(datasets: str) -> list[str]:
+    "List the scans of a group, or those that are named. Raises ValueError for none."
     table = list_datasets().query("kind == 'dms'")
     groups = {
         "shipped": table.index[table.ships],
@@ -514,11 +521,19 @@ def find_scans(
         raise ValueError(
             "datasets names no scan; use shipped, here, all, or names out of list_datasets()."
         )
+    return names
+
+# %% ../nbs/library/50_scoring.ipynb #1661ff2f
+def find_scans(
+    datasets: str = "shipped",  # shipped, here (on this machine), all, or names separated by commas
+) -> list[DMS]:
+    "Load scans by group or by name, each benchmark once. Raises as `load_dataset` does."
     scans = {}
     missing = []
-    for name in names:
+    for name in _scan_names(datasets):
         try:
             scan = _load_scan(name)
+        # of all the scans there are, few machines have every one
         except (FileNotFoundError, ConnectionError):
             if datasets != "all":
                 raise

@@ -30,7 +30,7 @@ def _structure_buffers(path: str | Path, wild_type: str) -> list[bytes]:
     "Read what the page needs to draw a structure: its atoms, and the library that draws them."
     return [pdb_text(placed_chain(path, wild_type)), (_STATIC / "3Dmol.es6-min.js").read_bytes()]
 
-
+# %% ../nbs/library/81_widget.ipynb #6cdddaa4
 def _describe_protein(e: Explorer, models: list[str], structure: bool) -> dict:
     "Describe a protein and what can be chosen instead."
     scans = list_datasets().query("kind == 'dms' and here")
@@ -69,7 +69,7 @@ def _pack_rows(
     packed = np.column_stack([values[rows], summary]).astype(np.float32)
     return [rows.astype(np.int32).tobytes(), packed.tobytes()]
 
-
+# %% ../nbs/library/81_widget.ipynb #3932dc90
 def _colour_limit(values: np.ndarray) -> int:  # nats
     "Choose the log-odds at which the colours end."
     sizes = np.abs(values[np.isfinite(values)])
