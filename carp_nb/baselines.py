@@ -10,9 +10,10 @@ __all__ = ['LETTERS', 'Blosum62', 'RidgeBaseline', 'fit_ridge', 'SmallCNN', 'CNN
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from biotite.sequence.align import SubstitutionMatrix
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import Ridge, RidgeClassifier
-from torch import BoolTensor, Tensor, nn
+from torch import Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .devices import pick_device
@@ -29,6 +30,7 @@ from .files import rows_sha256, write_text
 from carp_nb.finetune import (
     EarlyStopping,
     EpochBatches,
+    Rows,
     Targets,
     TokenRows,
     head_outputs,
@@ -42,13 +44,16 @@ from .training import TrainConfig, processes, train
 class Blosum62:
     "BLOSUM62 as a scorer (Henikoff & Henikoff 1992, PNAS 89:10915)."
 
-    name, max_length = "blosum62", None
+    name = "blosum62"
+    max_length = None
 
     def __init__(self):
         matrix = SubstitutionMatrix.std_protein_matrix()
-        half_bits = [[matrix.get_score(a, b) for b in AMINO_ACIDS] for a in AMINO_ACIDS]
-        unknown = [[matrix.get_score("X", b) for b in AMINO_ACIDS]]
-        self._nats = torch.tensor(half_bits + unknown, dtype=torch.float32) * np.log(2) / 2
+        # A residue outside the 20 amino acids has the row of X, the last one.
+        half_bits = []
+        for wild_type in AMINO_ACIDS + "X":
+            half_bits.append([matrix.get_score(wild_type, b) for b in AMINO_ACIDS])
+        self._nats = torch.tensor(half_bits, dtype=torch.float32) * np.log(2) / 2
 
     def log_probs(
         self,
@@ -56,18 +61,20 @@ class Blosum62:
         masked: list[tuple[int, ...]],  # 0-based positions; what is masked makes no difference here
         at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
     ) -> list[Tensor]:  # float32 [len(at_i), 20]
-        "Rows of the matrix for the wild-type residues, in nats, up to a constant."
+        "Return the rows of the matrix for the wild-type residues, in nats, up to a constant."
         rows = PROTEIN.encode(wild_type, "wild type").clamp(max=len(AMINO_ACIDS))
         return [self._nats[rows[list(positions)]] for positions in (masked if at is None else at)]
 
 # %% ../nbs/library/63_baselines.ipynb #a35b9421
 LETTERS = AMINO_ACIDS + "XU"
-_LETTER = np.array(
-    [LETTERS.find(t if t in LETTERS else "X") for t in PROTEIN.tokens], np.uint8
-)  # token -> number of LETTERS
+# token of PROTEIN -> number of LETTERS
+_LETTER = np.array([LETTERS.find(t if t in LETTERS else "X") for t in PROTEIN.tokens], np.uint8)
 
 
-def _one_hot(sequences: Sequence[str], length: int) -> csr_matrix:  # [N, length * 22]
+def _one_hot(
+    sequences: Sequence[str],
+    length: int,  # residues; longer sequences are cut
+) -> csr_matrix:  # [N, length * 22]
     ids = [_LETTER[PROTEIN.to_ids(s, f"sequence {i}")][:length] for i, s in enumerate(sequences, 1)]
     row = np.repeat(np.arange(len(ids)), [len(r) for r in ids])
     column = np.concatenate([np.arange(len(r)) * len(LETTERS) + r for r in ids])
@@ -76,7 +83,7 @@ def _one_hot(sequences: Sequence[str], length: int) -> csr_matrix:  # [N, length
 # %% ../nbs/library/63_baselines.ipynb #ca3e3423
 @dataclass
 class RidgeBaseline:
-    "Ridge on one-hot letters (Dallago et al. 2021), ready to predict."
+    "Ridge regression on one-hot residues (Dallago et al. 2021), ready to predict."
 
     estimator: Ridge | RidgeClassifier
     length: int  # positions it knows
@@ -86,92 +93,95 @@ class RidgeBaseline:
     def predict(
         self,
         sequences: Sequence[str],
-    ) -> np.ndarray:  # float64: numbers [N]; of two classes a score of the second [N], cut at 0.5; of more, scores [N, classes]
-        "Predict. Raises ValueError for a symbol that is not a residue."
-        if n := sum(len(s) > self.length for s in sequences):
+    ) -> np.ndarray:  # float64 [N], or of more than two classes [N, classes]
+        """Predict numbers, or scores of the second of two classes (cut at 0.5), or a score for each
+        class. Raises ValueError for a symbol that is not a residue."""
+        longer = sum(len(s) > self.length for s in sequences)
+        if longer:
             warnings.warn(
-                f"{n} of {len(sequences)} sequences are longer than the {self.length} residues of training and cropped to their first ones.",
+                f"{longer} of {len(sequences)} sequences are longer than the {self.length} residues "
+                "of training and cropped to their first ones.",
                 stacklevel=2,
             )
         letters = _one_hot(list(sequences), self.length)
-        return (
-            (self.estimator.decision_function(letters) + 1) / 2
-            if self.classes
-            else self.estimator.predict(letters)
-        )
+        if isinstance(self.estimator, RidgeClassifier):
+            # from targets -1 and 1 to a score between 0 and 1
+            return (self.estimator.decision_function(letters) + 1) / 2
+        return np.asarray(self.estimator.predict(letters))
 
-
+# %% ../nbs/library/63_baselines.ipynb #c58dc724
 def fit_ridge(
     train_rows: pd.DataFrame,  # sequence, target
     valid_rows: pd.DataFrame | None = None,  # fitted as well where `use_valid` says so
     kind: str = "regression",  # or classification
-    use_valid: bool = False,  # the paper's GB1 row did (Table 3)
+    use_valid: bool = False,  # as in the paper's GB1 row (Table 3)
     alpha: float = 1.0,  # penalty
 ) -> RidgeBaseline:
     "Fit ridge, or a ridge classifier. Raises ValueError for no rows, one class, an unknown kind."
     if kind not in ("regression", "classification"):
         raise ValueError(f"kind is {kind!r}; use regression or classification.")
-    rows = (
-        pd.concat([train_rows, valid_rows]) if use_valid and valid_rows is not None else train_rows
-    )
+    rows = train_rows
+    if use_valid and valid_rows is not None:
+        rows = pd.concat([train_rows, valid_rows])
     if rows.empty:
         raise ValueError("there are no rows to fit.")
-    classes = tuple(sorted(set(rows.target))) if kind == "classification" else None
-    if classes and len(classes) < 2:
+    length = int(rows.sequence.str.len().max())
+    letters = _one_hot(rows.sequence.tolist(), length)
+    if kind == "regression":
+        ridge = Ridge(alpha=alpha, solver="lsqr", tol=1e-4)
+        return RidgeBaseline(ridge.fit(letters, rows.target), length, None)
+    classes = tuple(sorted(set(rows.target)))
+    if len(classes) < 2:
         raise ValueError(f"every row is of class {classes[0]}; a classifier needs two.")
-    length, fit = int(rows.sequence.str.len().max()), RidgeClassifier if classes else Ridge
-    return RidgeBaseline(
-        fit(alpha=alpha, solver="lsqr", tol=1e-4).fit(
-            _one_hot(rows.sequence.tolist(), length), rows.target
-        ),
-        length,
-        classes,
-    )
+    classifier = RidgeClassifier(alpha=alpha, solver="lsqr", tol=1e-4)
+    return RidgeBaseline(classifier.fit(letters, rows.target), length, classes)
 
 # %% ../nbs/library/63_baselines.ipynb #28bcbcc2
 def _distinct_windows(
-    letters: Tensor,
-) -> tuple[
-    Tensor, Tensor
-]:  # [B, L] numbers of LETTERS, 22: none -> [U, 5]; [B, L] which of them stands around a position
-    digits = (len(LETTERS) + 1) ** torch.arange(5, device=letters.device)
-    written = (F.pad(letters, (2, 2), value=len(LETTERS)).unfold(1, 5, 1) * digits).sum(
-        -1
-    )  # a window as one number
-    distinct, which = written.unique(return_inverse=True)
-    return distinct[:, None] // digits % (len(LETTERS) + 1), which
+    letters: Tensor,  # int64 [B, L] numbers of LETTERS, 22 for none
+) -> tuple[Tensor, Tensor]:  # int64 [U, 5] windows; int64 [B, L] the window around each position
+    "Collect the distinct windows of five residues."
+    base = len(LETTERS) + 1
+    digits = base ** torch.arange(5, device=letters.device)
+    windows = F.pad(letters, (2, 2), value=len(LETTERS)).unfold(1, 5, 1)
+    # a window written as one number, and read back afterwards
+    distinct, which = (windows * digits).sum(-1).unique(return_inverse=True)
+    return distinct[:, None] // digits % base, which
 
-
+# %% ../nbs/library/63_baselines.ipynb #eb60420c
 @torch.no_grad()
 def _strongest(
-    x: Tensor, which: Tensor, at_once: int = 2**22
-) -> Tensor:  # [U, features], [B, L] -> [B, features] the window in which a feature is largest
+    x: Tensor,  # [U, features]
+    which: Tensor,  # int64 [B, L] windows
+    at_once: int = 2**22,  # numbers
+) -> Tensor:  # int64 [B, features]
+    "Find the window of each row in which a feature is largest."
     same = (which == which[:1]).all(0)  # positions where no row differs
+    shared = None
     if same.any():
-        best = which[0, same][x[which[0, same]].argmax(0)].expand(len(which), -1)
-    if same.all():
-        return best
-    differ, found = which[:, ~same], []
+        windows = which[0, same]
+        shared = windows[x[windows].argmax(0)].expand(len(which), -1)
+        if same.all():
+            return shared
+    differ = which[:, ~same]
+    parts = []
     for rows in differ.split(max(1, at_once // (differ.shape[1] * x.shape[1]))):
-        found.append(rows.gather(1, x[rows].argmax(1)))
-    return (
-        torch.where(x.gather(0, torch.cat(found)) > x.gather(0, best), torch.cat(found), best)
-        if same.any()
-        else torch.cat(found)
-    )
+        parts.append(rows.gather(1, x[rows].argmax(1)))
+    own = torch.cat(parts)
+    if shared is None:
+        return own
+    return torch.where(x.gather(0, own) > x.gather(0, shared), own, shared)
 
 # %% ../nbs/library/63_baselines.ipynb #5ff3ae4c
 class _Scaled(nn.Module):
-    "A linear map over the last axis whose parameters move `ratio` times as fast as the learning rate says."
+    "A linear map over the last axis whose parameters learn at `ratio` times the common rate."
 
     def __init__(self, inputs: int, outputs: int, ratio: float):
         super().__init__()
         plain = nn.Linear(inputs, outputs)
-        self.ratio, self.weight, self.bias = (
-            ratio,
-            nn.Parameter(plain.weight.detach() / ratio),
-            nn.Parameter(plain.bias.detach() / ratio),
-        )
+        self.ratio = ratio
+        self.weight = nn.Parameter(plain.weight.detach() / ratio)
+        self.bias = nn.Parameter(plain.bias.detach() / ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight * self.ratio, self.bias * self.ratio)
@@ -181,37 +191,42 @@ class _Scaled(nn.Module):
 
 # %% ../nbs/library/63_baselines.ipynb #2afa977f
 class SmallCNN(nn.Module):
-    "The convolutional baseline of FLIP: 22 letters, kernel 5 to 1024 channels, 2048 features, maximum over positions (Dallago et al. 2021)."
+    """The convolutional baseline of FLIP (Dallago et al. 2021): 22 letters, kernel 5 to 1024
+    channels, 2048 features, maximum over positions."""
 
     RATES = (1e-3, 5e-5, 5e-6)  # of convolution, features and read-out
+    letters: Tensor  # int64 [30] token -> number of LETTERS
 
     def __init__(self, outputs: int = 1, channels: int = 1024, features: int = 2048):
         super().__init__()
         self.convolution = nn.Conv1d(len(LETTERS), channels, 5, padding=2)
         self.features = _Scaled(channels, features, self.RATES[1] / self.RATES[0])
         self.readout = _Scaled(features, outputs, self.RATES[2] / self.RATES[0])
-
-        self.register_buffer(
-            "letters", torch.from_numpy(_LETTER.astype(int)), persistent=False
-        )  # [30]
+        letters = torch.from_numpy(_LETTER.astype(int))
+        self.register_buffer("letters", letters, persistent=False)
 
     def forward(
         self,
-        tokens: Tensor,  # [B, L]
-        mask: BoolTensor,  # [B, L] True = residue
+        tokens: Tensor,  # int64 [B, L]
+        mask: Tensor,  # bool [B, L] True = residue
     ) -> Tensor:  # [B, outputs]
-        windows, which = _distinct_windows(self.letters[tokens].masked_fill(~mask, len(LETTERS)))
-        x = F.conv1d(
-            F.one_hot(windows, len(LETTERS) + 1)[..., :-1].mT.to(self.convolution.weight),
-            self.convolution.weight,
-            self.convolution.bias,
-        ).squeeze(-1)
-        x = (
-            self.features(x.relu()).relu().masked_fill(windows[:, 2:3] == len(LETTERS), -torch.inf)
-        )  # around no residue
+        nothing = len(LETTERS)
+        windows, which = _distinct_windows(self.letters[tokens].masked_fill(~mask, nothing))
+        weight, bias = self.convolution.weight, self.convolution.bias
+        one_hot = F.one_hot(windows, nothing + 1)[..., :-1].mT.to(weight)  # [U, 22, 5]
+        x = F.conv1d(one_hot, weight, bias).squeeze(-1)  # [U, channels]
+        x = self.features(x.relu()).relu()  # [U, features]
+        x = x.masked_fill(windows[:, 2:3] == nothing, -torch.inf)
         return self.readout(x.gather(0, _strongest(x.detach(), which)))
 
 # %% ../nbs/library/63_baselines.ipynb #6e5adaf3
+def _predict(
+    model: SmallCNN, rows: Rows, targets: Targets, batch_tokens: int
+) -> np.ndarray:  # float64 [N] or [N, classes]
+    out = head_outputs(model, rows, targets.n_out, batch_tokens)
+    return cast("np.ndarray", targets.decode(out))
+
+
 @dataclass
 class CNNBaseline:
     "A trained small CNN, ready to predict."
@@ -230,42 +245,68 @@ class CNNBaseline:
     def predict(
         self,
         sequences: Sequence[str],
-    ) -> np.ndarray:  # float64: numbers [N]; of two classes the probability of the second [N]; of more, probabilities [N, classes]
-        "Predict. Raises ValueError for a symbol that is not a residue."
-        return _predict(
-            self.model, TokenRows(PROTEIN, list(sequences)), self.targets, self.batch_tokens
-        )
+    ) -> np.ndarray:  # float64 [N], or of more than two classes [N, classes]
+        """Predict numbers, or the probability of the second of two classes, or of every class.
+        Raises ValueError for a symbol that is not a residue."""
+        rows = TokenRows(PROTEIN, list(sequences))
+        return _predict(self.model, rows, self.targets, self.batch_tokens)
 
-
-def _predict(model: SmallCNN, rows: TokenRows, targets: Targets, batch_tokens: int) -> np.ndarray:
-    return targets.decode(head_outputs(model, rows, targets.n_out, batch_tokens))
-
-
+# %% ../nbs/library/63_baselines.ipynb #b62f5829
 def _score(targets: Targets, measured: Sequence, predicted: np.ndarray) -> float:
-    "Spearman, area under the curve or accuracy; NaN where it is not defined."
-    found = (
-        evaluate_predictions(
-            measured, predicted, targets.kind, n_boot=0, classes=targets.classes or None
-        )
-        .set_index("metric")
-        .value
+    "Return Spearman, area under the curve or accuracy; NaN where it is not defined."
+    metrics = evaluate_predictions(
+        measured, predicted, targets.kind, n_boot=0, classes=targets.classes or None
     )
-    return float(
-        found[
-            "spearman"
-            if targets.kind == "regression"
-            else "auroc"
-            if "auroc" in found
-            else "accuracy"
-        ]
+    values = dict(zip(metrics.metric, metrics.value))
+    if targets.kind == "regression":
+        return float(values["spearman"])
+    return float(values.get("auroc", values.get("accuracy", np.nan)))
+
+# %% ../nbs/library/63_baselines.ipynb #6f02f484
+def _cnn_loss(targets: Targets, decay: float = 0.05) -> Callable:
+    "Return squared error or cross-entropy, with the penalty on features and read-out."
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator):
+        device = next(model.parameters()).device
+        tokens, mask, target = (t.to(device) for t in batch)
+        # on several processes, the network is wrapped
+        network = cast("SmallCNN", getattr(model, "module", model))
+        with torch.no_grad():
+            network.features.weight[network.features.weight.abs() < 1e-30] = 0
+        penalty = network.features.penalty() + network.readout.penalty()
+        return targets.loss(model(tokens, mask), target) + decay * penalty, int(mask.sum())
+
+    return loss
+
+# %% ../nbs/library/63_baselines.ipynb #c68d89f6
+def _cnn_targets(train_rows: pd.DataFrame, valid_rows: pd.DataFrame, kind: str) -> Targets:
+    "Return the targets of a fit. Raises ValueError for training rows of one class."
+    if kind != "classification":
+        return Targets(kind)
+    if train_rows.target.nunique() < 2:
+        raise ValueError(
+            f"every row is of class {train_rows.target.iloc[0]}; a classifier needs two."
+        )
+    return Targets(kind, tuple(sorted(set(train_rows.target) | set(valid_rows.target))))
+
+
+def _cnn_plan(batches: EpochBatches, lengths: np.ndarray, epochs: int, batch_tokens: int):
+    "Return the settings of the training loop; a batch over the token budget is cut into parts."
+    largest = min(batches.batch, len(lengths)) * int(lengths.max())  # padded residues
+    return TrainConfig(
+        epochs * batches.per_epoch,
+        SmallCNN.RATES[0],
+        warmup=0,
+        seed=batches.seed,
+        log_every=batches.per_epoch,
+        accumulate=-(-largest // batch_tokens),
     )
 
 # %% ../nbs/library/63_baselines.ipynb #43adf4f3
 def fit_cnn(
     train_rows: pd.DataFrame,  # sequence, target
     valid_rows: pd.DataFrame,  # watched, never trained on; may be empty
-    folder: str
-    | Path,  # of the run: checkpoints/ and metrics.parquet; an interrupted run goes on from there
+    folder: str | Path,  # of the run, which goes on from there if it was interrupted
     kind: str = "regression",  # or classification
     epochs: int = 1000,
     patience: int = 20,
@@ -273,25 +314,15 @@ def fit_cnn(
     seed: int = 0,
     channels: int = 1024,
     features: int = 2048,
-    batch_tokens: int = 16384,  # padded residues per forward pass; a larger batch is cut into parts, for the same update
+    batch_tokens: int = 16384,  # padded residues per forward pass; it changes no update
     device: str = "auto",
     progress: bool = False,
 ) -> CNNBaseline:
-    """Train the small CNN (Dallago et al. 2021; Shanehsazzadeh et al. 2020). Raises ValueError for one class, a symbol that is not a residue,
-    and a folder that holds another run."""
-    classes = (
-        tuple(sorted(set(train_rows.target) | set(valid_rows.target)))
-        if kind == "classification"
-        else ()
-    )
-    if kind == "classification" and train_rows.target.nunique() < 2:
-        raise ValueError(
-            f"every row is of class {train_rows.target.iloc[0]}; a classifier needs two."
-        )
-    targets, rows, watched = (
-        Targets(kind, classes),
-        *(TokenRows(PROTEIN, r.sequence.tolist()) for r in (train_rows, valid_rows)),
-    )
+    """Train the small CNN (Dallago et al. 2021; Shanehsazzadeh et al. 2020). Raises ValueError for
+    one class, a symbol that is not a residue, and a folder that holds another run."""
+    targets = _cnn_targets(train_rows, valid_rows, kind)
+    rows = TokenRows(PROTEIN, train_rows.sequence.tolist())
+    watched = TokenRows(PROTEIN, valid_rows.sequence.tolist())
     settings = {
         "kind": kind,
         "epochs": epochs,
@@ -302,109 +333,86 @@ def fit_cnn(
         "features": features,
         "rows_sha256": rows_sha256(train_rows, valid_rows),
     }
-    refuse_other_run(Path(folder), settings)
+    folder = Path(folder)
+    refuse_other_run(folder, settings)
     if processes().is_main_process:
-        write_text(Path(folder) / "config.json", json.dumps({"config": settings}, indent=1))
+        write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
     torch.manual_seed(seed)
     model = SmallCNN(targets.n_out, channels, features).to(pick_device(device))
-    batches, memory = EpochBatches(rows, targets.encode(train_rows.target), batch, seed), {}
-    parts = -(-min(batch, len(rows)) * int(rows.lengths.max()) // batch_tokens)
-    config = TrainConfig(
-        epochs * batches.per_epoch,
-        SmallCNN.RATES[0],
-        warmup=0,
-        seed=seed,
-        log_every=batches.per_epoch,
-        accumulate=parts,
-    )
-    stopping = EarlyStopping(
-        model,
-        lambda: (
-            -_score(targets, valid_rows.target, _predict(model, watched, targets, batch_tokens))
-        ),
-        patience,
-        0,
-        memory,
-    )
-    ends = (
-        {epoch * batches.per_epoch: stopping for epoch in range(1, epochs + 1)}
-        if len(valid_rows)
-        else {}
-    )
-    metrics = train(
-        model, batches, _cnn_loss(targets), config, Path(folder), ends, progress, memory
-    )
+    batches = EpochBatches(rows, targets.encode(train_rows.target), batch, seed)
+    plan = _cnn_plan(batches, rows.lengths, epochs, batch_tokens)
+
+    # early stopping looks for the lowest loss, here the highest score
+    def valid_loss():
+        predicted = _predict(model, watched, targets, batch_tokens)
+        return -_score(targets, valid_rows.target, predicted)
+
+    memory: dict = {}
+    after: dict[int, Callable[[], bool | None]] = {}
+    if len(valid_rows):
+        stopping = EarlyStopping(model, valid_loss, patience, 0, memory)
+        after = {epoch * batches.per_epoch: stopping for epoch in range(1, epochs + 1)}
+    metrics = train(model, batches, _cnn_loss(targets), plan, folder, after, progress, memory)
     if "weights" in memory:
         model.load_state_dict(memory["weights"])
     scores = [-v for v in memory.get("history", [])]
-    return CNNBaseline(
-        model,
-        targets,
-        pd.DataFrame({"epoch": range(1, len(scores) + 1), "valid_score": scores}),
-        metrics,
-        batch_tokens,
-    )
-
-
-def _cnn_loss(targets: Targets, decay: float = 0.05):
-    "Squared error or cross-entropy, with the penalty on features and read-out."
-
-    def loss(
-        model: nn.Module, batch: tuple[Tensor, BoolTensor, Tensor], generator: torch.Generator
-    ):
-        tokens, mask, target = (t.to(next(model.parameters()).device) for t in batch)
-        plain = getattr(model, "module", model)
-        # Behind a dead channel only the penalty acts on a weight; numbers under 1e-38 make an update six times slower.
-        with torch.no_grad():
-            plain.features.weight[plain.features.weight.abs() < 1e-30] = 0
-        return targets.loss(model(tokens, mask), target) + decay * (
-            plain.features.penalty() + plain.readout.penalty()
-        ), int(mask.sum())
-
-    return loss
+    history = pd.DataFrame({"epoch": range(1, len(scores) + 1), "valid_score": scores})
+    return CNNBaseline(model, targets, history, metrics, batch_tokens)
 
 # %% ../nbs/library/63_baselines.ipynb #f435b4c3
+def _encode_columns(
+    rows: list[str],  # aligned, the query first
+    query_columns: np.ndarray,  # bool [columns]
+) -> np.ndarray:  # uint8 [N, L], 0-19, 20 where there is no amino acid
+    number = np.full(256, len(AMINO_ACIDS), np.uint8)
+    number[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)] = np.arange(len(AMINO_ACIDS))
+    encoded = []
+    for row in rows:
+        encoded.append(number[np.frombuffer(row.encode(), np.uint8)][query_columns])
+    return np.stack(encoded)
+
+
 def read_alignment(
     path: str | Path,  # a3m, a2m or aligned FASTA; plain or gzip
-) -> tuple[
-    str, np.ndarray
-]:  # the query's residues; uint8 [N, L], 0-19, 20 where there is no amino acid
-    "An alignment in the query's columns, the query first. Raises ValueError for rows that do not line up."
-    rows = [(n, s) for n, s in read_aligned(path)]
-    letters = [s for _, s in rows]
-    match_states = not any(c.islower() for c in letters[0])  # then lower case is an insertion
-    kept = [
-        re.sub("[a-z.]", "", s) if match_states else s.upper().replace(".", "-") for s in letters
-    ]
-    odd = [f"{n} has {len(s)} columns" for (n, _), s in zip(rows, kept) if len(s) != len(kept[0])]
-    if odd:
-        raise bad_rows(path, odd, len(rows), f"The query, {rows[0][0]}, has {len(kept[0])}.")
-    table = np.full(256, len(AMINO_ACIDS), np.uint8)
-    table[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)] = np.arange(len(AMINO_ACIDS))
-    columns = np.array([c != "-" for c in kept[0]])
-    query = "".join(c for c in kept[0] if c != "-")
+) -> tuple[str, np.ndarray]:  # the query's residues; uint8 [N, L], 0-19, 20: no amino acid
+    """Read an alignment in the query's columns, the query first.
+    Raises ValueError for rows that do not line up."""
+    rows = list(read_aligned(path))
+    (query_name, query_row), *_ = rows
+    if any(c.islower() for c in query_row):  # a poorly covered column, not an insertion
+        kept = [s.upper().replace(".", "-") for _, s in rows]
+    else:
+        kept = [re.sub("[a-z.]", "", s) for _, s in rows]
+    columns = len(kept[0])
+    misaligned = []
+    for (name, _), row in zip(rows, kept):
+        if len(row) != columns:
+            misaligned.append(f"{name} has {len(row)} columns")
+    if misaligned:
+        raise bad_rows(path, misaligned, len(rows), f"The query, {query_name}, has {columns}.")
+    query = kept[0].replace("-", "")
     if not query:
-        raise ValueError(f"{path}: the query, {rows[0][0]}, has no residues.")
-    return query, np.stack([table[np.frombuffer(s.encode(), np.uint8)][columns] for s in kept])
+        raise ValueError(f"{path}: the query, {query_name}, has no residues.")
+    return query, _encode_columns(kept, np.array([c != "-" for c in kept[0]]))
 
-
+# %% ../nbs/library/63_baselines.ipynb #28eafe5f
 def sequence_weights(
     aligned: np.ndarray,  # uint8 [N, L]
     identity: float = 0.8,  # of the residues of the sequence that is weighted
 ) -> np.ndarray:  # float64 [N]
-    "One over the number of sequences (itself included) that share at least `identity` of a sequence's residues."
+    """Return one over the number of sequences (itself included) that share at least `identity` of
+    a sequence's residues; 0 for a sequence without residues."""
     residue = aligned < len(AMINO_ACIDS)
-    one_hot = torch.from_numpy(
-        np.eye(len(AMINO_ACIDS) + 1, dtype=np.float32)[aligned][..., :-1].reshape(len(aligned), -1)
-    )
+    letters = np.eye(len(AMINO_ACIDS) + 1, dtype=np.float32)[aligned][..., :-1]
+    one_hot = torch.from_numpy(letters.reshape(len(aligned), -1))
     needed = torch.from_numpy(np.maximum(residue.sum(1), 1) * identity)[:, None]
-    near = torch.cat(
-        [
-            (one_hot[i : i + 512] @ one_hot.T >= needed[i : i + 512] - 1e-6).sum(1)
-            for i in range(0, len(one_hot), 512)
-        ]
-    )
-    return np.where(residue.any(1), 1 / np.maximum(near.numpy(), 1), 0.0)
+    parts = []
+    for i in range(0, len(one_hot), 512):
+        shared = one_hot[i : i + 512] @ one_hot.T
+        # the margin keeps exactly 80 % on the near side, whatever the rounding of 0.8 * n
+        parts.append((shared >= needed[i : i + 512] - 1e-6).sum(1))
+    near = torch.cat(parts).numpy()
+    return np.where(residue.any(1), 1 / np.maximum(near, 1), 0.0)
 
 # %% ../nbs/library/63_baselines.ipynb #61bbb9fe
 class PSSM:
@@ -420,24 +428,23 @@ class PSSM:
         pseudocount: float = 1.0,  # effective sequences of average composition added to each column
         name: str = "pssm",
     ):
-        self.name, self.query = name, query
+        self.name = name
+        self.query = query
         weights = sequence_weights(aligned, identity)
-        counts = np.stack(
-            [np.bincount(column, weights, len(AMINO_ACIDS) + 1)[:-1] for column in aligned.T]
-        )  # [L, 20]
-        background = (counts.sum(0) + 1) / (counts.sum() + len(AMINO_ACIDS))
+        n = len(AMINO_ACIDS)
+        columns = [np.bincount(column, weights, n + 1)[:-1] for column in aligned.T]
+        counts = np.stack(columns)  # [L, 20]
+        background = (counts.sum(0) + 1) / (counts.sum() + n)
         self.effective = float(weights.sum())  # sequences
-        self._log_probs = torch.from_numpy(
-            np.log(
-                (counts + pseudocount * background) / (counts.sum(1, keepdims=True) + pseudocount)
-            )
-        ).float()
+        smoothed = counts + pseudocount * background
+        frequencies = smoothed / (counts.sum(1, keepdims=True) + pseudocount)
+        self._log_probs = torch.from_numpy(np.log(frequencies)).float()
 
     @classmethod
     def from_alignment(
         cls, path: str | Path, identity: float = 0.8, pseudocount: float = 1.0, name: str = "pssm"
     ) -> "PSSM":
-        "From a3m, a2m or aligned FASTA. Raises ValueError as `read_alignment`."
+        "Build the profile of an a3m, a2m or aligned FASTA. Raises ValueError as `read_alignment`."
         return cls(*read_alignment(path), identity, pseudocount, name)
 
     def log_probs(
@@ -446,24 +453,21 @@ class PSSM:
         masked: list[tuple[int, ...]],  # 0-based positions; what is masked makes no difference here
         at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
     ) -> list[Tensor]:  # float32 [len(at_i), 20]
-        "Log-frequencies of the columns, in nats. Raises ValueError for another protein, or a position the alignment does not cover."
+        """Return the log-frequencies of the columns, in nats. Raises ValueError for another
+        protein, or a position that the alignment does not cover."""
+        length = len(self.query)
         start = wild_type.find(self.query)
         if start < 0:
             raise ValueError(
-                f"{self.name}: the query of the alignment ({len(self.query)} residues) is not part of the wild type; give the alignment of this protein."
+                f"{self.name}: the query of the alignment ({length} residues) is not part of the "
+                "wild type; give the alignment of this protein."
             )
-        asked = masked if at is None else at
-        outside = sorted(
-            {
-                i
-                for positions in asked
-                for i in positions
-                if not start <= i < start + len(self.query)
-            }
-        )
+        read = masked if at is None else at
+        covered = range(start, start + length)
+        outside = sorted(set().union(*read) - set(covered))
         if outside:
             raise ValueError(
-                f"{self.name}: {len(outside)} positions lie outside the alignment, which covers residues {start + 1} to {start + len(self.query)}; "
-                f"the first is {outside[0] + 1}."
+                f"{self.name}: {len(outside)} positions lie outside the alignment, which covers "
+                f"residues {start + 1} to {start + length}; the first is {outside[0] + 1}."
             )
-        return [self._log_probs[[i - start for i in positions]] for positions in asked]
+        return [self._log_probs[[i - start for i in positions]] for positions in read]
