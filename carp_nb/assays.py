@@ -124,7 +124,8 @@ def _count_mutations(
                 f"row {row} has {len(sequence)} residues and the wild type {len(wild_type)}; "
                 "mutations are counted between equal lengths."
             )
-    return np.array([sum(a != b for a, b in zip(s, wild_type)) for s in sequences])
+    letters = np.array(list(wild_type))
+    return np.array([(np.array(list(s)) != letters).sum() for s in sequences])
 
 
 def _is_beyond(
@@ -237,9 +238,14 @@ def _load_scan(name: str) -> DMS:
     return scan
 
 # %% ../nbs/library/61_assays.ipynb #b0de1cfa
-def _warn_of_dropped(source: str | Path, dropped: dict[str, int]) -> None:
+def _warn_of_dropped(
+    source: str | Path,
+    dropped: dict[str, int],  # reason -> rows
+) -> None:
+    "Warn of rows left out."
     if dropped:
         counts = ", ".join(f"{n} rows ({why})" for why, n in dropped.items())
+        # 3: the line that called `read_assay`
         warnings.warn(f"{source}: left out {counts}.", stacklevel=3)
 
 
@@ -256,6 +262,7 @@ def read_assay(
     most: int = 1,  # mutations of a training sequence, if mutations split
 ) -> pd.DataFrame:  # sequence, target, split; .attrs: dropped (reason -> rows), wild_type, how
     "Read an assay as a task; warn of rows left out. Raises ValueError, FileNotFoundError."
+    # only a wild type that the user gives is required to have been measured
     given = wild_type
     if _is_table(source):
         table = _read_table(source, sequence_column, target_column, split_column, kind)
@@ -288,12 +295,13 @@ def read_assay(
 class Predictor(Protocol):
     "What a fit returns."
 
-    def predict(self, sequences: Sequence[str]) -> Any: ...  # one prediction per sequence
+    def predict(self, sequences: Sequence[str]) -> Any:  # one prediction per sequence
+        "Predict for each sequence, in order."
 
 
 Fitted = TypeVar("Fitted", bound=Predictor)
 
-
+# %% ../nbs/library/61_assays.ipynb #5c5a6db9
 def run_task(
     fit: Callable[[pd.DataFrame, pd.DataFrame], Fitted],  # of train rows and valid rows
     task: pd.DataFrame,  # sequence, target, split
