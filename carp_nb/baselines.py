@@ -33,6 +33,7 @@ from carp_nb.finetune import (
     Rows,
     Targets,
     TokenRows,
+    after_each_epoch,
     head_outputs,
 )
 from .metrics import evaluate_predictions
@@ -75,6 +76,7 @@ def _one_hot(
     sequences: Sequence[str],
     length: int,  # residues; longer sequences are cut
 ) -> csr_matrix:  # [N, length * 22]
+    "Encode sequences as zeros and ones, a column per position and letter."
     ids = [_LETTER[PROTEIN.to_ids(s, f"sequence {i}")][:length] for i, s in enumerate(sequences, 1)]
     row = np.repeat(np.arange(len(ids)), [len(r) for r in ids])
     column = np.concatenate([np.arange(len(r)) * len(LETTERS) + r for r in ids])
@@ -223,6 +225,7 @@ class SmallCNN(nn.Module):
 def _predict(
     model: SmallCNN, rows: Rows, targets: Targets, batch_tokens: int
 ) -> np.ndarray:  # float64 [N] or [N, classes]
+    "Predict numbers or probabilities for rows of tokens."
     out = head_outputs(model, rows, targets.n_out, batch_tokens)
     return cast("np.ndarray", targets.decode(out))
 
@@ -302,6 +305,18 @@ def _cnn_plan(batches: EpochBatches, lengths: np.ndarray, epochs: int, batch_tok
         accumulate=-(-largest // batch_tokens),
     )
 
+# %% ../nbs/library/63_baselines.ipynb #54f06868
+def _begin_run(folder: Path, settings: dict) -> None:
+    "Write the settings of a run. Raises ValueError for a folder that holds another run."
+    refuse_other_run(folder, settings)
+    if processes().is_main_process:
+        write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
+
+
+def _score_history(memory: dict) -> pd.DataFrame:  # epoch, valid_score
+    scores = [-v for v in memory.get("history", [])]
+    return pd.DataFrame({"epoch": range(1, len(scores) + 1), "valid_score": scores})
+
 # %% ../nbs/library/63_baselines.ipynb #43adf4f3
 def fit_cnn(
     train_rows: pd.DataFrame,  # sequence, target
@@ -334,9 +349,7 @@ def fit_cnn(
         "rows_sha256": rows_sha256(train_rows, valid_rows),
     }
     folder = Path(folder)
-    refuse_other_run(folder, settings)
-    if processes().is_main_process:
-        write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
+    _begin_run(folder, settings)
     torch.manual_seed(seed)
     model = SmallCNN(targets.n_out, channels, features).to(pick_device(device))
     batches = EpochBatches(rows, targets.encode(train_rows.target), batch, seed)
@@ -348,22 +361,22 @@ def fit_cnn(
         return -_score(targets, valid_rows.target, predicted)
 
     memory: dict = {}
-    after: dict[int, Callable[[], bool | None]] = {}
+    after = {}
     if len(valid_rows):
         stopping = EarlyStopping(model, valid_loss, patience, 0, memory)
-        after = {epoch * batches.per_epoch: stopping for epoch in range(1, epochs + 1)}
+        after = after_each_epoch(stopping, batches, epochs)
     metrics = train(model, batches, _cnn_loss(targets), plan, folder, after, progress, memory)
     if "weights" in memory:
         model.load_state_dict(memory["weights"])
-    scores = [-v for v in memory.get("history", [])]
-    history = pd.DataFrame({"epoch": range(1, len(scores) + 1), "valid_score": scores})
-    return CNNBaseline(model, targets, history, metrics, batch_tokens)
+    return CNNBaseline(model, targets, _score_history(memory), metrics, batch_tokens)
 
 # %% ../nbs/library/63_baselines.ipynb #f435b4c3
 def _encode_columns(
     rows: list[str],  # aligned, the query first
     query_columns: np.ndarray,  # bool [columns]
 ) -> np.ndarray:  # uint8 [N, L], 0-19, 20 where there is no amino acid
+    "Number the residues of an alignment in the columns that the query fills."
+    # a table over bytes numbers a whole row in one step
     number = np.full(256, len(AMINO_ACIDS), np.uint8)
     number[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)] = np.arange(len(AMINO_ACIDS))
     encoded = []
@@ -470,4 +483,4 @@ class PSSM:
                 f"{self.name}: {len(outside)} positions lie outside the alignment, which covers "
                 f"residues {start + 1} to {start + length}; the first is {outside[0] + 1}."
             )
-        return [self._log_probs[[i - start for i in positions]] for positions in read]
+        return [self._log_probs[np.array(positions, int) - start] for positions in read]

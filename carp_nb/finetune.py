@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'Labels', 'Encoder', 'FinetuneConfig', 'ContactLabels', 'Targets', 'OneHotConfig', 'OneHot', 'Rows',
            'TokenRows', 'RepresentedRows', 'CachedRows', 'SharedRows', 'SharedRepresentations', 'EncoderWithHead',
-           'head_outputs', 'FineTuned', 'EpochBatches', 'EarlyStopping', 'untrained', 'finetune']
+           'head_outputs', 'FineTuned', 'EpochBatches', 'EarlyStopping', 'after_each_epoch', 'untrained', 'finetune']
 
 # %% ../nbs/library/62_finetune.ipynb #5b221023
 import copy
@@ -157,6 +157,7 @@ def _scored_pairs(
 def _pad_maps(
     maps: Sequence[Tensor],  # int8 [L, L] each
 ) -> Tensor:  # int8 [B, L, L]; -1, an unresolved pair, fills up
+    "Pad maps on the right and below, to the size of the largest."
     longest = max(map(len, maps))
     return torch.stack([F.pad(m, (0, longest - len(m)) * 2, value=-1) for m in maps])
 
@@ -211,7 +212,9 @@ def _residue_loss(
     target: Tensor,  # int8 [B, L], -1 for no label
     terms: int,  # residues with a label
 ) -> Tensor:  # scalar, nats
-    logits = out.float().transpose(1, 2)  # classes on axis 1, where cross_entropy expects them
+    "Mean cross-entropy over the residues with a label."
+    # cross_entropy expects the classes on axis 1
+    logits = out.float().transpose(1, 2)
     total = F.cross_entropy(logits, target.long(), ignore_index=-1, reduction="sum")
     return total / terms
 
@@ -220,6 +223,7 @@ def _contact_loss(
     out: Tensor,  # [B, L, L] log-odds
     target: Tensor,  # as `_scored_pairs` takes it
 ) -> Tensor:  # scalar, nats
+    "Mean binary cross-entropy over the pairs that count."
     truth, scored = _scored_pairs(target)
     total = F.binary_cross_entropy_with_logits(out.float()[scored], truth[scored], reduction="sum")
     # A crop without a resolved pair has loss 0, not NaN.
@@ -332,6 +336,8 @@ class Targets:
 # %% ../nbs/library/62_finetune.ipynb #f9e73233
 @dataclass(frozen=True)
 class OneHotConfig:
+    "The shape of `OneHot`: one dimension per token."
+
     d_model: int = len(PROTEIN.tokens)
 
 
@@ -441,6 +447,7 @@ class RepresentedRows:
 def _pad_residues(
     rows: list[Tensor],  # [L, d] each
 ) -> tuple[Tensor, Tensor]:  # [B, L, d], mask bool [B, L]
+    "Pad representations to the longest, and mask what was filled up."
     x = pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(r) for r in rows])
     return x, torch.arange(x.shape[1]) < lengths[:, None]
@@ -475,7 +482,8 @@ def _represent_once(
             for i, values, inside in zip(chunk, x, mask):
                 flat[offsets[i] : offsets[i + 1]] = values[inside].numpy()
         flat.flush()
-        del flat  # closes the map before the file gets its name
+        # close the map before the file gets its name
+        del flat
 
 # %% ../nbs/library/62_finetune.ipynb #4d801041
 class CachedRows:
@@ -489,6 +497,7 @@ class CachedRows:
         batch_tokens: int = 16384,
         progress: bool = False,
     ):
+        # only residues are kept, not the start and stop tokens of ESM
         self.lengths = rows.lengths - len(getattr(rows.tokens.alphabet, "frame", ()))
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         with processes().main_process_first():
@@ -500,6 +509,7 @@ class CachedRows:
         return len(self.lengths)
 
     def row(self, i: int) -> Tensor:  # float32 [L, d]
+        "Read one row from disk."
         values = self.flat[self.offsets[i] : self.offsets[i + 1]]
         return torch.from_numpy(values.astype(np.float32))
 
@@ -544,6 +554,7 @@ class SharedRepresentations:
     ) -> SharedRows:
         "Return the rows of these sequences; compute now those that no fit has asked for."
         settings = (tensors_sha256(encoder), config.dtype, config.cache)
+        # keyed by tokens, so that a cropped sequence is not taken for the whole one
         keys = [(*settings, ids.tobytes()) for ids in tokens.ids]
         missing = {key: i for i, key in enumerate(keys) if key not in self.places}
         if missing:
@@ -649,6 +660,7 @@ def _mean_loss(
         part = target[torch.from_numpy(chunk)].to(out.device)
         if not targets.pooled:
             part = part[:, : out.shape[1]]
+        # the mean of a pass counts for as much as it has terms
         weight = targets.terms(part)
         total += float(targets.loss(out, part)) * weight
         terms += weight
@@ -887,6 +899,13 @@ class EarlyStopping:
         waiting_since = max(self.memory.get("epoch", 0), self.warmup_epochs)
         return epoch >= self.warmup_epochs and epoch - waiting_since >= self.patience
 
+
+def after_each_epoch(
+    call: Callable[[], bool | None], batches: EpochBatches, epochs: int
+) -> dict[int, Callable[[], bool | None]]:  # updates made -> call
+    "Return what `train` takes to call something after every epoch."
+    return {epoch * batches.per_epoch: call for epoch in range(1, epochs + 1)}
+
 # %% ../nbs/library/62_finetune.ipynb #06d93bcf
 def untrained(
     encoder: CARP | ESM,
@@ -1006,9 +1025,7 @@ def _train(
 
     warmup_epochs = -(-plan.warmup_steps // batches.per_epoch)
     stopping = EarlyStopping(module, valid_loss, config.patience, warmup_epochs, memory)
-    after: dict[int, Callable[[], bool | None]] = {}
-    for epoch in range(1, config.epochs + 1):
-        after[epoch * batches.per_epoch] = stopping
+    after = after_each_epoch(stopping, batches, config.epochs)
     loss = _batch_loss(targets)
     metrics = train(module, batches, loss, plan, folder, after, progress, memory)
     if memory and "weights" not in memory:

@@ -168,7 +168,9 @@ def _facts(
     shared: int,  # train and valid rows that the test of the other set has too
 ) -> dict:
     "Return what the rows of a task do not say: kind, check sum, rows available and dropped."
-    sums = {s for t in tables for s in t.attrs["sha256"].values()}
+    sums: set[str] = set()
+    for table in tables:
+        sums |= set(table.attrs["sha256"].values())
     available = {
         split: part.attrs["available"].get(split, 0)
         for split, part in zip(SPLITS, [parts[0], parts[0], parts[-1]])
