@@ -13,109 +13,102 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import BoolTensor, LongTensor, Tensor
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN, Alphabet
 
 # %% ../nbs/library/40_mlm.ipynb #b16dd6f2
 def _select(
-    candidates: BoolTensor,  # [B, L] positions that may be selected
+    candidates: Tensor,  # bool [B, L] positions that may be selected
     generator: torch.Generator,
-) -> BoolTensor:  # [B, L]
-    "max(1, floor(0.15 n)) of each row's n candidates, without replacement; none in a row that has none."
+) -> Tensor:  # bool [B, L]
+    """Select max(1, floor(0.15 n)) of each row's n candidates, without replacement; none in a
+    row that has none.
+    """
     n = candidates.sum(1)
     k = torch.where(n > 0, (n * 15 // 100).clamp(min=1), 0)
-    order = (
-        torch.rand(candidates.shape, generator=generator).masked_fill(~candidates, 2.0).argsort(1)
-    )
+    # Random keys below 1; 2 puts the other positions behind all candidates
+    keys = torch.rand(candidates.shape, generator=generator).masked_fill(~candidates, 2.0)
     first_k = torch.arange(candidates.shape[1]) < k[:, None]
-    return torch.zeros_like(candidates).scatter(1, order, first_k)
+    return torch.zeros_like(candidates).scatter(1, keys.argsort(1), first_k)
 
 # %% ../nbs/library/40_mlm.ipynb #1ff7c5e6
 def corrupt(
-    tokens: LongTensor,  # [B, L] token ids
-    mask: BoolTensor,  # [B, L] True = residue
+    tokens: Tensor,  # int64 [B, L] token ids
+    mask: Tensor,  # bool [B, L] True = residue
     generator: torch.Generator,  # CPU generator: the only source of randomness
     reference: bool = False,  # the released code's variant
-) -> tuple[LongTensor, BoolTensor]:  # corrupted tokens [B, L], selected [B, L]
+) -> tuple[Tensor, Tensor]:  # corrupted tokens int64 [B, L], selected bool [B, L]
     "Corrupt sequences for masked language modelling (section 4.2)."
     letters = 26 if reference else len(AMINO_ACIDS)
     selected = _select(mask & (tokens < letters), generator)
     fate = torch.rand(tokens.shape, generator=generator)
+    # A shift by 1 to letters - 1 reaches every letter but the original
     other = (tokens + torch.randint(1, letters, tokens.shape, generator=generator)) % letters
     corrupted = torch.where(selected & (fate < 0.8), PROTEIN.mask_idx, tokens)
-    return torch.where(selected & (fate >= 0.8) & (fate < 0.9), other, corrupted), selected
+    replaced = selected & (fate >= 0.8) & (fate < 0.9)
+    return torch.where(replaced, other, corrupted), selected
 
 # %% ../nbs/library/40_mlm.ipynb #34defad7
 def mlm_loss(
     logits: Tensor,  # [B, L, 30]
-    targets: LongTensor,  # [B, L] the uncorrupted tokens
-    selected: BoolTensor,  # [B, L] which to score
+    targets: Tensor,  # int64 [B, L] the uncorrupted tokens
+    selected: Tensor,  # bool [B, L] which to score
     count: int | None = None,  # selected tokens of the global batch; None: of this one
 ) -> Tensor:  # scalar, nats per selected token
     "Mean cross-entropy over the selected tokens (section 4.2)."
     total = F.cross_entropy(logits[selected].float(), targets[selected], reduction="sum")
-    return total / (
-        selected.sum().clamp(min=1) if count is None else count
-    )  # nothing to predict: a loss of zero
+    if count is None:
+        return total / selected.sum().clamp(min=1)  # nothing to predict: a loss of zero
+    return total / count
 
 # %% ../nbs/library/40_mlm.ipynb #7de7f534
-LENGTH_EDGES = (
-    0,
-    64,
-    128,
-    256,
-    512,
-    1022,
-    2048,
-    4096,
-    10**9,
-)  # residues; 1022 is the limit of ESM-1b
-
-
 def corrupt_each(
     sequences: Iterable[str],  # residues
     seed: int = 0,
     max_length: int | None = None,  # crop to a random window of this many residues; None: never
     reference: bool = False,  # the released code's variant
-) -> list[
-    tuple[LongTensor, LongTensor, BoolTensor]
-]:  # per sequence: tokens, corrupted, selected, each [L]
-    "Corrupt every sequence from its own seed (`seed`, index), so that all models are asked the same questions."
+) -> list[tuple[Tensor, Tensor, Tensor]]:  # per sequence: tokens, corrupted, selected, each [L]
+    """Corrupt every sequence from its own seed (`seed`, index), so that all models are asked
+    the same questions.
+    """
     questions = []
     for i, sequence in enumerate(sequences):
-        generator = torch.Generator().manual_seed(
-            int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
-        )
+        mixed = np.random.SeedSequence([seed, i]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
         tokens = PROTEIN.encode(sequence, f"sequence {i + 1}")
         if max_length and len(tokens) > max_length:
             start = int(torch.randint(0, len(tokens) - max_length + 1, (1,), generator=generator))
             tokens = tokens[start : start + max_length]
-        corrupted, selected = corrupt(
-            tokens[None], torch.ones(1, len(tokens), dtype=torch.bool), generator, reference
-        )
+        residues = torch.ones(1, len(tokens), dtype=torch.bool)
+        corrupted, selected = corrupt(tokens[None], residues, generator, reference)
         questions.append((tokens, corrupted[0], selected[0]))
     return questions
 
 # %% ../nbs/library/40_mlm.ipynb #e34cebec
+# Residues; 1022 is the limit of ESM-1b
+LENGTH_EDGES = (0, 64, 128, 256, 512, 1022, 2048, 4096, 10**9)
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    "What a model scores on held-out sequences."
+    """What a model scores on held-out sequences. `answers` has a row per selected token:
+    sequence, length, residue, nats, nats_20, correct.
+    """
 
-    answers: (
-        pd.DataFrame
-    )  # one row per selected token: sequence, length, residue, nats, nats_20, correct
+    answers: pd.DataFrame
 
     @property
     def loss(self) -> float:
-        return float(self.answers.nats.mean())  # nats per selected token
+        "Nats per selected token."
+        return float(self.answers.nats.mean())
 
     @property
     def loss_20(self) -> float:
-        return float(
-            self.answers.nats_20.mean()
-        )  # between the 20 amino acids, whatever the vocabulary
+        "Nats per selected token between the 20 amino acids, whatever the vocabulary."
+        return float(self.answers.nats_20.mean())
 
     @property
     def perplexity(self) -> float:
@@ -142,38 +135,48 @@ class Evaluation:
         )
 
 # %% ../nbs/library/40_mlm.ipynb #5e8ac013
-def _record(
-    questions: list,
-    rows: list[int],
+def _nats(
+    log_probs: Tensor,  # [n, tokens], natural log
+    targets: Tensor,  # int64 [n]
+) -> np.ndarray:  # float64 [n]
+    return -log_probs.gather(1, targets[:, None])[:, 0].double().numpy()
+
+
+def _graded(
+    questions: list[tuple[Tensor, Tensor, Tensor]],  # of `corrupt_each`
+    rows: list[int],  # which of them
     log_probs: Tensor,  # [selected tokens, 30], natural log
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # as `Evaluation.answers`
     "Grade the answers to the selected tokens of some questions."
-    targets = torch.cat([questions[i][0][questions[i][2]] for i in rows])
-    of_20 = F.pad(
-        log_probs[:, :20].log_softmax(-1), (0, log_probs.shape[1] - 20), value=torch.nan
-    )  # a rare letter is none of them
-    counts = [int(questions[i][2].sum()) for i in rows]
+    targets = []
+    counts = []
+    for i in rows:
+        tokens, _, selected = questions[i]
+        targets.append(tokens[selected])
+        counts.append(int(selected.sum()))
+    target = torch.cat(targets)
+    # A rare letter is none of the 20 amino acids, and has no loss among them
+    others = log_probs.shape[1] - 20
+    of_20 = F.pad(log_probs[:, :20].log_softmax(-1), (0, others), value=torch.nan)
     return pd.DataFrame(
         {
             "sequence": np.repeat(rows, counts),
             "length": np.repeat([len(questions[i][0]) for i in rows], counts),
-            "residue": [PROTEIN.tokens[t] for t in targets],
-            "nats": -log_probs.gather(1, targets[:, None])[:, 0].double().numpy(),
-            "nats_20": -of_20.gather(1, targets[:, None])[:, 0].double().numpy(),
-            "correct": (log_probs.argmax(1) == targets).numpy(),
+            "residue": [PROTEIN.tokens[t] for t in target],
+            "nats": _nats(log_probs, target),
+            "nats_20": _nats(of_20, target),
+            "correct": (log_probs.argmax(1) == target).numpy(),
         }
     )
 
 # %% ../nbs/library/40_mlm.ipynb #106358fa
 def _asked(
     alphabet: Alphabet,
-    corrupted: list[LongTensor],  # PROTEIN ids, each [L_i]
-) -> tuple[LongTensor, BoolTensor]:  # the model's ids [B, T], mask [B, T] (True = residue)
+    corrupted: list[Tensor],  # PROTEIN ids, each int64 [L_i]
+) -> tuple[Tensor, Tensor]:  # the model's ids int64 [B, T], mask bool [B, T] (True = residue)
     "Questions in a model's own alphabet."
     if alphabet is PROTEIN:
-        tokens = torch.nn.utils.rnn.pad_sequence(
-            corrupted, batch_first=True, padding_value=PROTEIN.pad_idx
-        )
+        tokens = pad_sequence(corrupted, batch_first=True, padding_value=PROTEIN.pad_idx)
         return tokens, tokens != PROTEIN.pad_idx
     return alphabet.batch([PROTEIN.decode(ids) for ids in corrupted], allow_mask=True)
 
@@ -186,33 +189,50 @@ def _answered(
     log_probs = logits.float().log_softmax(-1)
     if alphabet is PROTEIN:
         return log_probs
+    columns = [alphabet.tokens.index(residue) for residue in PROTEIN.residues]
     ours = torch.full((len(logits), len(PROTEIN)), -torch.inf)
-    ours[:, : len(PROTEIN.residues)] = log_probs[
-        :, [alphabet.tokens.index(residue) for residue in PROTEIN.residues]
-    ]
+    ours[:, : len(columns)] = log_probs[:, columns]
     return ours
 
-
-def _checked(model, questions: list) -> Alphabet:
+# %% ../nbs/library/40_mlm.ipynb #3ef6e05a
+def _checked(model, questions: list[tuple[Tensor, Tensor, Tensor]]) -> Alphabet:
     """The model's alphabet. Raises ValueError for a scorer without logits, for nothing to
     score, and for more residues than the model reads.
     """
-    name, limit = getattr(model, "name", "the model"), getattr(model, "max_length", None)
+    name = getattr(model, "name", "the model")
+    limit = getattr(model, "max_length", None)
     if hasattr(model, "log_probs") and not hasattr(model, "alphabet"):
         raise ValueError(
-            f"{name} scores mutants and gives no logits of its tokens, so it has no loss; evaluate a CARP or an ESM."
+            f"{name} scores mutants and gives no logits of its tokens, so it has no loss; "
+            "evaluate a CARP or an ESM."
         )
-    if not any(q[2].any() for q in questions):
+    if not any(selected.any() for _, _, selected in questions):
         raise ValueError("evaluate got no canonical residue to score; give at least one sequence.")
-    if limit and (long := [i for i, q in enumerate(questions) if len(q[0]) > limit]):
+    lengths = [len(tokens) for tokens, _, _ in questions]
+    too_long = [i for i, length in enumerate(lengths) if limit and length > limit]
+    if too_long:
         raise ValueError(
-            f"sequence {long[0] + 1} has {len(questions[long[0]][0])} residues and "
-            f"{name} reads at most {limit}, as for {len(long)} of "
-            f"{len(questions)} sequences; pass max_length={limit} for random windows, or leave them out."
+            f"sequence {too_long[0] + 1} has {lengths[too_long[0]]} residues and "
+            f"{name} reads at most {limit}, as for {len(too_long)} of "
+            f"{len(questions)} sequences; pass max_length={limit} for random windows, "
+            "or leave them out."
         )
     return getattr(model, "alphabet", PROTEIN)
 
 # %% ../nbs/library/40_mlm.ipynb #b55952f7
+def _by_cost(
+    lengths: list[int],
+    batch_tokens: int,  # padded tokens
+) -> list[list[int]]:  # indices
+    "Batches of sequences under a token budget, longest first."
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    batches = []
+    while order:
+        rows = max(1, batch_tokens // lengths[order[-1]])
+        batches.append([order.pop() for _ in range(min(len(order), rows))])
+    return batches
+
+
 @torch.inference_mode()
 def evaluate(
     model,  # maps (tokens [B, L], mask [B, L]) to logits [B, L, tokens of model.alphabet]
@@ -229,24 +249,20 @@ def evaluate(
     questions = corrupt_each(sequences, seed, max_length, reference)
     alphabet = _checked(model, questions)
     device = next(model.parameters()).device
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i][0]))
-    records, bar = [], tqdm(total=len(order), disable=not progress, desc="held-out sequences")
-    while order:
-        longest = len(questions[order[-1]][0])
-        rows = [order.pop() for _ in range(min(len(order), max(1, batch_tokens // longest)))]
-        tokens, mask = _asked(alphabet, [questions[i][1] for i in rows])
-        logits = model(tokens.to(device), mask.to(device)).cpu()
-        picked = torch.cat(
-            [row[inside][questions[i][2]] for row, inside, i in zip(logits, mask, rows)]
-        )
-        records.append(_record(questions, rows, _answered(alphabet, picked)))
-        bar.update(len(rows))
-    bar.close()
-    return Evaluation(
-        pd.concat(records, ignore_index=True).sort_values(
-            "sequence", kind="stable", ignore_index=True
-        )
-    )
+    batches = _by_cost([len(tokens) for tokens, _, _ in questions], batch_tokens)
+    graded = []
+    with tqdm(total=len(questions), disable=not progress, desc="held-out sequences") as bar:
+        for rows in batches:
+            tokens, mask = _asked(alphabet, [questions[i][1] for i in rows])
+            logits = model(tokens.to(device), mask.to(device)).cpu()
+            picked = []
+            for i, row, inside in zip(rows, logits, mask):
+                # Residues only, without start and stop tokens; then the selected ones
+                picked.append(row[inside][questions[i][2]])
+            graded.append(_graded(questions, rows, _answered(alphabet, torch.cat(picked))))
+            bar.update(len(rows))
+    answers = pd.concat(graded, ignore_index=True)
+    return Evaluation(answers.sort_values("sequence", kind="stable", ignore_index=True))
 
 # %% ../nbs/library/40_mlm.ipynb #d669978a
 _UNKNOWN = len(AMINO_ACIDS)  # context symbol for an end, a masked neighbour or a rare letter
@@ -254,17 +270,17 @@ _UNKNOWN = len(AMINO_ACIDS)  # context symbol for an end, a masked neighbour or 
 
 def ngram_counts(
     sequences: Iterable[np.ndarray],  # token ids, uint8 [L] each
-) -> (
-    np.ndarray
-):  # [21, 20, 21] left neighbour, residue, right neighbour; index 20 sums over that neighbour
-    "Trigram counts of canonical residues with their neighbours."
+) -> np.ndarray:  # int64 [21, 20, 21] left neighbour, residue, right neighbour
+    """Trigram counts of canonical residues with their neighbours. Index 20 of a neighbour is
+    the sum over it.
+    """
     counts = np.zeros((21, 21, 21), np.int64)
     for ids in sequences:
         ids = np.minimum(ids, _UNKNOWN).astype(np.int64)
         padded = np.concatenate([[_UNKNOWN], ids, [_UNKNOWN]])
-        counts += np.bincount((padded[:-2] * 21 + ids) * 21 + padded[2:], minlength=21**3).reshape(
-            21, 21, 21
-        )
+        # A trigram as one number in base 21, so that one bincount counts them all
+        trigrams = (padded[:-2] * 21 + ids) * 21 + padded[2:]
+        counts += np.bincount(trigrams, minlength=21**3).reshape(21, 21, 21)
     counts = counts[:, :20]
     counts[_UNKNOWN] = counts.sum(0)
     counts[:, :, _UNKNOWN] = counts.sum(2)
@@ -278,18 +294,21 @@ def evaluate_ngram(
     seed: int = 0,
     max_length: int | None = None,
 ) -> Evaluation:
-    "The loss of residue frequencies (`order=1`) or of a trigram (`order=3`) on the questions that `evaluate` asks."
+    """Loss of residue frequencies (`order=1`) or of a trigram (`order=3`) on the questions that
+    `evaluate` asks. Raises ValueError for another order.
+    """
     if order not in (1, 3):
         raise ValueError(f"order is {order}; it is 1 (residue frequencies) or 3 (trigram).")
     questions = corrupt_each(sequences, seed, max_length)
     smoothed = torch.from_numpy(counts + 0.5)  # Jeffreys prior: no zero probabilities
     table = torch.full((21, 21, 30), -torch.inf, dtype=torch.float64)
     table[..., :20] = (smoothed / smoothed.sum(1, keepdim=True)).log().movedim(1, 2)
-    records = []
+    graded = []
     for i, (_, corrupted, selected) in enumerate(questions):
         context = F.pad(corrupted.clamp(max=_UNKNOWN), (1, 1), value=_UNKNOWN)
         left, right = context[:-2][selected], context[2:][selected]
         if order == 1:
-            left, right = torch.full_like(left, _UNKNOWN), torch.full_like(right, _UNKNOWN)
-        records.append(_record(questions, [i], table[left, right]))
-    return Evaluation(pd.concat(records, ignore_index=True))
+            left = torch.full_like(left, _UNKNOWN)
+            right = torch.full_like(right, _UNKNOWN)
+        graded.append(_graded(questions, [i], table[left, right]))
+    return Evaluation(pd.concat(graded, ignore_index=True))
