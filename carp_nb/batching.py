@@ -18,22 +18,27 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from torch import BoolTensor, LongTensor
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN
 from .files import atomic_path
 
 # %% ../nbs/library/41_batching.ipynb #3796bed9
+def _checksum(tokens: np.ndarray, offsets: np.ndarray) -> str:
+    "sha256 over offsets, then tokens; neither is copied."
+    digest = hashlib.sha256(np.ascontiguousarray(offsets).data)
+    digest.update(tokens.data)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Corpus:
     "Tokenised sequences end to end, in memory or mapped from disk."
 
     tokens: np.ndarray  # uint8 [total residues]
     offsets: np.ndarray  # int64 [N + 1]; sequence i is tokens[offsets[i]:offsets[i + 1]]
-    stated: str | None = (
-        None  # checksum written when the corpus was built; None: computed when asked for
-    )
+    stated: str | None = None  # checksum written with the corpus; None: computed when asked for
 
     @classmethod
     def from_records(cls, records: Iterable[tuple[str, str]]) -> "Corpus":  # (id, sequence) pairs
@@ -43,41 +48,50 @@ class Corpus:
         rows = [PROTEIN.to_ids(sequence, name) for name, sequence in records]
         if not rows:
             raise ValueError("the corpus is empty; give at least one sequence.")
-        return cls(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(r) for r in rows])]))
+        ends = np.cumsum([len(row) for row in rows])
+        return cls(np.concatenate(rows), np.concatenate([[0], ends]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.tokens[self.offsets[i] : self.offsets[i + 1]]  # uint8 [L]
+    def __getitem__(self, i: int) -> np.ndarray:  # uint8 [L]
+        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
     @property
     def sha256(self) -> str:
         return self.stated or _checksum(self.tokens, self.offsets)
 
     @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)  # int64 [N]
-
-
-def _checksum(tokens: np.ndarray, offsets: np.ndarray) -> str:
-    "sha256 over offsets, then tokens; neither is copied."
-    digest = hashlib.sha256(np.ascontiguousarray(offsets))
-    digest.update(tokens)
-    return digest.hexdigest()
+    def lengths(self) -> np.ndarray:  # int64 [N]
+        return np.diff(self.offsets)
 
 # %% ../nbs/library/41_batching.ipynb #9ab47748
-def _npy_header(
-    n: int,  # elements
-) -> bytes:
-    "The header of a one-dimensional .npy file of bytes; its size does not depend on `n`."
+def _npy_header(n: int) -> bytes:
+    "The header of a one-dimensional .npy file of `n` bytes; its size does not depend on `n`."
+    header = {"descr": "|u1", "fortran_order": False, "shape": (n,)}
     text = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        text, {"descr": "|u1", "fortran_order": False, "shape": (n,)}
-    )
+    np.lib.format.write_array_header_1_0(text, header)
     return text.getvalue()
 
 
+def _write_tokens(
+    records: Iterable[tuple[str, str]], path: Path, progress: bool
+) -> np.ndarray:  # int64 [N + 1] offsets
+    "Stream tokens to a .npy file. Raises ValueError with the id for an illegal symbol."
+    ends = array("q", [0])
+    bar = tqdm(records, desc="sequences", disable=not progress, unit_scale=True)
+    with open(path, "wb") as file:
+        # The length is not known yet; the header is written again at the end
+        file.write(_npy_header(0))
+        for name, sequence in bar:
+            ids = PROTEIN.to_ids(sequence, name)
+            file.write(ids.data)
+            ends.append(ends[-1] + len(ids))
+        file.seek(0)
+        file.write(_npy_header(ends[-1]))
+    return np.frombuffer(ends, np.int64)
+
+# %% ../nbs/library/41_batching.ipynb #e4d07120
 def build_corpus(
     records: Iterable[tuple[str, str]],  # (id, sequence) pairs, e.g. `read_fasta`
     folder: str | Path,  # made by this call
@@ -95,27 +109,15 @@ def build_corpus(
         )
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        ends = array("q", [0])
-        with open(temporary / "tokens.npy", "wb") as file:
-            file.write(_npy_header(0))
-            for name, sequence in tqdm(
-                records, desc="sequences", disable=not progress, unit_scale=True
-            ):
-                ids = PROTEIN.to_ids(sequence, name)
-                file.write(ids)
-                ends.append(ends[-1] + len(ids))
-            file.seek(0)
-            file.write(_npy_header(ends[-1]))
-        if len(ends) == 1:
+        offsets = _write_tokens(records, temporary / "tokens.npy", progress)
+        if len(offsets) == 1:
             raise ValueError("the corpus is empty; give at least one sequence.")
-        np.save(temporary / "offsets.npy", np.frombuffer(ends, np.int64))
-        checksum = _checksum(
-            np.load(temporary / "tokens.npy", mmap_mode="r"), np.frombuffer(ends, np.int64)
-        )
+        np.save(temporary / "offsets.npy", offsets)
+        tokens = np.load(temporary / "tokens.npy", mmap_mode="r")
         facts = {
-            "sequences": len(ends) - 1,
-            "residues": ends[-1],
-            "sha256": checksum,
+            "sequences": len(offsets) - 1,
+            "residues": int(offsets[-1]),
+            "sha256": _checksum(tokens, offsets),
             **(about or {}),
         }
         (temporary / "corpus.json").write_text(json.dumps(facts, indent=1))
@@ -141,40 +143,20 @@ def open_corpus(
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is damaged ({error}); delete it and build it again.") from error
-    found = len(corpus), int(corpus.offsets[-1]), len(corpus.tokens)
-    if found != (facts["sequences"], facts["residues"], facts["residues"]) or (
-        verify and _checksum(corpus.tokens, corpus.offsets) != facts["sha256"]
-    ):
+    sizes = len(corpus), int(corpus.offsets[-1]), len(corpus.tokens)
+    intact = sizes == (facts["sequences"], facts["residues"], facts["residues"])
+    if intact and verify:
+        intact = _checksum(corpus.tokens, corpus.offsets) == facts["sha256"]
+    if not intact:
         raise ValueError(
-            f"{folder} is damaged: its files do not hold what corpus.json says; delete it and build it again."
+            f"{folder} is damaged: its files do not hold what corpus.json says; "
+            "delete it and build it again."
         )
     return corpus
 
 # %% ../nbs/library/41_batching.ipynb #9dcb75a9
-def uniref50_records(
-    folder: str | Path,  # with consensus.fasta, splits.json and lengths_and_offsets.npz
-    split: str,  # train, valid or test
-) -> Iterator[tuple[str, str]]:  # (number in the file, sequence), in the order of the file
-    """Stream a split of the authors' UniRef50. Raises FileNotFoundError naming the missing
-    file, ValueError for an unknown split or files that disagree.
-    """
-    folder = Path(folder)
-    for name in ("consensus.fasta", "splits.json", "lengths_and_offsets.npz"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder / name} is missing; unpack uniref50.tar.gz of Zenodo record 6564798 there."
-            )
-    splits = json.loads((folder / "splits.json").read_text())
-    if split not in splits:
-        raise ValueError(
-            f"{folder / 'splits.json'} has no split {split!r}; it has {', '.join(splits)}."
-        )
-    chosen = np.sort(np.array(splits.pop(split), np.int64))
-    del splits
-    return _lines(folder, chosen)
-
-
 def _lines(folder: Path, chosen: np.ndarray) -> Iterator[tuple[str, str]]:
+    "Sequences of the file by their numbers, which rise. Raises ValueError for files that disagree."
     table = np.load(folder / "lengths_and_offsets.npz")
     lengths, offsets = table["ells"], table["seq_offsets"]
     with open(folder / "consensus.fasta", "rb") as file:
@@ -192,6 +174,30 @@ def _lines(folder: Path, chosen: np.ndarray) -> Iterator[tuple[str, str]]:
                     f"{lengths[i]} in lengths_and_offsets.npz; the files are not of one set."
                 )
             yield str(i), sequence
+
+
+def uniref50_records(
+    folder: str | Path,  # with consensus.fasta, splits.json and lengths_and_offsets.npz
+    split: str,  # train, valid or test
+) -> Iterator[tuple[str, str]]:  # (number in the file, sequence), in the order of the file
+    """Stream a split of the authors' UniRef50. Raises FileNotFoundError naming the missing
+    file, ValueError for an unknown split or files that disagree.
+    """
+    folder = Path(folder)
+    for name in ("consensus.fasta", "splits.json", "lengths_and_offsets.npz"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name} is missing; "
+                "unpack uniref50.tar.gz of Zenodo record 6564798 there."
+            )
+    splits = json.loads((folder / "splits.json").read_text())
+    if split not in splits:
+        raise ValueError(
+            f"{folder / 'splits.json'} has no split {split!r}; it has {', '.join(splits)}."
+        )
+    chosen = np.sort(np.array(splits.pop(split), np.int64))
+    del splits  # two gigabytes of Python integers
+    return _lines(folder, chosen)
 
 # %% ../nbs/library/41_batching.ipynb #f0dff73c
 _HELD_OUT_SHARES = MappingProxyType({"valid": 0.01, "test": 0.01})
@@ -212,12 +218,20 @@ def split_by_cluster(
             f"{len(names)} clusters cannot be split into {counts} and a training set; "
             "change the shares or cluster less coarsely."
         )
-    of_cluster = np.full(len(names), "train", dtype=f"<U{max(map(len, [*shares, 'train']))}")
-    order, start = np.random.default_rng(seed).permutation(len(names)), 0
+    widest = max(map(len, [*shares, "train"]))
+    of_cluster = np.full(len(names), "train", dtype=f"<U{widest}")
+    order = np.random.default_rng(seed).permutation(len(names))
+    start = 0
     for split, count in counts.items():
         of_cluster[order[start : start + count]] = split
         start += count
     return of_cluster[member]
+
+# %% ../nbs/library/41_batching.ipynb #0eb24ca2
+def _hashes(corpus: Corpus) -> np.ndarray:  # uint64 [N]
+    "A 64-bit hash of every sequence."
+    digests = (hashlib.blake2b(corpus[i].data, digest_size=8).digest() for i in range(len(corpus)))
+    return np.fromiter(map(int.from_bytes, digests), np.uint64, len(corpus))
 
 
 def shared_sequences(
@@ -225,20 +239,25 @@ def shared_sequences(
     second: Corpus,
 ) -> np.ndarray:  # int64: which sequences of `second` also stand in `first`, letter by letter
     "Exact duplicates between two sets, found by 64-bit hashes (8 bytes of memory per sequence)."
-    keys = [
-        np.fromiter(
-            (int.from_bytes(hashlib.blake2b(c[i], digest_size=8).digest()) for i in range(len(c))),
-            np.uint64,
-            len(c),
-        )
-        for c in (first, second)
-    ]
-    return np.flatnonzero(np.isin(keys[1], keys[0]))
+    return np.flatnonzero(np.isin(_hashes(second), _hashes(first)))
 
 # %% ../nbs/library/41_batching.ipynb #6b64905b
 def padded_length(length, multiple: int = 16):
     "Residues after padding to a multiple; takes a number or an array."
     return -(-length // multiple) * multiple
+
+
+def _cut(
+    widths: list[int],  # padded lengths, ascending
+    batch_tokens: int,
+) -> Iterator[tuple[int, int]]:  # start, stop
+    "Batches of neighbours whose padded size is within the budget, or that are one sequence."
+    start = 0
+    for stop in range(1, len(widths) + 1):
+        # With the next sequence, the longest so far, the batch would be over the budget
+        if stop == len(widths) or (stop + 1 - start) * widths[stop] > batch_tokens:
+            yield start, stop
+            start = stop
 
 
 def bucketed_batches(
@@ -248,17 +267,17 @@ def bucketed_batches(
     bucket: int = 8192,  # sequences sorted together
     multiple: int = 16,  # batches are padded to a multiple of this many residues
 ) -> list[np.ndarray]:  # index arrays; together a permutation of range(N)
-    "Length-bucketed batches under a token budget, in random order (section 4.3: dynamic batching)."
+    """Length-bucketed batches under a token budget, in random order (section 4.3: dynamic
+    batching).
+    """
     order = rng.permutation(len(lengths))
     widths = padded_length(lengths, multiple)
     batches = []
-    for chunk in (order[i : i + bucket] for i in range(0, len(order), bucket)):
+    for first in range(0, len(order), bucket):
+        chunk = order[first : first + bucket]
         chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
-        start, width = 0, widths[chunk].tolist()
-        for stop in range(1, len(chunk) + 1):
-            if stop == len(chunk) or (stop + 1 - start) * width[stop] > batch_tokens:
-                batches.append(chunk[start:stop])
-                start = stop
+        for start, stop in _cut(widths[chunk].tolist(), batch_tokens):
+            batches.append(chunk[start:stop])
     return [batches[i] for i in rng.permutation(len(batches))]
 
 # %% ../nbs/library/41_batching.ipynb #9a301e00
@@ -272,36 +291,30 @@ class Batches:
         max_length: int = 2048,  # longer sequences are cropped to a random window (section 4.2)
         seed: int = 0,
     ):
-        self.corpus, self.batch_tokens, self.max_length, self.seed = (
-            corpus,
-            batch_tokens,
-            max_length,
-            seed,
-        )
+        self.corpus = corpus
+        self.batch_tokens = batch_tokens
+        self.max_length = max_length
+        self.seed = seed
         self.lengths = np.minimum(corpus.lengths, max_length)
         self._starts = [0]  # first step of every epoch met so far
-        self._epoch = (-1, [])
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])  # the last epoch asked for
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
+        "The batches of an epoch, as sequence indices."
         if self._epoch[0] != epoch:
-            bucket = max(
-                8192, int(64 * self.batch_tokens / self.lengths.mean())
-            )  # some 64 batches; with 8192 sequences for 1.4 million tokens 29 % of them were padding
-            self._epoch = (
-                epoch,
-                bucketed_batches(
-                    self.lengths,
-                    self.batch_tokens,
-                    np.random.default_rng([self.seed, epoch]),
-                    bucket,
-                ),
-            )
+            # Some 64 batches to a bucket: with 8192 sequences for the paper's 1.4 million
+            # tokens, 29 % of the tokens were padding.
+            bucket = max(8192, int(64 * self.batch_tokens / self.lengths.mean()))
+            rng = np.random.default_rng([self.seed, epoch])
+            batches = bucketed_batches(self.lengths, self.batch_tokens, rng, bucket)
+            self._epoch = (epoch, batches)
         return self._epoch[1]
 
     def _locate(self, step: int) -> np.ndarray:
         "The sequence indices of a step; epochs differ a little in their number of batches."
         while self._starts[-1] <= step:
-            self._starts.append(self._starts[-1] + len(self._batches(len(self._starts) - 1)))
+            n = len(self._batches(len(self._starts) - 1))
+            self._starts.append(self._starts[-1] + n)
         epoch = int(np.searchsorted(self._starts, step, side="right")) - 1
         return self._batches(epoch)[step - self._starts[epoch]]
 
@@ -309,16 +322,17 @@ class Batches:
     def tokens_per_step(self) -> float:  # mean residues, from the first epoch
         return self.lengths.sum() / len(self._batches(0))
 
-    def __getitem__(self, step: int) -> tuple[LongTensor, BoolTensor]:  # tokens [B, L], mask [B, L]
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:  # int64 [B, L], mask bool [B, L]
+        # The 1 keeps these draws apart from those of an epoch, seeded by [seed, epoch]
         rng = np.random.default_rng([self.seed, step, 1])
         rows = []
         for i in self._locate(step):
             ids = self.corpus[i]
-            start = rng.integers(
-                0, len(ids) - self.lengths[i] + 1
-            )  # every window is possible, the last one too
-            rows.append(torch.from_numpy(ids[start : start + self.lengths[i]].astype(np.int64)))
-        tokens = torch.full((len(rows), padded_length(max(map(len, rows)))), PROTEIN.pad_idx)
+            length = self.lengths[i]
+            start = rng.integers(0, len(ids) - length + 1)  # the last window is possible too
+            rows.append(torch.from_numpy(ids[start : start + length].astype(np.int64)))
+        width = padded_length(max(map(len, rows)))
+        tokens = torch.full((len(rows), width), PROTEIN.pad_idx)
         for target, row in zip(tokens, rows):
             target[: len(row)] = row
         return tokens, tokens != PROTEIN.pad_idx
