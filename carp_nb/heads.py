@@ -205,6 +205,7 @@ class ContactHead(nn.Module):
                 PairBlock(channels, 2 ** (i % 5)) for i in range(layers // 2)
             )
             self.out = nn.Conv2d(channels, 1, 1)
+            assert self.out.bias is not None
             nn.init.constant_(self.out.bias, -3.0)  # about one pair in twenty touches
 
     def forward(

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -108,12 +109,13 @@ def _series_so_far(config: PretrainConfig, train_set: Corpus, folder: Path) -> p
     runs = find_runs(folder)
     # The last update of a run overshoots its tokens by up to one batch
     slack = 0.02 * config.tokens + config.batch_tokens
-    return runs[
+    alike = (
         (runs["size"] == config.size)
         & runs.trials.notna()
         & (runs.corpus_sha256 == train_set.sha256)
         & ((runs.tokens - config.tokens).abs() < slack)
-    ]
+    )
+    return cast(pd.DataFrame, runs[alike])
 
 
 def pretrain_series(
@@ -135,9 +137,11 @@ def pretrain_series(
     finished = _series_so_far(config, train_set, folder)
     folders = dict(zip(finished.seed, finished.folder))
     missing = [seed for seed in seeds if seed not in folders]
-    if missing and len(finished):
+    if not missing:
+        return [folders[seed] for seed in seeds]
+    if len(finished):
         lr, tried = finished.lr.iloc[0], finished.trials.iloc[0]
-    elif missing:
+    else:
         trials = choose_lr(
             config,
             train_set,
@@ -200,7 +204,7 @@ def find_checkpoints(
             planned += _checkpoint_rows(path.parent, shipped)
     table = pd.DataFrame(planned, columns=CHECKPOINT_COLUMNS)
     missing = table[table.weights.isna()].groupby("run", sort=False).size().to_dict()
-    table = table[table.weights.notna()]
+    table = cast(pd.DataFrame, table[table.weights.notna()])
     table = table.sort_values(["parameters", "run", "step"], ignore_index=True)
     present = list(dict.fromkeys(table.run))
     wanted = split_commas(names) or present
@@ -211,7 +215,7 @@ def find_checkpoints(
             f"{', '.join(present) or 'none at all'}. Train one with papermill "
             "nbs/pretrain.ipynb."
         )
-    table = table[table.run.isin(wanted)].reset_index(drop=True)
+    table = cast(pd.DataFrame, table[table.run.isin(wanted)]).reset_index(drop=True)
     table.attrs["missing"] = {run: n for run, n in missing.items() if run in set(table.run)}
     return table
 
@@ -227,14 +231,15 @@ def _pairs(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
     on one corpus and as many residues.
     """
     pairs = []
-    left = runs[runs.family == "carp"]
-    every_esm = runs[runs.family == "esm"]
+    left = cast(pd.DataFrame, runs[runs.family == "carp"])
+    every_esm = cast(pd.DataFrame, runs[runs.family == "esm"])
     while len(left):
         first = left.iloc[0]
         same = (left["size"] == first["size"]) & _trained_alike(left, first)
-        carp, left = left[same], left[~same]
+        carp = cast(pd.DataFrame, left[same])
+        left = cast(pd.DataFrame, left[~same])
         near = np.log2(every_esm.parameters / first.parameters).abs() < 1
-        esm = every_esm[near & _trained_alike(every_esm, first)]
+        esm = cast(pd.DataFrame, every_esm[near & _trained_alike(every_esm, first)])
         if esm.empty:
             continue
         nearest = np.log(esm.parameters / first.parameters).abs().argmin()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -217,7 +217,8 @@ def _common_checkpoint(folder: Path, accelerator: Accelerator) -> dict | None:
         saved = _load_checkpoint(folder / "checkpoints")
     if accelerator.num_processes > 1:
         step = saved["at"]["step"] if saved else 0
-        steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+        mine = torch.tensor([step], device=accelerator.device)
+        steps = cast(Tensor, accelerator.gather(mine)).tolist()
         if len(set(steps)) > 1:
             raise RuntimeError(
                 f"the processes would go on from updates {steps}; {folder} must be "
