@@ -22,11 +22,12 @@ from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS
@@ -49,7 +50,8 @@ def measured(
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.synchronize(device)
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    cpu = time.process_time()
     compute()
     if cuda:
         torch.cuda.synchronize(device)
@@ -66,14 +68,11 @@ def interleave(
     if warm:
         for compute in ways.values():
             measured(compute, device)
-    return pd.DataFrame(
-        [
-            (name, repeat, *measured(compute, device))
-            for repeat in range(repeats)
-            for name, compute in ways.items()
-        ],
-        columns=["way", "repeat", "wall", "cpu"],
-    )
+    rows = []
+    for repeat in range(repeats):
+        for name, compute in ways.items():
+            rows.append((name, repeat, *measured(compute, device)))
+    return pd.DataFrame(rows, columns=["way", "repeat", "wall", "cpu"])
 
 # %% ../nbs/library/70_timing.ipynb #f9b4f8ae
 def clock_for(device: torch.device | str) -> str:  # wall, cpu
@@ -85,21 +84,22 @@ def clock_for(device: torch.device | str) -> str:  # wall, cpu
 
 def paired_ratio(
     times: pd.DataFrame,  # of `interleave`
-    slow: str,
-    fast: str,  # ways
+    slow: str,  # a way
+    fast: str,  # another way
     clock: str = "cpu",  # wall, cpu
     n_boot: int = 1000,
     seed: int = 0,
-) -> tuple[
-    float, float, float
-]:  # median over repeats of slow / fast, and its 95 % bootstrap interval, which is the range of up to five repeats
-    "How many times faster one way is than another."
+) -> tuple[float, float, float]:  # median over repeats of slow / fast; lo, hi
+    """How many times faster one way is than another, with a 95 % bootstrap interval; of up to
+    five repeats that is their range.
+    """
     wide = times.pivot(index="repeat", columns="way", values=clock)
     ratios = (wide[slow] / wide[fast]).to_numpy()
     draws = bootstrap(len(ratios), n_boot, np.random.default_rng(seed))
     return float(np.median(ratios)), *interval(np.median(ratios[draws], 1))
 
 # %% ../nbs/library/70_timing.ipynb #4e32dd06
+# The first that is in the name counts
 PEAK_TFLOPS = {
     "H100 PCIe": 756,
     "H100 NVL": 835,
@@ -108,17 +108,17 @@ PEAK_TFLOPS = {
     "A100": 312,
     "V100-PCIE": 112,
     "V100": 125,
-}  # the first that is in the name
+}
 
 
 def peak_tflops(
     device: str,  # name of a GPU, as PyTorch gives it
-) -> float:  # NaN: not known
-    "The operations that a GPU could do, in 10^12 per second, dense and in half precision, as its maker states it."
-    return next(
-        (float(rate) for name, rate in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device)),
-        math.nan,
-    )
+) -> float:  # 10^12 operations per second; NaN: not known
+    "The peak rate of a GPU, dense and in half precision, as its maker states it."
+    for name, rate in PEAK_TFLOPS.items():
+        if re.search(rf"\b{name}\b", device):
+            return float(rate)
+    return math.nan
 
 # %% ../nbs/library/70_timing.ipynb #a3cf8511
 def exponent(
@@ -127,27 +127,27 @@ def exponent(
     longest: int = 4,  # how many lengths, counted from the longest
     n_boot: int = 500,
     seed: int = 0,
-) -> (
-    dict
-):  # exponent, lo, hi (95 % bootstrap over repeats), from_length, to_length, n (measurements)
-    "The power of the length with which a cost grows. Raises ValueError for fewer than two lengths."
-    cost = (
-        pd.DataFrame({"length": lengths, "value": values})
-        .groupby("length")
-        .value.apply(np.asarray)
-        .tail(longest)
-    )
+) -> dict:  # exponent, lo, hi, from_length, to_length, n (measurements)
+    """The power of the length with which a cost grows; lo and hi are a 95 % bootstrap interval
+    over repeats. Raises ValueError for fewer than two lengths.
+    """
+    table = pd.DataFrame({"length": lengths, "value": values})
+    cost = table.groupby("length").value.apply(np.asarray).tail(longest)
     if len(cost) < 2:
         raise ValueError(
             f"an exponent needs measurements at two lengths or more and has {len(cost)}."
         )
-    rng, x = np.random.default_rng(seed), np.log(cost.index.to_numpy(float))
+    rng = np.random.default_rng(seed)
+    log_length = np.log(cost.index.to_numpy(float))
 
     def slope(samples):
-        return np.polyfit(x, np.log([np.median(s) for s in samples]), 1)[0]
+        medians = [np.median(sample) for sample in samples]
+        return np.polyfit(log_length, np.log(medians), 1)[0]
 
-    draws = [slope([rng.choice(s, len(s)) for s in cost]) for _ in range(n_boot)]
-    lo, hi = interval(draws)
+    draws = []
+    for _ in range(n_boot):
+        draws.append(slope([rng.choice(sample, len(sample)) for sample in cost]))
+    lo, hi = interval(np.array(draws))
     return {
         "exponent": slope(cost),
         "lo": lo,
@@ -172,13 +172,10 @@ def random_model(
         if size in TABLE_S1 and not attention:
             return CARP(TABLE_S1[size], shape).eval()
         if size in ESM_SHAPES and attention in ("", "plain", "sdpa"):
-            return ESM(
-                replace(
-                    ESM_SHAPES[size], max_positions=max(longest + 2, ESM_SHAPES[size].max_positions)
-                ),
-                shape,
-                attention or "sdpa",
-            ).eval()
+            config = ESM_SHAPES[size]
+            # Two more positions, for the start and the stop token
+            config = replace(config, max_positions=max(longest + 2, config.max_positions))
+            return ESM(config, shape, attention or "sdpa").eval()
     raise ValueError(
         f"{shape!r} is no shape to measure; use one of "
         f"{', '.join([*TABLE_S1, *ESM_SHAPES])}, an ESM with or without ':plain'."
@@ -190,22 +187,21 @@ def _status(field: str) -> int:  # bytes
     largest resident set so far. Raises OSError on Windows.
     """
     try:
-        return next(
-            int(line.split()[1]) * 1024
-            for line in open("/proc/self/status")
-            if line.startswith(field)
-        )
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         if resource is None:
             raise OSError(
-                "the memory of a process is read on Linux and macOS only; measure there, or in a container."
+                "the memory of a process is read on Linux and macOS only; "
+                "measure there, or in a container."
             ) from None
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-            1 if sys.platform == "darwin" else 1024
-        )
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    kilobytes = next(line.split()[1] for line in lines if line.startswith(field))
+    return int(kilobytes) * 1024
 
 
 def _reset_peak(device: torch.device) -> None:
+    "Let the peak start again from what is held now."
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -214,42 +210,41 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak(device: torch.device) -> int:  # bytes
+    "Most memory held since the last reset."
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
 
 # %% ../nbs/library/70_timing.ipynb #2d14074c
 def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        w in str(error) for w in ("allocate memory", "not enough memory", "bad_alloc")
-    )
+    "Whether an error says that memory is short."
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # PyTorch's CPU allocator raises a plain RuntimeError
+    phrases = ("allocate memory", "not enough memory", "bad_alloc")
+    return any(phrase in str(error) for phrase in phrases)
 
 
 def _limit(device: torch.device, total: float, weights: int) -> None:
     "Let the weights, which are there already, and the activations have `total` bytes."
     if device.type == "cuda":
-        index = (
-            torch.cuda.current_device() if device.index is None else device.index
-        )  # the call below takes no device without one
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, total / torch.cuda.get_device_properties(index).total_memory), index
-        )
-    else:
-        resource.setrlimit(
-            resource.RLIMIT_AS,
-            (
-                _status("VmSize") + max(0, int(total) - weights),
-                resource.getrlimit(resource.RLIMIT_AS)[1],
-            ),
-        )
+        # The call below takes no device without a number
+        index = torch.cuda.current_device() if device.index is None else device.index
+        available = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, total / available), index)
+        return
+    assert resource is not None, "no limit on Windows"
+    soft = _status("VmSize") + max(0, int(total) - weights)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 # %% ../nbs/library/70_timing.ipynb #33194a7b
 def training_memory(
-    train: Callable[
-        [], nn.Module
-    ],  # makes its model in fp32, trains it with Adam for two updates or more, and returns it
+    train: Callable[[], nn.Module],  # two updates or more with Adam of a new fp32 model; returns it
     residues: int,  # of a part of an update on one device, padding included
     device: torch.device | str,
 ) -> float:  # bytes per residue; NaN on a CPU
-    "Train, and say what a GPU held at its peak above weights and optimizer: activations, gradients and work space."
+    """Train, and return what a GPU held at its peak above weights and optimizer: activations,
+    gradients and work space.
+    """
     if torch.device(device).type == "cpu":
         train()
         return math.nan
@@ -257,46 +252,25 @@ def training_memory(
     torch.cuda.init()  # before it there is no peak to reset
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    held = 3 * 4 * n_parameters(train())
+    held = 3 * 4 * n_parameters(train())  # weights and two moments, four bytes each
     return (torch.cuda.max_memory_allocated(device) - before - held) / residues
 
 # %% ../nbs/library/70_timing.ipynb #1fc0e022
 def _precision(dtype: str, device: torch.device):
     "The context of a forward pass: automatic mixed precision as in the paper, or nothing."
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
-    return torch.autocast(device.type, half) if dtype == "autocast" else nullcontext()
-
-
-def _serve(task: str) -> None:
-    "What the process does: JSON in, JSON out, until its input ends."
-    task = json.loads(task)
-    device = torch.device(task["device"])
-    torch.set_num_threads(task["threads"])
-    model = random_model(task["shape"], task["longest"], device)
-    if task["dtype"] != "autocast":
-        model = as_dtype(model, task["dtype"])
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    rng = np.random.default_rng(0)
-
-    def tokens(length):
-        return model.alphabet.batch(["".join(rng.choice(list(AMINO_ACIDS), length))])[0].to(device)
-
-    _forward(model, tokens(8), task["dtype"], device)  # loads what is loaded at first use
-    rest = _status("VmRSS")
-    if task["memory"]:
-        _limit(device, task["memory"], weights)
-    print(json.dumps({"weights": weights}), flush=True)
-    for line in sys.stdin:
-        answer = {"weights": weights, **_forward(model, tokens(int(line)), task["dtype"], device)}
-        if "peak" in answer and device.type == "cpu":
-            answer["peak"] += weights - rest
-        print(json.dumps(answer), flush=True)
+    if dtype == "autocast":
+        return torch.autocast(device.type, half)
+    return nullcontext()
 
 
 def _forward(
-    model: nn.Module, tokens: torch.Tensor, dtype: str, device: torch.device
+    model: nn.Module, tokens: Tensor, dtype: str, device: torch.device
 ) -> dict:  # wall, cpu, peak; nothing if memory is short
-    "One forward pass, measured; on a GPU the second of two, because the first waits for the driver to map memory."
+    """Measure one forward pass; on a GPU the second of two, because the first waits for the
+    driver to map memory.
+    """
+    wall = cpu = math.nan
     try:
         for _ in range(2 if device.type == "cuda" else 1):
             _reset_peak(device)
@@ -310,6 +284,34 @@ def _forward(
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return {}
+
+# %% ../nbs/library/70_timing.ipynb #196f252c
+def _serve(task_json: str) -> None:
+    "What the process does: lengths in, measurements out as JSON, until its input ends."
+    task = json.loads(task_json)
+    device = torch.device(task["device"])
+    torch.set_num_threads(task["threads"])
+    model = random_model(task["shape"], task["longest"], device)
+    if task["dtype"] != "autocast":
+        model = cast(CARP | ESM, as_dtype(model, task["dtype"]))
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    rng = np.random.default_rng(0)
+
+    def tokens(length):
+        sequence = "".join(rng.choice(list(AMINO_ACIDS), length))
+        return model.alphabet.batch([sequence])[0].to(device)
+
+    # A first pass loads what is loaded at first use, so that it does not count as activations
+    _forward(model, tokens(8), task["dtype"], device)
+    rest = _status("VmRSS")
+    if task["memory"]:
+        _limit(device, task["memory"], weights)
+    print(json.dumps({"weights": weights}), flush=True)
+    for line in sys.stdin:
+        answer = {"weights": weights, **_forward(model, tokens(int(line)), task["dtype"], device)}
+        if "peak" in answer and device.type == "cpu":
+            answer["peak"] += weights - rest
+        print(json.dumps(answer), flush=True)
 
 # %% ../nbs/library/70_timing.ipynb #89c5f800
 @dataclass
@@ -325,59 +327,61 @@ class ModelProcess:
 
     def __enter__(self) -> "ModelProcess":
         random_model(self.shape, 1, "meta")  # refuses an unknown shape here
-        task = json.dumps(
-            {**self.__dict__, "device": str(self.device), "threads": torch.get_num_threads()}
-        )
+        settings = {**self.__dict__, "device": str(self.device)}
+        task = json.dumps({**settings, "threads": torch.get_num_threads()})
         self.errors = tempfile.TemporaryFile("w+")
         code = "import sys; from carp_nb.timing import _serve; _serve(sys.argv[1])"
-        pages = (
-            {"MALLOC_MMAP_THRESHOLD_": "131072"} if self.exact else {}
-        )  # stated, it stays; otherwise it rises to the largest tensor freed
+        environment = dict(os.environ)
+        if self.exact:
+            # Once stated it stays; otherwise it rises to the largest tensor freed
+            environment["MALLOC_MMAP_THRESHOLD_"] = "131072"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, task],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
-            env=os.environ | pages,
+            env=environment,
         )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._questions = self.process.stdin
+        self._answers = self.process.stdout
         self.weights = self._answer().get("weights")  # None: not even the weights fit
         return self
 
     def __exit__(self, *_) -> None:
-        self.process.stdin.close()
+        self._questions.close()
         self.process.wait()
-        self.process.stdout.close()
+        self._answers.close()
         self.errors.close()
 
     def forward(
         self, length: int
     ) -> dict:  # wall, cpu (seconds), peak, weights (bytes); empty if memory is short
-        "Ask for one forward pass. Raises RuntimeError if the process fails for another reason than memory."
+        """Ask for one forward pass. Raises RuntimeError if the process fails for another reason
+        than memory.
+        """
         if self.process.poll() is not None:
             return {}
-        self.process.stdin.write(f"{length}\n")
-        self.process.stdin.flush()
+        self._questions.write(f"{length}\n")
+        self._questions.flush()
         answer = self._answer()
         return answer if "wall" in answer else {}
 
     def _answer(self) -> dict:
-        line = self.process.stdout.readline()
+        line = self._answers.readline()
         if line:
             return json.loads(line)
         self.errors.seek(0)
-        said = self.errors.read().strip()
-        if (
-            self.process.wait() == -signal.SIGKILL
-            or _out_of_memory(RuntimeError(said))
-            or "OutOfMemory" in said
-            or "MemoryError" in said
-        ):
+        message = self.errors.read().strip()
+        killed = self.process.wait() == -signal.SIGKILL  # by Linux, which ran out of memory
+        named = "OutOfMemory" in message or "MemoryError" in message
+        if killed or named or _out_of_memory(RuntimeError(message)):
             return {}
-        raise RuntimeError(
-            f"measuring {self.shape} failed: "
-            f"{said.splitlines()[-1] if said else f'exit status {self.process.returncode}'}"
-        )
+        reason = f"exit status {self.process.returncode}"
+        if message:
+            reason = message.splitlines()[-1]
+        raise RuntimeError(f"measuring {self.shape} failed: {reason}")
 
 # %% ../nbs/library/70_timing.ipynb #1ff25b46
 def cost_against_length(
@@ -393,16 +397,19 @@ def cost_against_length(
 
     On a CPU there is one peak per length. Where memory is short, a row has no numbers.
     """
-    process = partial(ModelProcess, longest=max(lengths), dtype=dtype, device=device, memory=memory)
-    rows, ended, peaks = [], set(), {}
+    process = partial(
+        ModelProcess, longest=max(lengths), dtype=dtype, device=str(device), memory=memory
+    )
+    rows = []
+    ended = set()  # shapes that have run out of memory
+    peaks = {}
     with ExitStack() as started:
-        timed = [started.enter_context(process(s)) for s in shapes]
-        exact = (
-            [started.enter_context(process(s, exact=True)) for s in shapes]
-            if torch.device(device).type == "cpu"
-            else []
-        )
+        timed = [started.enter_context(process(shape)) for shape in shapes]
+        exact = []
+        if torch.device(device).type == "cpu":
+            exact = [started.enter_context(process(shape, exact=True)) for shape in shapes]
         for length in tqdm(sorted(lengths), disable=not progress, desc="lengths"):
+            # The turn before the first measures memory and warms up; its times do not count
             for repeat in range(-1, repeats):
                 for model in (exact if repeat < 0 else []) + timed:
                     if model.shape in ended:
@@ -412,16 +419,10 @@ def cost_against_length(
                         ended.add(model.shape)
                     elif model.exact:
                         peaks[model.shape] = {"peak": answer["peak"]}
-                    if not answer or repeat >= 0:
-                        rows.append(
-                            {
-                                "shape": model.shape,
-                                "length": length,
-                                "repeat": max(0, repeat),
-                                **answer,
-                                **(peaks.get(model.shape, {}) if answer else {}),
-                            }
-                        )
-    return pd.DataFrame(
-        rows, columns=["shape", "length", "repeat", "wall", "cpu", "peak", "weights"]
-    )
+                    row = {"shape": model.shape, "length": length, "repeat": max(0, repeat)}
+                    if not answer:
+                        rows.append(row)
+                    elif repeat >= 0:
+                        rows.append({**row, **answer, **peaks.get(model.shape, {})})
+    columns = ["shape", "length", "repeat", "wall", "cpu", "peak", "weights"]
+    return pd.DataFrame(rows, columns=columns)
