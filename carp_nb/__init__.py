@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_model', 'list_models', 'score_mutants', 'mutation_scan', 'embed', 'load_dataset', 'list_datasets', 'read_fasta',
-           'CARP']
+           'CARP', 'CarpError']
 
 # %% ../nbs/library/90_init.ipynb #8cf8bf0c
 from importlib import import_module
@@ -24,6 +24,7 @@ _all_ = [
     "list_datasets",
     "read_fasta",
     "CARP",
+    "CarpError",
 ]
 
 # %% ../nbs/library/90_init.ipynb #3c051055
@@ -37,6 +38,7 @@ _MODULES = {  # name -> the module it comes from
     "list_datasets": "datasets",
     "read_fasta": "datasets",
     "CARP": "carp",
+    "CarpError": "files",
 }
 
 # %% ../nbs/library/90_init.ipynb #f08d4ccb
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from carp_nb.carp import CARP
     from carp_nb.datasets import list_datasets, load_dataset, read_fasta
     from carp_nb.embedding import embed
+    from carp_nb.files import CarpError
     from carp_nb.pretrained import list_models, load_model
     from carp_nb.scoring import mutation_scan, score_mutants
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .files import CarpError
+
 # %% ../nbs/library/02_alphabet.ipynb #99381942
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"  # the 20 canonical residues, ids 0-19
 AMBIGUOUS = "BZXJOU"  # D/N, E/Q, any, I/L, pyrrolysine, selenocysteine, ids 20-25
@@ -67,7 +69,7 @@ class Alphabet:
     ) -> np.ndarray:  # uint8 [L]
         """Token ids as bytes.
 
-        Raises ValueError for an empty sequence or a symbol that is not a residue, and TypeError
+        Raises CarpError for an empty sequence or a symbol that is not a residue, and TypeError
         for anything but a string.
         """
         if not isinstance(sequence, str):
@@ -76,7 +78,7 @@ class Alphabet:
             )
         sequence = sequence.strip()
         if not sequence:
-            raise ValueError(f"{name}: the sequence is empty; give at least one residue.")
+            raise CarpError(f"{name}: the sequence is empty; give at least one residue.")
         # a letter outside Latin-1 becomes "?", which is refused like any other symbol
         raw = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
         ids = self._ids[raw]
@@ -134,7 +136,7 @@ class Alphabet:
         if isinstance(sequences, str):
             raise TypeError("a list of sequences is needed, got one string; wrap it in a list.")
         if not sequences:
-            raise ValueError("got no sequences; give at least one.")
+            raise CarpError("got no sequences; give at least one.")
         names = names or [f"sequence {i + 1}" for i in range(len(sequences))]
         return [self.encode(s, n, allow_mask) for s, n in zip(sequences, names, strict=True)]
 

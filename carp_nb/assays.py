@@ -18,6 +18,7 @@ import pandas as pd
 
 from .alphabet import PROTEIN
 from .datasets import DMS, load_dataset
+from .files import CarpError
 from .metrics import evaluate_predictions
 from .mutants import mutate, parse_mutant, place_mutant
 from carp_nb.tasks import (
@@ -53,7 +54,7 @@ def _check_label_sizes(task: pd.DataFrame, kind: str) -> None:
             labels = len(label) if hasattr(label, "__len__") else 0
             wrong.append(f"row {row} with {len(sequence)} residues and {labels} labels")
     if wrong:
-        raise ValueError(
+        raise CarpError(
             f"{len(wrong)} of {len(task)} rows do not have one label per residue, the first is "
             f"{wrong[0]}; give a letter for each, "
             "or with contacts the coordinates of an atom or a map."
@@ -64,7 +65,7 @@ def _check_targets(task: pd.DataFrame, kind: str) -> None:
     "Raise ValueError for targets that are missing, infinite, of another size or all the same."
     missing = task.target.isna().to_numpy()
     if missing.any():
-        raise ValueError(
+        raise CarpError(
             f"{missing.sum()} of {len(task)} targets are missing, "
             f"the first in row {missing.argmax() + 1}; drop these rows or fill them."
         )
@@ -77,11 +78,11 @@ def _check_targets(task: pd.DataFrame, kind: str) -> None:
         distinct = 2 if kind == "contacts" else labels.nunique()
     if distinct < 2:
         one = "one class" if kind == "classification" else "one value"
-        raise ValueError(
+        raise CarpError(
             f"all training targets are {labels.iloc[0]}; there is nothing to learn from {one}."
         )
     if kind == "regression" and not np.isfinite(task.target.astype(float)).all():
-        raise ValueError("a target is infinite; drop that row or give a number.")
+        raise CarpError("a target is infinite; drop that row or give a number.")
 
 # %% ../nbs/library/61_assays.ipynb #66aa8e07
 def check_task(
@@ -90,12 +91,12 @@ def check_task(
 ) -> None:
     "Raise ValueError for a task that cannot be fitted; warn of sequences in more than one split."
     if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+        raise CarpError(f"kind is {kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
     for name in ("sequence", "target", "split"):
         find_column("the task", task, name, advice="it needs sequence, target and split; it has")
     for split in SPLITS:
         if not (task.split == split).any():
-            raise ValueError(f"the task has no {split} rows; a task needs train, valid and test.")
+            raise CarpError(f"the task has no {split} rows; a task needs train, valid and test.")
     _check_targets(task, kind)
     for i, sequence in enumerate(task.sequence, 1):
         PROTEIN.to_ids(sequence, f"row {i}")
@@ -115,12 +116,12 @@ SPLIT_WAYS = ("random", "mutations", "low-vs-high")
 def _count_mutations(
     sequences: pd.Series, wild_type: str | None
 ) -> np.ndarray:  # int [N] residues that differ
-    "Count mutations against the wild type. Raises ValueError without one, or of another length."
+    "Count mutations against the wild type. Raises CarpError without one, or of another length."
     if not wild_type:
-        raise ValueError("a split by mutations counts them against the wild type; give wild_type.")
+        raise CarpError("a split by mutations counts them against the wild type; give wild_type.")
     for row, sequence in enumerate(sequences, 1):
         if len(sequence) != len(wild_type):
-            raise ValueError(
+            raise CarpError(
                 f"row {row} has {len(sequence)} residues and the wild type {len(wild_type)}; "
                 "mutations are counted between equal lengths."
             )
@@ -155,9 +156,9 @@ def make_split(
     valid: float = 0.1,  # share of the other sequences
     seed: int = 0,
 ) -> pd.DataFrame:  # the table with a column split
-    "Divide rows into train, valid and test; rows of one sequence stay together. Raises ValueError."
+    "Divide rows into train, valid and test; rows of one sequence stay together. Raises CarpError."
     if how not in SPLIT_WAYS:
-        raise ValueError(f"how is {how!r}; use one of {', '.join(SPLIT_WAYS)}.")
+        raise CarpError(f"how is {how!r}; use one of {', '.join(SPLIT_WAYS)}.")
     rng = np.random.default_rng(seed)
     # sorted, so that the draw does not depend on the order of the rows
     sequences = np.array(sorted(set(table.sequence)))
@@ -194,7 +195,7 @@ def read_sequences(
     path: str | Path,  # csv or tsv, plain or gzip
     sequence_column: str | None = None,  # None: sequence, seq or primary
 ) -> list[str]:
-    """Read the sequences of a table, in its order. Raises ValueError for a missing column,
+    """Read the sequences of a table, in its order. Raises CarpError for a missing column,
     FileNotFoundError."""
     lines = table_lines(Path(path))
     header = next(lines)[1]
@@ -220,7 +221,7 @@ def _read_table(
     split_column: str | None,
     kind: str,
 ) -> pd.DataFrame:  # sequence, target, split
-    "Read a labelled table. Raises ValueError that names the row of an illegal symbol."
+    "Read a labelled table. Raises CarpError that names the row of an illegal symbol."
     for i, sequence in enumerate(read_sequences(source, sequence_column or None), 1):
         PROTEIN.to_ids(sequence, f"{source}, row {i}")
     return read_labelled(
@@ -229,10 +230,10 @@ def _read_table(
 
 
 def _load_scan(name: str) -> DMS:
-    "Load a scan by name. Raises ValueError for another data set."
+    "Load a scan by name. Raises CarpError for another data set."
     scan = load_dataset(name)
     if not isinstance(scan, DMS):
-        raise ValueError(
+        raise CarpError(
             f"{name} holds sequences without a measurement; give a csv or a mutational scan."
         )
     return scan
@@ -261,7 +262,7 @@ def read_assay(
     rows: int | None = None,  # of each split, keep that many rows, drawn at random; None: all
     most: int = 1,  # mutations of a training sequence, if mutations split
 ) -> pd.DataFrame:  # sequence, target, split; .attrs: dropped (reason -> rows), wild_type, how
-    "Read an assay as a task; warn of rows left out. Raises ValueError, FileNotFoundError."
+    "Read an assay as a task; warn of rows left out. Raises CarpError, FileNotFoundError."
     # only a wild type that the user gives is required to have been measured
     given = wild_type
     if _is_table(source):
@@ -274,14 +275,14 @@ def read_assay(
     dropped = {why: n for why, n in table.attrs.get("dropped", {}).items() if n}
     _warn_of_dropped(source, dropped)
     if how == "low-vs-high" and given and given not in set(table.sequence):
-        raise ValueError(
+        raise CarpError(
             "the wild type was not measured, so it gives no cut between low and high; "
             "leave wild_type empty for the median."
         )
     if how:
         table = make_split(table, how, wild_type, most, seed=seed)
     elif set(table.split) == {"train"}:
-        raise ValueError(
+        raise CarpError(
             f"{source} has no split of its own; "
             f"give split_column, or let how make one: {', '.join(SPLIT_WAYS)}."
         )
@@ -310,7 +311,7 @@ def run_task(
     seed: int = 0,  # of the bootstrap
     evaluate: Callable = evaluate_predictions,  # or one that takes the same arguments
 ) -> tuple[Fitted, pd.DataFrame, pd.DataFrame]:  # model, test rows with predicted, metrics
-    "Fit on train and valid, then read the test once. Raises ValueError as `check_task` does."
+    "Fit on train and valid, then read the test once. Raises CarpError as `check_task` does."
     check_task(task, kind)
     rows = {s: task.loc[task.split == s].reset_index(drop=True) for s in SPLITS}
     model = fit(rows["train"], rows["valid"])

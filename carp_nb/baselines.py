@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .devices import pick_device
-from .files import rows_sha256, write_text
+from .files import CarpError, rows_sha256, write_text
 from carp_nb.finetune import (
     EarlyStopping,
     EpochBatches,
@@ -97,7 +97,7 @@ class RidgeBaseline:
         sequences: Sequence[str],
     ) -> np.ndarray:  # float64 [N], or of more than two classes [N, classes]
         """Predict numbers, or scores of the second of two classes (cut at 0.5), or a score for each
-        class. Raises ValueError for a symbol that is not a residue."""
+        class. Raises CarpError for a symbol that is not a residue."""
         longer = sum(len(s) > self.length for s in sequences)
         if longer:
             warnings.warn(
@@ -119,14 +119,14 @@ def fit_ridge(
     use_valid: bool = False,  # as in the paper's GB1 row (Table 3)
     alpha: float = 1.0,  # penalty
 ) -> RidgeBaseline:
-    "Fit ridge, or a ridge classifier. Raises ValueError for no rows, one class, an unknown kind."
+    "Fit ridge, or a ridge classifier. Raises CarpError for no rows, one class, an unknown kind."
     if kind not in ("regression", "classification"):
-        raise ValueError(f"kind is {kind!r}; use regression or classification.")
+        raise CarpError(f"kind is {kind!r}; use regression or classification.")
     rows = train_rows
     if use_valid and valid_rows is not None:
         rows = pd.concat([train_rows, valid_rows])
     if rows.empty:
-        raise ValueError("there are no rows to fit.")
+        raise CarpError("there are no rows to fit.")
     length = int(rows.sequence.str.len().max())
     letters = _one_hot(rows.sequence.tolist(), length)
     if kind == "regression":
@@ -134,7 +134,7 @@ def fit_ridge(
         return RidgeBaseline(ridge.fit(letters, rows.target), length, None)
     classes = tuple(sorted(set(rows.target)))
     if len(classes) < 2:
-        raise ValueError(f"every row is of class {classes[0]}; a classifier needs two.")
+        raise CarpError(f"every row is of class {classes[0]}; a classifier needs two.")
     classifier = RidgeClassifier(alpha=alpha, solver="lsqr", tol=1e-4)
     return RidgeBaseline(classifier.fit(letters, rows.target), length, classes)
 
@@ -250,7 +250,7 @@ class CNNBaseline:
         sequences: Sequence[str],
     ) -> np.ndarray:  # float64 [N], or of more than two classes [N, classes]
         """Predict numbers, or the probability of the second of two classes, or of every class.
-        Raises ValueError for a symbol that is not a residue."""
+        Raises CarpError for a symbol that is not a residue."""
         rows = TokenRows(PROTEIN, list(sequences))
         return _predict(self.model, rows, self.targets, self.batch_tokens)
 
@@ -283,11 +283,11 @@ def _cnn_loss(targets: Targets, decay: float = 0.05) -> Callable:
 
 # %% ../nbs/library/63_baselines.ipynb #c68d89f6
 def _cnn_targets(train_rows: pd.DataFrame, valid_rows: pd.DataFrame, kind: str) -> Targets:
-    "Return the targets of a fit. Raises ValueError for training rows of one class."
+    "Return the targets of a fit. Raises CarpError for training rows of one class."
     if kind != "classification":
         return Targets(kind)
     if train_rows.target.nunique() < 2:
-        raise ValueError(
+        raise CarpError(
             f"every row is of class {train_rows.target.iloc[0]}; a classifier needs two."
         )
     return Targets(kind, tuple(sorted(set(train_rows.target) | set(valid_rows.target))))
@@ -307,7 +307,7 @@ def _cnn_plan(batches: EpochBatches, lengths: np.ndarray, epochs: int, batch_tok
 
 # %% ../nbs/library/63_baselines.ipynb #54f06868
 def _begin_run(folder: Path, settings: dict) -> None:
-    "Write the settings of a run. Raises ValueError for a folder that holds another run."
+    "Write the settings of a run. Raises CarpError for a folder that holds another run."
     refuse_other_run(folder, settings)
     if processes().is_main_process:
         write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
@@ -333,7 +333,7 @@ def fit_cnn(
     device: str = "auto",
     progress: bool = False,
 ) -> CNNBaseline:
-    """Train the small CNN (Dallago et al. 2021; Shanehsazzadeh et al. 2020). Raises ValueError for
+    """Train the small CNN (Dallago et al. 2021; Shanehsazzadeh et al. 2020). Raises CarpError for
     one class, a symbol that is not a residue, and a folder that holds another run."""
     targets = _cnn_targets(train_rows, valid_rows, kind)
     rows = TokenRows(PROTEIN, train_rows.sequence.tolist())
@@ -389,7 +389,7 @@ def read_alignment(
     path: str | Path,  # a3m, a2m or aligned FASTA; plain or gzip
 ) -> tuple[str, np.ndarray]:  # the query's residues; uint8 [N, L], 0-19, 20: no amino acid
     """Read an alignment in the query's columns, the query first.
-    Raises ValueError for rows that do not line up."""
+    Raises CarpError for rows that do not line up."""
     rows = list(read_aligned(path))
     (query_name, query_row), *_ = rows
     if any(c.islower() for c in query_row):  # a poorly covered column, not an insertion
@@ -405,7 +405,7 @@ def read_alignment(
         raise bad_rows(path, misaligned, len(rows), f"The query, {query_name}, has {columns}.")
     query = kept[0].replace("-", "")
     if not query:
-        raise ValueError(f"{path}: the query, {query_name}, has no residues.")
+        raise CarpError(f"{path}: the query, {query_name}, has no residues.")
     return query, _encode_columns(kept, np.array([c != "-" for c in kept[0]]))
 
 # %% ../nbs/library/63_baselines.ipynb #28eafe5f
@@ -457,7 +457,7 @@ class PSSM:
     def from_alignment(
         cls, path: str | Path, identity: float = 0.8, pseudocount: float = 1.0, name: str = "pssm"
     ) -> "PSSM":
-        "Build the profile of an a3m, a2m or aligned FASTA. Raises ValueError as `read_alignment`."
+        "Build the profile of an a3m, a2m or aligned FASTA. Raises CarpError as `read_alignment`."
         return cls(*read_alignment(path), identity, pseudocount, name)
 
     def log_probs(
@@ -466,12 +466,12 @@ class PSSM:
         masked: list[tuple[int, ...]],  # 0-based positions; what is masked makes no difference here
         at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
     ) -> list[Tensor]:  # float32 [len(at_i), 20]
-        """Return the log-frequencies of the columns, in nats. Raises ValueError for another
+        """Return the log-frequencies of the columns, in nats. Raises CarpError for another
         protein, or a position that the alignment does not cover."""
         length = len(self.query)
         start = wild_type.find(self.query)
         if start < 0:
-            raise ValueError(
+            raise CarpError(
                 f"{self.name}: the query of the alignment ({length} residues) is not part of the "
                 "wild type; give the alignment of this protein."
             )
@@ -479,7 +479,7 @@ class PSSM:
         covered = range(start, start + length)
         outside = sorted(set().union(*read) - set(covered))
         if outside:
-            raise ValueError(
+            raise CarpError(
                 f"{self.name}: {len(outside)} positions lie outside the alignment, which covers "
                 f"residues {start + 1} to {start + length}; the first is {outside[0] + 1}."
             )

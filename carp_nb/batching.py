@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN
-from .files import atomic_path
+from .files import CarpError, atomic_path
 
 # %% ../nbs/library/41_batching.ipynb #3796bed9
 def _checksum(tokens: np.ndarray, offsets: np.ndarray) -> str:
@@ -42,12 +42,12 @@ class Corpus:
 
     @classmethod
     def from_records(cls, records: Iterable[tuple[str, str]]) -> "Corpus":  # (id, sequence) pairs
-        """Tokenise (id, sequence) pairs in memory. Raises ValueError with the id for an illegal
+        """Tokenise (id, sequence) pairs in memory. Raises CarpError with the id for an illegal
         symbol, or if there are none.
         """
         rows = [PROTEIN.to_ids(sequence, name) for name, sequence in records]
         if not rows:
-            raise ValueError("the corpus is empty; give at least one sequence.")
+            raise CarpError("the corpus is empty; give at least one sequence.")
         ends = np.cumsum([len(row) for row in rows])
         return cls(np.concatenate(rows), np.concatenate([[0], ends]))
 
@@ -77,7 +77,7 @@ def _npy_header(n: int) -> bytes:
 def _write_tokens(
     records: Iterable[tuple[str, str]], path: Path, progress: bool
 ) -> np.ndarray:  # int64 [N + 1] offsets
-    "Stream tokens to a .npy file. Raises ValueError with the id for an illegal symbol."
+    "Stream tokens to a .npy file. Raises CarpError with the id for an illegal symbol."
     ends = array("q", [0])
     bar = tqdm(records, desc="sequences", disable=not progress, unit_scale=True)
     with open(path, "wb") as file:
@@ -111,7 +111,7 @@ def build_corpus(
         temporary.mkdir()
         offsets = _write_tokens(records, temporary / "tokens.npy", progress)
         if len(offsets) == 1:
-            raise ValueError("the corpus is empty; give at least one sequence.")
+            raise CarpError("the corpus is empty; give at least one sequence.")
         np.save(temporary / "offsets.npy", offsets)
         tokens = np.load(temporary / "tokens.npy", mmap_mode="r")
         facts = {
@@ -142,13 +142,13 @@ def open_corpus(
             facts["sha256"],
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is damaged ({error}); delete it and build it again.") from error
+        raise CarpError(f"{folder} is damaged ({error}); delete it and build it again.") from error
     sizes = len(corpus), int(corpus.offsets[-1]), len(corpus.tokens)
     intact = sizes == (facts["sequences"], facts["residues"], facts["residues"])
     if intact and verify:
         intact = _checksum(corpus.tokens, corpus.offsets) == facts["sha256"]
     if not intact:
-        raise ValueError(
+        raise CarpError(
             f"{folder} is damaged: its files do not hold what corpus.json says; "
             "delete it and build it again."
         )
@@ -156,20 +156,20 @@ def open_corpus(
 
 # %% ../nbs/library/41_batching.ipynb #9dcb75a9
 def _lines(folder: Path, chosen: np.ndarray) -> Iterator[tuple[str, str]]:
-    "Sequences of the file by their numbers, which rise. Raises ValueError for files that disagree."
+    "Sequences of the file by their numbers, which rise. Raises CarpError for files that disagree."
     table = np.load(folder / "lengths_and_offsets.npz")
     lengths, offsets = table["ells"], table["seq_offsets"]
     with open(folder / "consensus.fasta", "rb") as file:
         for i in chosen.tolist():
             if i >= len(offsets):
-                raise ValueError(
+                raise CarpError(
                     f"splits.json names sequence {i}, and lengths_and_offsets.npz has "
                     f"{len(offsets)}; the files are not of one set."
                 )
             file.seek(int(offsets[i]))
             sequence = file.readline().rstrip(b"\n").decode("latin-1")
             if len(sequence) != lengths[i]:
-                raise ValueError(
+                raise CarpError(
                     f"sequence {i} has {len(sequence)} residues in consensus.fasta and "
                     f"{lengths[i]} in lengths_and_offsets.npz; the files are not of one set."
                 )
@@ -192,7 +192,7 @@ def uniref50_records(
             )
     splits = json.loads((folder / "splits.json").read_text())
     if split not in splits:
-        raise ValueError(
+        raise CarpError(
             f"{folder / 'splits.json'} has no split {split!r}; it has {', '.join(splits)}."
         )
     chosen = np.sort(np.array(splits.pop(split), np.int64))
@@ -208,13 +208,13 @@ def split_by_cluster(
     shares: Mapping[str, float] = _HELD_OUT_SHARES,  # of the clusters; the rest is train
     seed: int = 0,
 ) -> np.ndarray:  # [N] train, or a name out of `shares`
-    """Assign whole clusters to splits at random. Raises ValueError when a split would be empty
+    """Assign whole clusters to splits at random. Raises CarpError when a split would be empty
     or the shares leave nothing to train on.
     """
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     counts = {split: round(share * len(names)) for split, share in shares.items()}
     if min(counts.values()) < 1 or sum(counts.values()) >= len(names):
-        raise ValueError(
+        raise CarpError(
             f"{len(names)} clusters cannot be split into {counts} and a training set; "
             "change the shares or cluster less coarsely."
         )

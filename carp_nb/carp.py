@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
+from .files import CarpError
 from .kernels import Segments, channels_last, dilated_conv
 
 # %% ../nbs/library/11_carp.ipynb #125e607d
@@ -38,15 +39,15 @@ class CARPConfig:
 
     def __post_init__(self):
         if self.kernel_size % 2 == 0:
-            raise ValueError(
+            raise CarpError(
                 f"kernel_size is {self.kernel_size}; it must be odd so that length is preserved."
             )
         if self.activation not in _ACTIVATIONS:
-            raise ValueError(
+            raise CarpError(
                 f"activation is {self.activation!r}; use one of {', '.join(_ACTIVATIONS)}."
             )
         if self.slim and self.d_model % 2:
-            raise ValueError(f"d_model is {self.d_model}; a slim model needs an even one.")
+            raise CarpError(f"d_model is {self.d_model}; a slim model needs an even one.")
 
     @property
     def d_hidden(self) -> int:
@@ -228,7 +229,7 @@ def check_positions(length: int, *position_sets: list[tuple[int, ...]]) -> None:
     for positions in chain.from_iterable(position_sets):
         for p in positions:
             if not 0 <= p < length:
-                raise ValueError(
+                raise CarpError(
                     f"position {p} is outside the wild type; "
                     f"its {length} residues are counted from 0 to {length - 1}."
                 )
@@ -292,7 +293,7 @@ def masked_log_probs_at(
 ) -> list[Tensor]:  # N tensors, float32 [len(at_i), tokens], on the CPU
     """Log-probabilities at positions of a sequence of which others are masked.
 
-    Raises ValueError for a position that the sequence does not have.
+    Raises CarpError for a position that the sequence does not have.
     """
     check_positions(len(tokens), masked, at)
     windows = context_windows(len(tokens), at, reach)
@@ -346,7 +347,7 @@ class CARP(nn.Module):
         layer: int = -1,  # 0 = embedding, n_layers or -1 = last block
         norm: bool = True,  # final layer norm; applies to the last layer only (section 4.3)
     ) -> Tensor:  # [B, L, d], zero at padding
-        "Activations after a block. Raises ValueError for a layer the model does not have."
+        "Activations after a block. Raises CarpError for a layer the model does not have."
         layer = self.which_layer(layer)
         if mask is None:
             mask = tokens != PROTEIN.pad_idx
@@ -400,10 +401,10 @@ class CARP(nn.Module):
         return tokens.shape[1] > 2 * self.tile and not torch.is_grad_enabled() and not packed
 
     def which_layer(self, layer: int) -> int:  # 0 ... n_layers
-        "Count a layer from the embedding. Raises ValueError for one that does not exist."
+        "Count a layer from the embedding. Raises CarpError for one that does not exist."
         n = self.config.n_layers
         if not -n - 1 <= layer <= n:
-            raise ValueError(
+            raise CarpError(
                 f"layer {layer} does not exist; {self.name} has layers 0 (embedding) to {n}."
             )
         return layer % (n + 1)

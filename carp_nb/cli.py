@@ -28,7 +28,7 @@ from .devices import used_dtype
 from .embedding import embed as embed_sequences
 from .fetch import cache_dir
 from .figures import describe_run
-from .files import content_sha256, file_sha256, in_project, write_table
+from .files import CarpError, content_sha256, file_sha256, in_project, write_table
 from .pretrain import PretrainConfig, as_corpus, read_records
 from .pretrain import pretrain as train_model
 from carp_nb.pretrained import (
@@ -44,21 +44,12 @@ from carp_nb.pretrained import (
 from .results import provenance
 from .scoring import rank_proteins, read_mutants, read_proteins
 from .tasks import write_fasta
-from .training import NonFiniteLoss, processes
+from .training import processes
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 
 # %% ../nbs/library/82_cli.ipynb #190f46a2
-_ERRORS = (
-    ValueError,
-    OSError,
-    KeyError,
-    IndexError,
-    TypeError,
-    ImportError,
-    MemoryError,
-    OutOfMemoryError,
-    NonFiniteLoss,
-)
+# what a user can mend; any other error is a bug, and keeps its traceback
+_ERRORS = (CarpError, OSError, MemoryError, OutOfMemoryError)
 
 
 def _say(text: str) -> None:
@@ -67,8 +58,7 @@ def _say(text: str) -> None:
 
 def _sentence(error: BaseException) -> str:
     "What an error says, on one line."
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split()) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _OneSentence(typer.core.TyperGroup):
@@ -216,7 +206,7 @@ def _table(sets: list[InventoryItem]) -> pd.DataFrame:
 
 # %% ../nbs/library/82_cli.ipynb #8ddff608
 def _known_names(names: list[str]) -> list[str]:
-    "Names as the registries write them. Raises ValueError for an unknown one."
+    "Names as the registries write them. Raises CarpError for an unknown one."
     everything, found = [*PUBLISHED, *(s.name for s in datasets.SOURCES)], []
     known = (
         {name.lower(): [name] for name in [*everything, *list_models().name]}
@@ -227,7 +217,7 @@ def _known_names(names: list[str]) -> list[str]:
         key = name.lower() if name.lower() in known else model_key(name)
         if key not in known:
             near = get_close_matches(key, known, n=1)
-            raise ValueError(
+            raise CarpError(
                 f"no dataset or model is named {name!r}; "
                 + (f"did you mean {near[0]!r}? " if near else "")
                 + "`carp-nb verify` lists them all."
@@ -270,7 +260,7 @@ def verify(
     _show(_table(found))
     print(", ".join(f"{sum(s.checksum == state for s in found)} {state}" for state in _WORST))
     if wrong := [s for s in found if s.checksum == "WRONG"]:
-        raise ValueError(
+        raise CarpError(
             f"{len(wrong)} of {len(found)} sets are damaged or another version, first "
             f"{wrong[0].name} at {wrong[0].where}; delete it and fetch it again."
         )
@@ -329,9 +319,9 @@ def fetch(
         else:
             print(f"{s.name}: here", flush=True)
     if failed:
-        raise ValueError(
-            f"{len(failed)} of {len(chosen)} sets could not be had: "
-            f"{', '.join(name for name, _ in failed)}; the reasons stand above."
+        raise CarpError(
+            f"{len(failed)} of {len(chosen)} downloads failed "
+            f"({', '.join(name for name, _ in failed)}); see above."
         )
 
 # %% ../nbs/library/82_cli.ipynb #27a06f0d

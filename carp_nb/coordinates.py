@@ -29,6 +29,7 @@ from biotite.structure.io.pdbx import BinaryCIFFile, CIFFile, get_structure
 from torch import Tensor
 
 from .alphabet import PROTEIN
+from .files import CarpError
 
 # %% ../nbs/library/30_coordinates.ipynb #3ea71fbc
 def virtual_cb(
@@ -74,7 +75,7 @@ def read_atoms(
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(
+        raise CarpError(
             f"{path.name}: structures are read from {', '.join(STRUCTURE_ENDINGS)} files."
         )
     if not path.is_file():
@@ -89,7 +90,7 @@ def read_atoms(
             atoms = get_structure(file, model=1, altloc="occupancy")
     # the parsers raise whatever the damaged line leads to
     except Exception as error:
-        raise ValueError(
+        raise CarpError(
             f"{path} cannot be read as a structure: {error}; is it empty or cut off?"
         ) from error
     return atoms[filter_amino_acids(atoms)]
@@ -197,7 +198,7 @@ def place_residues(
     sequence: str,  # the whole one
     name: str,  # of the file, for errors
 ) -> np.ndarray:  # int [observed]: the place of each in the sequence, 0-based
-    "Place residues in a whole sequence. Raises ValueError if one does not fit."
+    "Place residues in a whole sequence. Raises CarpError if one does not fit."
     if observed == sequence:
         return np.arange(len(sequence))
     trace = _align(observed, sequence, _identity_matrix())
@@ -205,7 +206,7 @@ def place_residues(
     fits = len(places) == len(observed) and (places >= 0).all()
     aligned = [sequence[j] for j in places]
     if not fits or not all(map(_is_same, observed, aligned)):
-        raise ValueError(
+        raise CarpError(
             f"{name}: its {len(observed)} residues with coordinates do not fit "
             f"the sequence of {len(sequence)} residues; give the sequence of this chain."
         )
@@ -279,13 +280,13 @@ def _choose_chain(
     wanted: str | None,
     path: Path,
 ) -> str:
-    "The name of the chain that is meant. Raises ValueError if that is not clear."
+    "The name of the chain that is meant. Raises CarpError if that is not clear."
     if not chains:
-        raise ValueError(f"{path} holds no amino acids; give a protein structure.")
+        raise CarpError(f"{path} holds no amino acids; give a protein structure.")
     if wanted is None and len(chains) > 1:
-        raise ValueError(f"{path} holds {len(chains)} chains; choose one of {', '.join(chains)}.")
+        raise CarpError(f"{path} holds {len(chains)} chains; choose one of {', '.join(chains)}.")
     if wanted is not None and wanted not in chains:
-        raise ValueError(f"{path} has no chain {wanted!r}; its chains are {', '.join(chains)}.")
+        raise CarpError(f"{path} has no chain {wanted!r}; its chains are {', '.join(chains)}.")
     return wanted or chains[0]
 
 # %% ../nbs/library/30_coordinates.ipynb #f6fe03a9
@@ -359,7 +360,7 @@ def placed_chain(
 ) -> AtomArray:  # of the aligned residues; res_id is the position in the wild type, from 1
     """Find the chain of a file that fits a protein best.
 
-    Raises ValueError when none shares half of its aligned residues with the wild type.
+    Raises CarpError when none shares half of its aligned residues with the wild type.
     """
     highest = 0.5
     best = None
@@ -370,7 +371,7 @@ def placed_chain(
             best = chain
             best.res_id = spread_residue_wise(chain, positions)
     if best is None:
-        raise ValueError(
+        raise CarpError(
             f"{path}: none of its chains fits the protein; give a structure of this sequence."
         )
     return best[best.res_id > 0]
@@ -411,7 +412,7 @@ def pdb_text(chain: AtomArray) -> bytes:
     "A placed chain as a PDB file, the layout that every viewer reads."
     # the layout has four columns for the number
     if chain.res_id.max() > 9999:
-        raise ValueError(
+        raise CarpError(
             "a structure is drawn up to position 9,999, "
             f"and this one reaches {chain.res_id.max():,}; give no structure file."
         )

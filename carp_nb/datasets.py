@@ -21,7 +21,7 @@ from .alphabet import PROTEIN
 from .catalogue import FILES as _FILES
 from .catalogue import SOURCES, Known, Source
 from .fetch import cache_dir, fetch
-from .files import content_sha256, project_root
+from .files import CarpError, content_sha256, project_root
 from carp_nb.mutants import (
     STOP_CODON,
     Misplaced,
@@ -52,7 +52,7 @@ def _read_table(
     mutant_column: str | None,
     score_column: str | None,
 ) -> tuple[pd.DataFrame, tuple[str, str]]:  # line, mutant, score as text; the two column names
-    "Read two columns of a table. Raises ValueError for a missing column or a broken line."
+    "Read two columns of a table. Raises CarpError for a missing column or a broken line."
     lines = table_lines(path)
     columns = next(lines)[1]
     names = (
@@ -148,7 +148,7 @@ def _settle_offset(
 ) -> int:
     """Return the given offset if every letter fits it, else the only one that fits.
 
-    Raises ValueError with the first bad rows.
+    Raises CarpError with the first bad rows.
     """
     sites = set()
     for mutations in rows.mutations:
@@ -162,7 +162,7 @@ def _settle_offset(
     if offset is None and len(complete) == 1:
         return int(complete[0])
     if offset is None and len(complete) > 1:
-        raise ValueError(
+        raise CarpError(
             f"{path}: {len(complete)} offsets make every wild-type letter fit "
             f"({first_five(complete, ', ')}); give the right one as offset."
         )
@@ -174,7 +174,7 @@ def _parse_rows(
     rows: pd.DataFrame,  # line, mutant, score as text
     dropped: dict[str, int],  # filled in
 ) -> pd.DataFrame:  # with a column of mutations, without stop codons
-    "Read every mutant. Raises ValueError with the first five that cannot be read."
+    "Read every mutant. Raises CarpError with the first five that cannot be read."
     stop = rows.mutant.str.upper().str.contains(STOP_CODON)
     dropped["stop"] = int(stop.sum())
     rows = rows[~stop]
@@ -207,7 +207,7 @@ def _drop_rows(
 ) -> pd.DataFrame:  # line, mutant in normal form, score as a number
     """Drop wild-type, synonymous and empty rows.
 
-    Raises ValueError for a score that is not a number.
+    Raises CarpError for a score that is not a number.
     """
     wild = rows.mutations.map(len) == 0
     silent = ~wild & rows.mutations.map(_is_synonymous)
@@ -262,9 +262,9 @@ def read_dms(
     score_column: str | None = None,
     duplicates: str = "mean",  # repeated mutants: mean, first, last, keep or error
 ) -> pd.DataFrame:  # mutant ("A24C:D30E"), score; .attrs: rows, dropped, merged, offset
-    "Read a deep mutational scan. Raises ValueError with the first five bad rows and their number."
+    "Read a deep mutational scan. Raises CarpError with the first five bad rows and their number."
     if duplicates not in _DUPLICATES:
-        raise ValueError(
+        raise CarpError(
             f"duplicates={duplicates!r} is not known; choose mean, first, last, keep or error."
         )
     PROTEIN.to_ids(wild_type, name="wild type")
@@ -283,7 +283,7 @@ def read_dms(
     offset = _settle_offset(path, rows, wild_type, offset)
     rows = _drop_rows(path, rows, dropped)
     if rows.empty:
-        raise ValueError(
+        raise CarpError(
             f"{path} holds no mutant that can be scored; {n_read} rows read, left out: {dropped}."
         )
     table = _merge_duplicates(path, rows, duplicates)
@@ -346,7 +346,7 @@ def find_file(
 
 # %% ../nbs/library/33_datasets.ipynb #27995318
 def _unpack(archive: Path, folder: Path) -> Path:
-    "Unpack a tar once, under a temporary name first. Raises ValueError for a damaged one."
+    "Unpack a tar once, under a temporary name first. Raises CarpError for a damaged one."
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -359,7 +359,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
                 else:
                     packed.extractall(Path(part, "all"))
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise ValueError(f"{archive} cannot be unpacked: {error}; fetch it again.") from error
+            raise CarpError(f"{archive} cannot be unpacked: {error}; fetch it again.") from error
         os.replace(Path(part, "all"), folder)
     return folder
 
@@ -417,7 +417,7 @@ def _obtain(
     if expected != "not verified":
         sha256 = content_sha256(file)
         if sha256 != expected:
-            raise ValueError(
+            raise CarpError(
                 f"{file}: its content has SHA-256 {sha256[:16]}..., expected {expected[:16]}...; "
                 "it is damaged or another version. "
                 "Get it again, or pass check=False to use it as it is."
@@ -428,14 +428,14 @@ def _obtain(
 def find_source(
     name: str,  # any case
 ) -> Source:
-    "Look a dataset up. Raises ValueError with the nearest name."
+    "Look a dataset up. Raises CarpError with the nearest name."
     sources = {s.name.lower(): s for s in SOURCES}
     lower = str(name).lower()
     if lower in sources:
         return sources[lower]
     near = get_close_matches(lower, sources, n=1)
     hint = f"did you mean {sources[near[0]].name!r}? " if near else ""
-    raise ValueError(f"there is no dataset {name!r}; {hint}list_datasets() shows them all.")
+    raise CarpError(f"there is no dataset {name!r}; {hint}list_datasets() shows them all.")
 
 
 def dataset_path(
@@ -444,7 +444,7 @@ def dataset_path(
 ) -> Path:
     """Return the file of a dataset, fetched if need be; use it to stream a large one.
 
-    Raises ValueError for an unknown name or other content, FileNotFoundError if it cannot be had.
+    Raises CarpError for an unknown name or other content, FileNotFoundError if it cannot be had.
     """
     source = find_source(name)
     return _obtain(source.path.partition("#")[0], source.origin, source.url, check)
@@ -532,14 +532,14 @@ def _check_sizes(
     source: Source,
     read: dict[str, int],  # rows of each split
 ) -> None:
-    "Raises ValueError where the number of rows is not the published one."
+    "Raises CarpError where the number of rows is not the published one."
     counted = tuple(read.values())
     # FLIP states train and valid as one number
     if len(source.sizes) == 2:
         train, valid, test = counted
         counted = (train + valid, test)
     if counted != source.sizes:
-        raise ValueError(
+        raise CarpError(
             f"{source.name}: {' + '.join(map(str, counted))} rows read where "
             f"{' + '.join(map(str, source.sizes))} are published; it is another version. "
             "Get it again, or pass check=False to use it as it is."
@@ -547,7 +547,7 @@ def _check_sizes(
 
 # %% ../nbs/library/33_datasets.ipynb #992daa9f
 def _load_task(source: Source, check: bool) -> pd.DataFrame:
-    "Read a task. Raises ValueError where the number of rows is not the published one."
+    "Read a task. Raises CarpError where the number of rows is not the published one."
     assert source.reader is not None, f"{source.name} names no reader"
     files = {path: _task_file(path, source, check) for path in (source.path, *source.more)}
     table = source.reader(*(file for file, _ in files.values()), **source.options)
@@ -600,7 +600,7 @@ def load_dataset(
 ) -> DMS | list[tuple[str, str]] | pd.DataFrame:  # a scan, (id, sequence) pairs, or a task
     """Load a dataset by name.
 
-    Raises ValueError for an unknown name or other content, FileNotFoundError if it cannot be had.
+    Raises CarpError for an unknown name or other content, FileNotFoundError if it cannot be had.
     """
     source = find_source(name)
     if source.kind == "task":

@@ -11,20 +11,22 @@ import copy
 import torch
 from torch import nn
 
+from .files import CarpError
+
 # %% ../nbs/library/01_devices.ipynb #92bcdc04
 def pick_device(
     device: str | torch.device = "auto",  # auto: cuda, else cpu
 ) -> torch.device:
-    "The device to compute on. Raises ValueError for one that does not exist here."
+    "The device to compute on. Raises CarpError for one that does not exist here."
     wanted = device
     if device == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         picked = torch.device(wanted)
     except RuntimeError as error:
-        raise ValueError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:1.") from error
+        raise CarpError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:1.") from error
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
+        raise CarpError(
             f"device {str(picked)!r} does not exist here: torch sees {torch.cuda.device_count()} GPUs; "
             "use device='auto' or 'cpu'."
         )
@@ -50,12 +52,12 @@ def resolve_dtype(
     dtype: str,  # float32, bfloat16 or auto
     device: torch.device | str = "cpu",  # where the model is
 ) -> torch.dtype:
-    "What a dtype by name means on a device. Raises ValueError for another name."
+    "What a dtype by name means on a device. Raises CarpError for another name."
     if dtype == "auto":
         return torch.bfloat16 if _fast_bfloat16(torch.device(device)) else torch.float32
     if dtype in ("float32", "bfloat16"):
         return getattr(torch, dtype)
-    raise ValueError(f"dtype is {dtype!r}; use float32, bfloat16 or auto.")
+    raise CarpError(f"dtype is {dtype!r}; use float32, bfloat16 or auto.")
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
@@ -73,7 +75,7 @@ def used_dtype(
     dtype: str,  # float32, bfloat16 or auto
     device: str | torch.device = "auto",  # where the model will be
 ) -> str:
-    "The name of the dtype that a word means on a device. Raises ValueError for an unknown dtype or device."
+    "The name of the dtype that a word means on a device. Raises CarpError for an unknown dtype or device."
     return dtype_name(resolve_dtype(dtype, pick_device(device)))
 
 # %% ../nbs/library/01_devices.ipynb #1569f8c7
@@ -83,7 +85,7 @@ def as_dtype(
 ):  # the model itself, or a copy in eval mode without gradients
     """The model at the precision asked for; the model itself is never changed.
 
-    Raises ValueError for an unknown dtype.
+    Raises CarpError for an unknown dtype.
     """
     weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     wanted = resolve_dtype(dtype, "cpu" if weight is None else weight.device)

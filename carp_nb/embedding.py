@@ -23,7 +23,7 @@ from .alphabet import PROTEIN
 from .batching import bucketed_batches
 from .datasets import read_fasta
 from .devices import as_dtype, dtype_name
-from .files import atomic_path, tensors_sha256
+from .files import CarpError, atomic_path, tensors_sha256
 
 # %% ../nbs/library/51_embedding.ipynb #bc5c6f59
 def _records(
@@ -32,7 +32,7 @@ def _records(
     | Mapping[str, str]
     | Iterable,  # a FASTA file, id -> sequence, (id, sequence) pairs, or sequences
 ) -> dict[str, str]:  # id -> sequence in capitals
-    "Read and check sequences. Raises ValueError with the id: given twice, illegal symbol, nothing there."
+    "Read and check sequences. Raises CarpError with the id: given twice, illegal symbol, nothing there."
     if isinstance(source, (str, Path)):
         pairs = read_fasta(source)
     elif isinstance(source, Mapping):
@@ -45,20 +45,20 @@ def _records(
     records = {}
     for name, sequence in pairs:
         if not isinstance(name, str) or "\n" in name:
-            raise ValueError(
+            raise CarpError(
                 f"the id {name!r} is not one line of text; give each sequence such an id."
             )
         if name in records:
-            raise ValueError(f"the id {name!r} is given twice; give each sequence its own.")
+            raise CarpError(f"the id {name!r} is given twice; give each sequence its own.")
         PROTEIN.to_ids(sequence, name)
         records[name] = sequence.strip().upper()
     if not records:
-        raise ValueError("there are no sequences to embed; give at least one.")
+        raise CarpError("there are no sequences to embed; give at least one.")
     return records
 
 
 def _must_fit_model(model: nn.Module, records: dict[str, str]) -> None:
-    "Raises ValueError for sequences longer than the model reads, and TypeError for a model without representations."
+    "Raises CarpError for sequences longer than the model reads, and TypeError for a model without representations."
     if not hasattr(model, "represent"):
         raise TypeError(
             f"{getattr(model, 'name', model)} has no representations; embed with a CARP or ESM model."
@@ -69,7 +69,7 @@ def _must_fit_model(model: nn.Module, records: dict[str, str]) -> None:
         if model.max_length and len(sequence) > model.max_length
     ]
     if long:
-        raise ValueError(
+        raise CarpError(
             f"{model.name} reads at most {model.max_length} residues, and {len(long)} "
             f"of {len(records)} sequences are longer, first {long[0]} "
             f"with {len(records[long[0]])}; leave them out, cut them, or use a CARP model, which has no limit."
@@ -134,14 +134,14 @@ class Embeddings:
         try:
             self._file = safe_open(self.path, "pt")
         except SafetensorError as error:
-            raise ValueError(
+            raise CarpError(
                 f"{path} is damaged or no safetensors file: {error}; make it again with embed."
             ) from error
         self.metadata = (
             self._file.metadata() or {}
         )  # model, layer, dtype, per, weights_sha, sequences_sha
         if self.metadata.get("written_by") != "carp_nb.embed":
-            raise ValueError(f"{path} holds no embeddings; make them with embed.")
+            raise CarpError(f"{path} holds no embeddings; make them with embed.")
         self.offsets = self._file.get_tensor("offsets").numpy()
         self.lengths = np.diff(self.offsets)  # residues
         self.ids = self._file.get_tensor("ids").numpy().tobytes().decode().split("\n")
@@ -282,9 +282,9 @@ def _fill(
 
 # %% ../nbs/library/51_embedding.ipynb #6bde4d4d
 def _same_or_refuse(path: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
-    "Raises ValueError that says in what an existing file differs."
+    "Raises CarpError that says in what an existing file differs."
     if differs := [key for key in wanted if found.get(key) != wanted[key]]:
-        raise ValueError(
+        raise CarpError(
             f"{path} holds something else: its {differs[0]} is "
             f"{found.get(differs[0])}, here it is {wanted[differs[0]]}; "
             "delete it or write to another path."
@@ -304,14 +304,14 @@ def embed(
     batch_tokens: int | None = None,  # padded residues per pass; None: 16384, on a CPU 2048
     progress: bool = True,
 ) -> Embeddings:  # as `read_embeddings(path)`
-    """Representations of many sequences, streamed to disk (section 4.3). Raises ValueError for
+    """Representations of many sequences, streamed to disk (section 4.3). Raises CarpError for
     what cannot be embedded, before it starts.
     """
     path = Path(path)
     if per not in ("sequence", "residue"):
-        raise ValueError(f"per is {per!r}; use sequence or residue.")
+        raise CarpError(f"per is {per!r}; use sequence or residue.")
     if path.suffix != ".safetensors":
-        raise ValueError(
+        raise CarpError(
             f"{path}: embeddings are written as .safetensors; give a path that ends in it."
         )
     records = _records(sequences)

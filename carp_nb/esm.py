@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .alphabet import AMBIGUOUS, AMINO_ACIDS, PROTEIN, START, STOP, Alphabet
 from .carp import check_positions, masked_log_probs_at, n_parameters
+from .files import CarpError
 
 # %% ../nbs/library/12_esm.ipynb #edff239b
 class FramedAlphabet(Alphabet):
@@ -73,12 +74,12 @@ class ESMConfig:
 
     def __post_init__(self):
         if self.d_model % self.n_heads:
-            raise ValueError(
+            raise CarpError(
                 f"d_model is {self.d_model}, which {self.n_heads} heads cannot share; "
                 "use a multiple."
             )
         if self.alphabet not in _ALPHABETS:
-            raise ValueError(f"alphabet is {self.alphabet!r}; use one of {', '.join(_ALPHABETS)}.")
+            raise CarpError(f"alphabet is {self.alphabet!r}; use one of {', '.join(_ALPHABETS)}.")
 
     @property
     def receptive_field(self) -> int:
@@ -204,7 +205,7 @@ def framed_log_probs_at(
 ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20]
     """Log-probabilities at residues of a sequence of which others are masked.
 
-    Raises ValueError for a residue that does not exist.
+    Raises CarpError for a residue that does not exist.
     """
     check_positions(len(tokens) - 2 * frame, masked, at)
     answers = masked_log_probs_at(
@@ -238,7 +239,7 @@ class ESM(nn.Module):
     ):
         super().__init__()
         if attention not in _ATTENTION:
-            raise ValueError(f"attention is {attention!r}; use one of {', '.join(_ATTENTION)}.")
+            raise CarpError(f"attention is {attention!r}; use one of {', '.join(_ATTENTION)}.")
         self.config = config
         self.name = name
         self.alphabet = _ALPHABETS[config.alphabet]
@@ -278,16 +279,16 @@ class ESM(nn.Module):
     ) -> Tensor:  # [B, L, d], zero at padding
         """Activations after a layer.
 
-        Raises ValueError for a layer the model does not have and for more residues than it reads.
+        Raises CarpError for a layer the model does not have and for more residues than it reads.
         """
         n = self.config.n_layers
         length = tokens.shape[1] - len(self.frame)
         if not -n - 1 <= layer <= n:
-            raise ValueError(
+            raise CarpError(
                 f"layer {layer} does not exist; {self.name} has layers 0 (embedding) to {n}."
             )
         if length > self.max_length:
-            raise ValueError(
+            raise CarpError(
                 f"{self.name} reads at most {self.max_length} residues and got {length}; "
                 "crop the sequence, or use a CARP model, which has no limit."
             )
@@ -383,7 +384,7 @@ def _shape(
     "The configuration that a published checkpoint implies."
     architecture = getattr(args, "arch", None)
     if architecture != "roberta_large":
-        raise ValueError(
+        raise CarpError(
             f"its architecture is {architecture!r}; "
             "ESM-1b and ESM-1v, which are read here, have 'roberta_large'."
         )
@@ -421,18 +422,18 @@ def from_fair_esm(
 ) -> tuple[ESMConfig, dict[str, Tensor]]:  # shape, weights under our names
     """Read what a published ESM-1b or ESM-1v holds.
 
-    Raises ValueError for another architecture or content.
+    Raises CarpError for another architecture or content.
     """
     if not isinstance(checkpoint.get("model"), dict) or "args" not in checkpoint:
-        raise ValueError("it does not hold the arguments of a training run and its tensors.")
+        raise CarpError("it does not hold the arguments of a training run and its tensors.")
     state = _without_prefixes(checkpoint["model"])
     try:
         config = _shape(checkpoint["args"], state)
     except (KeyError, AttributeError, IndexError) as error:
-        raise ValueError(f"its shape cannot be told: {error}.") from error
+        raise CarpError(f"its shape cannot be told: {error}.") from error
     embedding = state["embed_tokens.weight"].clone()
     if not torch.equal(state.pop("lm_head.weight", embedding), embedding):
-        raise ValueError("its output matrix is not the token embedding.")
+        raise CarpError("its output matrix is not the token embedding.")
     embedding[FAIR_ESM.mask_idx] = 0
     return config, {**state, "embed_tokens.weight": embedding}
 
@@ -440,10 +441,10 @@ def from_fair_esm(
 def to_fair_esm(
     model: ESM,  # with the 33 tokens of ESM-1b
 ) -> dict:  # "args" and "model", as published
-    "Write a model in the published layout. Raises ValueError for one with CARP's alphabet."
+    "Write a model in the published layout. Raises CarpError for one with CARP's alphabet."
     config = model.config
     if config.alphabet != "fair_esm":
-        raise ValueError(
+        raise CarpError(
             f"{model.name} has CARP's 30 tokens, which the published ESM layout does not know; "
             "save it as .safetensors."
         )
@@ -473,7 +474,7 @@ class Ensemble(nn.Module):
     def __init__(self, models: Sequence[nn.Module], name: str):
         super().__init__()
         if not models:
-            raise ValueError(f"{name}: an ensemble needs at least one model.")
+            raise CarpError(f"{name}: an ensemble needs at least one model.")
         self.models = nn.ModuleList(models)
         self.name = name
 

@@ -19,7 +19,7 @@ from .baselines import fit_cnn, fit_ridge
 from .carp import CARP
 from .datasets import DMS, list_datasets, load_dataset
 from .esm import ESM
-from .files import joined_sha256, split_commas
+from .files import CarpError, joined_sha256, split_commas
 from carp_nb.finetune import (
     METHODS,
     FinetuneConfig,
@@ -67,14 +67,14 @@ def splits_of(
     name: str,  # a landscape of FLIP, or a task or a scan out of list_datasets()
 ) -> list[str]:
     """List the splits that a set comes with, or for a scan those that can be made.
-    Raises ValueError for a set without measurements."""
+    Raises CarpError for a set without measurements."""
     if name in _FLIP_SPLITS:
         return _FLIP_SPLITS[name].split()
     loaded = load_dataset(name)
     if isinstance(loaded, pd.DataFrame):
         return ["official"]
     if not isinstance(loaded, DMS):
-        raise ValueError(
+        raise CarpError(
             f"{name} holds sequences without a measurement; "
             f"choose one of {', '.join(_FLIP_SPLITS)}, a task or a scan."
         )
@@ -108,11 +108,11 @@ def load_task(
     name: str,
     split: str,  # as in `splits_of`
 ) -> pd.DataFrame:  # sequence, target, split; .attrs: kind, sha256
-    """Load a split of a landscape, or a task. Raises ValueError for an unknown split,
+    """Load a split of a landscape, or a task. Raises CarpError for an unknown split,
     FileNotFoundError if it cannot be had."""
     splits = splits_of(name)
     if split not in splits:
-        raise ValueError(f"{name} has no split {split!r}; use {', '.join(splits)}.")
+        raise CarpError(f"{name} has no split {split!r}; use {', '.join(splits)}.")
     loaded = _load_landscape(name, split)
     if isinstance(loaded, DMS):
         task = make_split(scan_sequences(loaded), split, loaded.wild_type)
@@ -121,7 +121,7 @@ def load_task(
     # `splits_of` has refused sets without measurements
     assert isinstance(loaded, pd.DataFrame)
     if loaded.attrs["kind"] not in ("regression", "classification"):
-        raise ValueError(f"{name} has one label per residue or pair; this fits one per sequence.")
+        raise CarpError(f"{name} has one label per residue or pair; this fits one per sequence.")
     task = loaded.loc[:, ["sequence", "target", "split"]]
     sha256 = joined_sha256(list(loaded.attrs["sha256"].values()))
     task.attrs = {"kind": loaded.attrs["kind"], "sha256": sha256}
@@ -149,11 +149,11 @@ def parse_choices(
     choices: Sequence[str],
     what: str,  # for the message
 ) -> list[str]:  # in the order given; all of them for an empty text
-    "Parse names out of a list. Raises ValueError that says which there are."
+    "Parse names out of a list. Raises CarpError that says which there are."
     names = list(dict.fromkeys(split_commas(text))) or list(choices)
     for name in names:
         if name not in choices:
-            raise ValueError(f"{what} has {name!r}; use {', '.join(choices)}.")
+            raise CarpError(f"{what} has {name!r}; use {', '.join(choices)}.")
     return names
 
 
@@ -178,16 +178,16 @@ def override_budget(
     epochs: int = 0,  # at most; 0: what the budget says
     patience: int = 0,  # epochs without a gain on the validation rows; 0: each method's own
 ) -> dict:
-    "Return the budget with the limits that are given. Raises ValueError for a negative one."
+    "Return the budget with the limits that are given. Raises CarpError for a negative one."
     for what, n in (("train_rows", train_rows), ("test_rows", test_rows)):
         if n < -1:
-            raise ValueError(
+            raise CarpError(
                 f"{what} is {n}; give a positive number, "
                 "or 0 for what the budget says, or -1 for all."
             )
     for what, n in (("epochs", epochs), ("patience", patience)):
         if n < 0:
-            raise ValueError(
+            raise CarpError(
                 f"{what} is {n}; give a positive number, or 0 for what the budget says."
             )
     changed = dict(budget)
@@ -289,7 +289,7 @@ def fit_and_test(
     batch_tokens: int = 16384,
     shared: SharedRepresentations | None = None,  # of frozen encoders, between fits
 ) -> pd.DataFrame:  # results rows: the metrics; train_rows and test_rows
-    "Fit one method to one split and read the test once. Raises ValueError as `run_task` does."
+    "Fit one method to one split and read the test once. Raises CarpError as `run_task` does."
     kind = task.attrs["kind"]
     if method == "ridge":
         part = part_of(task, budget["ridge_rows"], budget["ridge_rows"])

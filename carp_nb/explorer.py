@@ -26,7 +26,7 @@ from .datasets import DMS, SOURCES, load_dataset, read_dms
 from .devices import as_dtype
 from .fetch import cache_dir
 from .figures import scan_figure
-from .files import atomic_path, file_name
+from .files import CarpError, atomic_path, file_name
 from .metrics import spearman_interval
 from .mutants import Misplaced, Mutation, format_mutant, mutate, parse_mutant, place_mutant
 from .pretrained import load_model, own_weights, shipped_weights
@@ -49,18 +49,16 @@ def _parse_range(
     first: int,  # residue numbers of the protein's two ends
     last: int,
 ) -> range:  # residue numbers
-    "Read one range. Raises ValueError for anything else, and for positions outside the protein."
+    "Read one range. Raises CarpError for anything else, and for positions outside the protein."
     match = _RANGE.fullmatch(text)
     if not match:
-        raise ValueError(
-            f"{text!r} is not a position; write numbers and ranges, such as 24-30, 41."
-        )
+        raise CarpError(f"{text!r} is not a position; write numbers and ranges, such as 24-30, 41.")
     start = int(match[1])
     end = int(match[2] or match[1])
     if start > end:
-        raise ValueError(f"the range {text} is reversed; write {end}-{start}.")
+        raise CarpError(f"the range {text} is reversed; write {end}-{start}.")
     if not first <= start <= end <= last:
-        raise ValueError(
+        raise CarpError(
             f"positions {text} are not within the protein, which has residues {first} to {last}."
         )
     return range(start, end + 1)
@@ -71,7 +69,7 @@ def parse_positions(
     offset: int,  # number of the first residue
     length: int,  # residues of the protein
 ) -> frozenset[int]:  # 0-based
-    "Read a set of positions. Raises ValueError for what is not a range or not in the protein."
+    "Read a set of positions. Raises CarpError for what is not a range or not in the protein."
     last = offset + length - 1
     positions = set()
     # blanks around a dash go first, because blanks also separate ranges
@@ -106,14 +104,14 @@ def _check_new_letter(
     letter: str,  # the letter to put in, another one
     allowed: str,  # letters that may be put in
 ) -> None:
-    "Raises ValueError where a letter may not replace the wild type's."
+    "Raises CarpError where a letter may not replace the wild type's."
     if wt not in AMINO_ACIDS:
-        raise ValueError(
+        raise CarpError(
             f"position {number} is {wt}, which is not one of the 20 amino acids, "
             "so its odds are not defined."
         )
     if letter not in allowed:
-        raise ValueError(
+        raise CarpError(
             f"{letter or 'an empty letter'} is not among the allowed residues {allowed}."
         )
 
@@ -143,11 +141,11 @@ class Mutant:
         return mutate(self.wild_type, self.mutations)
 
     def put(self, number: int, letter: str) -> "Mutant":
-        "Put a letter at a residue number; the wild type's undoes a mutation. Raises ValueError where it may not."
+        "Put a letter at a residue number; the wild type's undoes a mutation. Raises CarpError where it may not."
         position = number - self.offset
         letter = letter.upper()
         if not 0 <= position < len(self.wild_type):
-            raise ValueError(
+            raise CarpError(
                 f"position {number} is outside the protein, "
                 f"which has residues {self.offset} to {self.last}."
             )
@@ -156,7 +154,7 @@ class Mutant:
         if letter == changes.get(position, wt):
             return self
         if position in self.frozen:
-            raise ValueError(
+            raise CarpError(
                 f"position {number} is frozen; take it out of the frozen positions first."
             )
         changes.pop(position, None)
@@ -175,12 +173,12 @@ def _toggle(m: Mutant, number: int, letter: str) -> Mutant:
 
 # %% ../nbs/library/80_explorer.ipynb #9e435d2c
 def _parse_mutations(m: Mutant, text: str) -> tuple[Mutation, ...]:
-    "Read mutations separated by colons, commas or blanks. Raises ValueError where the wild type has another letter."
+    "Read mutations separated by colons, commas or blanks. Raises CarpError where the wild type has another letter."
     mutations = parse_mutant(re.sub(r"(?<=\w)\s+(?=\w)", ",", text.strip()))
     try:
         place_mutant(mutations, m.wild_type, m.offset)
     except Misplaced as error:
-        raise ValueError(
+        raise CarpError(
             f"{error}; check the number of the first residue, {m.offset} now."
         ) from error
     return mutations
@@ -197,7 +195,7 @@ def _remove(m: Mutant, text: str) -> Mutant:
     "Take mutations back, all of them or none."
     for mutation in _parse_mutations(m, text):
         if dict(m.mutations).get(mutation.number - m.offset) != mutation.mt:
-            raise ValueError(f"{mutation} is not in the mutant, which is {m.text}.")
+            raise CarpError(f"{mutation} is not in the mutant, which is {m.text}.")
         m = m.put(mutation.number, mutation.wt)
     return m
 
@@ -219,9 +217,9 @@ def _allow(m: Mutant, letters: str) -> Mutant:
     wanted = set(re.sub(r"[,\s]", "", letters.upper()))
     unknown = sorted(wanted - set(AMINO_ACIDS))
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is not one of the 20 amino acids {AMINO_ACIDS}.")
+        raise CarpError(f"{unknown[0]!r} is not one of the 20 amino acids {AMINO_ACIDS}.")
     if not wanted:
-        raise ValueError("no residue would be allowed; give at least one letter.")
+        raise CarpError("no residue would be allowed; give at least one letter.")
     return replace(m, allowed="".join(a for a in AMINO_ACIDS if a in wanted))
 
 
@@ -230,7 +228,7 @@ def _renumber(m: Mutant, offset: int | float | str) -> Mutant:
     text = str(offset).strip()
     # a browser sends 7 as 7.0
     if not re.fullmatch(r"[+-]?\d+(\.0*)?", text):
-        raise ValueError(
+        raise CarpError(
             f"the number of the first residue is {text!r}; give a whole number, such as 24."
         )
     return replace(m, offset=int(text.partition(".")[0]))
@@ -261,9 +259,9 @@ class History:
         action: str,  # a key of ACTIONS
         *arguments,
     ) -> Mutant:  # the mutant afterwards
-        "Act. Raises ValueError, and changes nothing, when the action is refused or unknown."
+        "Act. Raises CarpError, and changes nothing, when the action is refused or unknown."
         if action not in ACTIONS:
-            raise ValueError(f"there is no action {action!r}; there are {', '.join(ACTIONS)}.")
+            raise CarpError(f"there is no action {action!r}; there are {', '.join(ACTIONS)}.")
         mutant = ACTIONS[action](self.now, *arguments)
         if mutant != self.now:
             self.past = [*self.past, self.now]
@@ -308,32 +306,32 @@ def write_state(
 
 # %% ../nbs/library/80_explorer.ipynb #9283f972
 def _split_state(text: str) -> dict[str, str]:
-    "Split a state string into its fields. Raises ValueError for another string, or a field that lacks."
+    "Split a state string into its fields. Raises CarpError for another string, or a field that lacks."
     # mail programs break long lines
     line = "".join(text.split())
     if not line.startswith(_STATE_HEADER):
-        raise ValueError(f"the state does not begin with {_STATE_HEADER!r}; copy the whole string.")
+        raise CarpError(f"the state does not begin with {_STATE_HEADER!r}; copy the whole string.")
     fields = dict(parse_qsl(line.removeprefix(_STATE_HEADER), keep_blank_values=True))
     missing = [name for name in _STATE_FIELDS if name not in fields]
     if missing:
-        raise ValueError(f"the state lacks {missing[0]}; copy the whole string.")
+        raise CarpError(f"the state lacks {missing[0]}; copy the whole string.")
     return fields
 
 # %% ../nbs/library/80_explorer.ipynb #2c87b8b9
 def read_state(
     text: str,
 ) -> tuple[Mutant, dict[str, str]]:  # the mutant, and the settings
-    "Read what `write_state` wrote. Raises ValueError for a string that is cut off or contradicts itself."
+    "Read what `write_state` wrote. Raises CarpError for a string that is cut off or contradicts itself."
     fields = _split_state(text)
     wild_type = clean_sequence(fields.pop("wild_type"))
     stated = fields.pop("residues")
     if str(len(wild_type)) != stated:
-        raise ValueError(
+        raise CarpError(
             f"the state says {stated} residues and holds {len(wild_type)}; copy the whole string."
         )
     for key in ("offset", "scan_offset"):
         if not re.fullmatch(r"-?\d+", fields.get(key, "1")):
-            raise ValueError(f"the state says {key}={fields[key]!r}, which is not a whole number.")
+            raise CarpError(f"the state says {key}={fields[key]!r}, which is not a whole number.")
     m = Mutant(wild_type, int(fields.pop("offset")))
     m = _add(m, fields.pop("mutant"))
     m = _freeze(m, fields.pop("frozen"))
@@ -630,7 +628,7 @@ class Explorer:
         scan: str = "",  # the measurements' name or file; without it the state string lacks them
     ):
         if model.max_length and len(mutant.wild_type) > model.max_length:
-            raise ValueError(
+            raise CarpError(
                 f"{model.name} takes at most {model.max_length} residues and the protein has "
                 f"{len(mutant.wild_type)}; cut it to a domain and set the offset."
             )
@@ -799,9 +797,9 @@ class Explorer:
         self,
         kind: str,  # csv, fasta, png, svg, state
     ) -> tuple[str, bytes]:  # a file name, its content
-        "One file. Raises ValueError for another kind."
+        "One file. Raises CarpError for another kind."
         if kind not in _SUFFIXES:
-            raise ValueError(f"{kind!r} cannot be exported; choose {', '.join(_SUFFIXES)}.")
+            raise CarpError(f"{kind!r} cannot be exported; choose {', '.join(_SUFFIXES)}.")
         if kind == "csv":
             content = self.table().to_csv(index=False).encode()
         elif kind == "fasta":
@@ -841,11 +839,11 @@ def _open_protein(
 
 # %% ../nbs/library/80_explorer.ipynb #166737ea
 def _open_scan(name: str, wild_type: str) -> DMS:
-    "Load a scan by name. Raises ValueError for a scan of another protein."
+    "Load a scan by name. Raises CarpError for a scan of another protein."
     scan = load_dataset(name)
     assert isinstance(scan, DMS)
     if scan.wild_type != wild_type:
-        raise ValueError(
+        raise CarpError(
             f"the scan {name} is of another protein; its wild type is "
             f"{scan.wild_type[:10]}... with {len(scan.wild_type)} residues."
         )
@@ -876,7 +874,7 @@ def explore(
     device: str = "auto",
     dtype: str = "auto",
 ) -> Explorer:
-    "Open a protein with a model and measurements. Raises ValueError for an unknown word or another protein's scan."
+    "Open a protein with a model and measurements. Raises CarpError for an unknown word or another protein's scan."
     if state:
         mutant, settings = read_state(state)
         named = None

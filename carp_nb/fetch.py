@@ -20,7 +20,7 @@ import requests
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 
-from .files import file_sha256
+from .files import CarpError, file_sha256
 
 try:
     import fcntl
@@ -149,7 +149,7 @@ def _download(
     timeout: float,  # seconds without a byte
     progress: bool,
 ) -> None:
-    "Download to a partial name, check, rename. Raises ValueError for a wrong sum."
+    "Download to a partial name, check, rename. Raises CarpError for a wrong sum."
     path.parent.mkdir(parents=True, exist_ok=True)
     with _partial(path) as (part, file):
         if path.is_file() and (sha256 is None or file_sha256(path) == sha256.lower()):
@@ -164,7 +164,7 @@ def _download(
                 os.replace(part, path)
                 return
             file.truncate(0)
-        raise ValueError(
+        raise CarpError(
             f"{path.name} from {url} has sha256 {got} where {sha256.lower()} is expected; it was thrown away: "
             "try again, and if the sum is the same, the file at the source has changed."
         )
@@ -186,7 +186,7 @@ def fetch(
     """
     filename = filename or PurePosixPath(unquote(urlsplit(url).path)).name
     if not filename:
-        raise ValueError(f"{url} ends in no file name; pass filename=...")
+        raise CarpError(f"{url} ends in no file name; pass filename=...")
     path = Path(folder or cache_dir(), filename)
     if path.is_file() and (sha256 is None or file_sha256(path) == sha256.lower()):
         return path

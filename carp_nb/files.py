@@ -47,7 +47,7 @@ def _in_zip(archive: str, member: str):
             f"{archive} holds no {member}; it holds {', '.join(inside[:10])}."
         ) from error
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
+        raise CarpError(
             f"{archive}: the zip file is cut off or damaged; fetch it again."
         ) from error
 
@@ -64,7 +64,7 @@ def open_file(
         return
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a file.")
+        raise CarpError(f"{path} is a folder; give a file.")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the name and the folder.")
     with path.open("rb") as raw:
@@ -74,7 +74,7 @@ def open_file(
             with gzip.GzipFile(fileobj=raw) if packed else nullcontext(raw) as file:
                 yield file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(
+            raise CarpError(
                 f"{path}: the gzip file is cut off or damaged; fetch it again."
             ) from error
 
@@ -194,15 +194,13 @@ def save_tensors(
 def read_tensors(
     path: str | Path,  # .safetensors
 ) -> tuple[dict[str, Tensor], dict[str, str]]:  # on the CPU; metadata
-    "Read a safetensors file. Raises ValueError for a damaged one."
+    "Read a safetensors file. Raises CarpError for a damaged one."
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             return tensors, file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(
-            "the file is truncated or is no safetensors file; get it again."
-        ) from error
+        raise CarpError("the file is truncated or is no safetensors file; get it again.") from error
 
 # %% ../nbs/library/00_files.ipynb #c75bbf23
 def project_root() -> Path | None:

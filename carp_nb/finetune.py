@@ -33,6 +33,7 @@ from .coordinates import contacts_below
 from .devices import as_dtype, pick_device, resolve_dtype
 from .esm import ESM, ESMConfig
 from carp_nb.files import (
+    CarpError,
     atomic_path,
     read_tensors,
     rows_sha256,
@@ -64,22 +65,22 @@ _AT_LEAST_1 = (
 def _check_config(config: "FinetuneConfig") -> None:
     "Raise ValueError for the first setting that cannot be used."
     if config.method not in METHODS:
-        raise ValueError(f"method is {config.method!r}; use one of {', '.join(METHODS)}.")
+        raise CarpError(f"method is {config.method!r}; use one of {', '.join(METHODS)}.")
     if config.kind not in KINDS:
-        raise ValueError(f"kind is {config.kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+        raise CarpError(f"kind is {config.kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
     if config.kind == "contacts" and not config.frozen:
-        raise ValueError(
+        raise CarpError(
             "contacts are predicted from a frozen encoder, as in Table 1; "
             f"use pt-fr or na-fr, not {config.method}."
         )
     if config.cache not in ("float32", "float16", "none"):
-        raise ValueError(f"cache is {config.cache!r}; use float32, float16 or none.")
+        raise CarpError(f"cache is {config.cache!r}; use float32, float16 or none.")
     for name in _AT_LEAST_1:
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1.")
+            raise CarpError(f"{name} is {value}; it must be at least 1.")
     if not 0 < config.lr < np.inf:
-        raise ValueError(f"lr is {config.lr}; give a number above 0.")
+        raise CarpError(f"lr is {config.lr}; give a number above 0.")
 
 # %% ../nbs/library/62_finetune.ipynb #227f4193
 @dataclass(frozen=True)
@@ -705,10 +706,10 @@ def _read_model(
     try:
         state, metadata = read_tensors(path)
     except ValueError as error:
-        raise ValueError(f"{Path(path).name}: {error}") from error
+        raise CarpError(f"{Path(path).name}: {error}") from error
     about = json.loads(metadata.get("finetuned", "{}"))
     if not about:
-        raise ValueError(
+        raise CarpError(
             f"{Path(path).name} is no fine-tuned model; those are written by FineTuned.save."
         )
     return state, about
@@ -762,7 +763,7 @@ class FineTuned:
     ) -> np.ndarray | list[np.ndarray]:
         """Predict numbers [N]; of two classes the probability of the second [N]; of more,
         probabilities [N, classes]; per residue a list of probabilities [L, classes]; of contacts
-        a list of probabilities [L, L]. Raises ValueError for an illegal symbol."""
+        a list of probabilities [L, L]. Raises CarpError for an illegal symbol."""
         if not len(sequences):
             return np.zeros(0) if self.targets.pooled else []
         rows = self.rows(list(sequences))
@@ -777,10 +778,10 @@ class FineTuned:
         self,
         path: str | Path,  # .safetensors
     ) -> Path:
-        "Write everything to one file, whole or not at all. Raises ValueError for another suffix."
+        "Write everything to one file, whole or not at all. Raises CarpError for another suffix."
         path = Path(path)
         if path.suffix != ".safetensors":
-            raise ValueError(f"{path.name}: a fine-tuned model is saved as .safetensors.")
+            raise CarpError(f"{path.name}: a fine-tuned model is saved as .safetensors.")
         about = {
             "family": type(self.encoder).__name__,
             "name": self.encoder.name,
@@ -938,10 +939,10 @@ def _refuse_unfit(
     "Raise ValueError for an encoder, a dtype or rows that cannot be fitted."
     if not isinstance(encoder, (CARP, ESM, OneHot)):
         name = getattr(encoder, "name", type(encoder).__name__)
-        raise ValueError(f"{name} is neither a CARP nor an ESM, so it cannot be fine-tuned here.")
+        raise CarpError(f"{name} is neither a CARP nor an ESM, so it cannot be fine-tuned here.")
     resolve_dtype(config.dtype)
     if not len(train_rows) or not len(valid_rows):
-        raise ValueError(
+        raise CarpError(
             f"there are {len(train_rows)} training and {len(valid_rows)} validation rows; "
             "both must be there."
         )
@@ -1007,7 +1008,7 @@ def _train(
     folder: Path,
     progress: bool,
 ) -> pd.DataFrame:  # one line per epoch
-    "Fit in place and leave the best weights in the model. Raises ValueError if no loss is finite."
+    "Fit in place and leave the best weights in the model. Raises CarpError if no loss is finite."
     config, targets, module = model.config, model.targets, model.module
     rows = _fit_rows(model, {"train": train_rows, "valid": valid_rows}, folder, progress)
     longest = config.max_length or model.encoder.max_length
@@ -1029,7 +1030,7 @@ def _train(
     loss = _batch_loss(targets)
     metrics = train(module, batches, loss, plan, folder, after, progress, memory)
     if memory and "weights" not in memory:
-        raise ValueError(
+        raise CarpError(
             "the validation loss was a finite number in no epoch; check the validation labels."
         )
     if memory:
@@ -1060,7 +1061,7 @@ def finetune(
     """Fit a head, or an encoder with a head, to labelled sequences (section 4.3).
 
     The losses of each epoch are in folder/history.parquet. Under `accelerate launch` every
-    process takes its share. Raises ValueError for rows that cannot be read and for a folder that
+    process takes its share. Raises CarpError for rows that cannot be read and for a folder that
     holds another run; NonFiniteLoss."""
     _refuse_unfit(encoder, valid_rows, train_rows, config)
     folder = Path(folder)

@@ -24,6 +24,7 @@ from carp_nb.carp import (
     check_positions,
     context_windows,
 )
+from .files import CarpError
 from .kernels import taps
 
 # %% ../nbs/library/14_incremental.ipynb #a8f4d23a
@@ -392,10 +393,10 @@ def masked_log_probs(
 ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
     """What `CARP.log_probs` answers, by the cheaper of two exact ways.
 
-    Raises ValueError for a position outside the sequence or an unknown path.
+    Raises CarpError for a position outside the sequence or an unknown path.
     """
     if path not in (None, "dense", "incremental"):
-        raise ValueError(f"path is {path!r}; use dense, incremental, or None for the cheaper one.")
+        raise CarpError(f"path is {path!r}; use dense, incremental, or None for the cheaper one.")
     at = masked if at is None else at
     tokens = PROTEIN.encode(wild_type, "wild type").to(model.embed.weight.device)
     check_positions(len(tokens), masked, at)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .devices import has_amx
+from .files import CarpError
 
 # %% ../nbs/library/10_kernels.ipynb #aee4705c
 def taps(
@@ -143,10 +144,10 @@ _forced = None
 def conv_path(
     path: str,  # conv, unfold or shift
 ):
-    "Within this block every dilated convolution takes one path. Raises ValueError for an unknown one."
+    "Within this block every dilated convolution takes one path. Raises CarpError for an unknown one."
     global _forced
     if path not in _PATHS:
-        raise ValueError(f"{path!r} is not a way to convolve; use one of {', '.join(_PATHS)}.")
+        raise CarpError(f"{path!r} is not a way to convolve; use one of {', '.join(_PATHS)}.")
     before = _forced
     _forced = path
     try:

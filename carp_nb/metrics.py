@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from .files import CarpError
+
 # %% ../nbs/library/04_metrics.ipynb #5e6162ec
 def spearman(
     x: np.ndarray,  # [N]
@@ -162,12 +164,12 @@ def _mean_squared_error(target: np.ndarray, predicted: np.ndarray) -> float:
 def _check_predictions(target: Sequence, predicted: np.ndarray) -> None:
     "Raise ValueError for predictions of another length or that are not finite."
     if len(predicted) != len(target):
-        raise ValueError(
+        raise CarpError(
             f"{len(predicted)} predictions for {len(target)} targets; they must be as many."
         )
     infinite = int((~np.isfinite(predicted)).sum())
     if infinite:
-        raise ValueError(f"{infinite} predictions are not finite numbers; the model has diverged.")
+        raise CarpError(f"{infinite} predictions are not finite numbers; the model has diverged.")
 
 
 def _number_classes(target: Sequence, classes: Sequence | None) -> np.ndarray:  # int64 [N]
@@ -190,7 +192,7 @@ def evaluate_predictions(
 ) -> pd.DataFrame:  # metric, value, lo, hi (95 % interval), n
     """Spearman and mean squared error, or accuracy and (for two classes) AUROC.
 
-    Raises ValueError for predictions of another length or that are not finite.
+    Raises CarpError for predictions of another length or that are not finite.
     """
     predicted = np.asarray(predicted, float)
     _check_predictions(target, predicted)
@@ -226,14 +228,14 @@ def contact_precision(
     scores: np.ndarray,  # [L, L] symmetric; higher: more likely a contact
     contacts: np.ndarray,  # [L, L] as contact_map gives them
 ) -> pd.DataFrame:  # range, top (L, L/2, L/5), value, chance, n (pairs judged)
-    "Precision of the best pairs of one chain. Raises ValueError for unequal maps or infinite scores."
+    "Precision of the best pairs of one chain. Raises CarpError for unequal maps or infinite scores."
     if scores.shape != contacts.shape:
-        raise ValueError(
+        raise CarpError(
             f"the scores are {scores.shape} and the contacts {contacts.shape}; "
             "they must be of one size."
         )
     if not np.isfinite(scores).all():
-        raise ValueError("some scores are not finite numbers; the model has diverged.")
+        raise CarpError("some scores are not finite numbers; the model has diverged.")
     resolved = int((~np.isnan(contacts.diagonal())).sum())
     i, j = np.triu_indices(len(scores), 1)
     rows = []

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN, Alphabet
+from .files import CarpError
 
 # %% ../nbs/library/40_mlm.ipynb #b16dd6f2
 def _select(
@@ -196,22 +197,22 @@ def _answered(
 
 # %% ../nbs/library/40_mlm.ipynb #3ef6e05a
 def _checked(model, questions: list[tuple[Tensor, Tensor, Tensor]]) -> Alphabet:
-    """The model's alphabet. Raises ValueError for a scorer without logits, for nothing to
+    """The model's alphabet. Raises CarpError for a scorer without logits, for nothing to
     score, and for more residues than the model reads.
     """
     name = getattr(model, "name", "the model")
     limit = getattr(model, "max_length", None)
     if hasattr(model, "log_probs") and not hasattr(model, "alphabet"):
-        raise ValueError(
+        raise CarpError(
             f"{name} scores mutants and gives no logits of its tokens, so it has no loss; "
             "evaluate a CARP or an ESM."
         )
     if not any(selected.any() for _, _, selected in questions):
-        raise ValueError("evaluate got no canonical residue to score; give at least one sequence.")
+        raise CarpError("evaluate got no canonical residue to score; give at least one sequence.")
     lengths = [len(tokens) for tokens, _, _ in questions]
     too_long = [i for i, length in enumerate(lengths) if limit and length > limit]
     if too_long:
-        raise ValueError(
+        raise CarpError(
             f"sequence {too_long[0] + 1} has {lengths[too_long[0]]} residues and "
             f"{name} reads at most {limit}, as for {len(too_long)} of "
             f"{len(questions)} sequences; pass max_length={limit} for random windows, "
@@ -243,7 +244,7 @@ def evaluate(
     reference: bool = False,  # corrupt as the released code does
     progress: bool = False,
 ) -> Evaluation:  # .loss (nats per selected token), .loss_20, .accuracy, .by_length, .by_residue
-    """Masked language modelling loss on held-out sequences (section 2.1). Raises ValueError
+    """Masked language modelling loss on held-out sequences (section 2.1). Raises CarpError
     when there is nothing to score or a sequence is too long.
     """
     questions = corrupt_each(sequences, seed, max_length, reference)
@@ -295,10 +296,10 @@ def evaluate_ngram(
     max_length: int | None = None,
 ) -> Evaluation:
     """Loss of residue frequencies (`order=1`) or of a trigram (`order=3`) on the questions that
-    `evaluate` asks. Raises ValueError for another order.
+    `evaluate` asks. Raises CarpError for another order.
     """
     if order not in (1, 3):
-        raise ValueError(f"order is {order}; it is 1 (residue frequencies) or 3 (trigram).")
+        raise CarpError(f"order is {order}; it is 1 (residue frequencies) or 3 (trigram).")
     questions = corrupt_each(sequences, seed, max_length)
     smoothed = torch.from_numpy(counts + 0.5)  # Jeffreys prior: no zero probabilities
     table = torch.full((21, 21, 30), -torch.inf, dtype=torch.float64)

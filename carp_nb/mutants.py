@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from .alphabet import AMINO_ACIDS, PROTEIN
+from .files import CarpError
 
 # %% ../nbs/library/03_mutants.ipynb #f17ef4f2
 class Mutation(NamedTuple):
@@ -63,7 +64,7 @@ def _parse_one(
     part: str,  # one substitution, upper case
     mutant: str,  # the whole string, for messages
 ) -> Mutation:
-    "One substitution. Raises ValueError for anything else."
+    "One substitution. Raises CarpError for anything else."
     found = _ONE.fullmatch(part)
     if not found:
         raise _unreadable(mutant, part)
@@ -74,7 +75,7 @@ def _parse_one(
     if len(wt) > 1 or len(mt) > 1 or wt not in PROTEIN.residues or mt == "X":
         raise _unreadable(mutant, part)
     if mt not in AMINO_ACIDS and mt != wt:
-        raise ValueError(
+        raise CarpError(
             f"mutant {mutant!r}: {mt} in {part} is not one of the 20 amino acids {AMINO_ACIDS}."
         )
     return Mutation(wt, number, mt)
@@ -83,7 +84,7 @@ def _parse_one(
 def parse_mutant(
     mutant: str,  # "A24C", "A24C:D30E", "A24C,D30E", "p.Ala24Cys" or "WT"
 ) -> tuple[Mutation, ...]:  # in the order written; empty for the wild type
-    "Read a mutant string. Raises ValueError for indels, stop codons, unreadable text, or a site given twice."
+    "Read a mutant string. Raises CarpError for indels, stop codons, unreadable text, or a site given twice."
     text = mutant.strip().upper()
     if text.startswith("P."):
         text = text[2:].strip("([])")
@@ -93,7 +94,7 @@ def parse_mutant(
     numbers = [m.number for m in mutations]
     for n in numbers:
         if numbers.count(n) > 1:
-            raise ValueError(f"mutant {mutant!r}: site {n} appears twice; give each site once.")
+            raise CarpError(f"mutant {mutant!r}: site {n} appears twice; give each site once.")
     return mutations
 
 
@@ -161,12 +162,12 @@ def mutants_from_sequences(
     sequences: Iterable[str],  # mutants of the wild type's length
     offset: int = 1,  # residue number of the first residue of `wild_type`
 ) -> list[str]:  # "A24C:D30E"; "WT" for the wild type itself
-    "Write sequences as mutants. Raises ValueError, with its number, for a sequence of another length."
+    "Write sequences as mutants. Raises CarpError, with its number, for a sequence of another length."
     wild_type, mutants = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type")), []
     for k, sequence in enumerate(sequences, 1):
         sequence = PROTEIN.decode(PROTEIN.encode(sequence, f"sequence {k}"))
         if len(sequence) != len(wild_type):
-            raise ValueError(
+            raise CarpError(
                 f"sequence {k} has {len(sequence)} residues and the wild type {len(wild_type)}; "
                 "insertions and deletions cannot be scored."
             )
@@ -175,7 +176,7 @@ def mutants_from_sequences(
         ]
         odd = next((m for m in changed if m.mt not in AMINO_ACIDS), None)
         if odd:
-            raise ValueError(
+            raise CarpError(
                 f"sequence {k}: {odd.mt} at position {odd.number} is not one of the 20 amino acids, "
                 "so its odds are not defined."
             )

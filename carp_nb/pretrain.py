@@ -27,7 +27,7 @@ from .carp import CARP, TABLE_S1
 from .datasets import list_datasets, load_dataset, read_fasta
 from .devices import pick_device
 from .esm import ESM, TABLE_S2
-from .files import write_table, write_text
+from .files import CarpError, write_table, write_text
 from .mlm import corrupt, evaluate, mlm_loss
 from .pretrained import find_weights, list_models, load_model, save_checkpoint
 from carp_nb.training import (
@@ -41,19 +41,19 @@ from carp_nb.training import (
 
 # %% ../nbs/library/43_pretrain.ipynb #cb216235
 def _check_size(size: str) -> None:
-    "Raises ValueError for a size of neither Table S1 nor Table S2."
+    "Raises CarpError for a size of neither Table S1 nor Table S2."
     if size in TABLE_S2:
         return
     try:
         TABLE_S1[size]
     except KeyError as error:
         sizes = ", ".join(TABLE_S2)
-        raise ValueError(f"{error.args[0]}; or an ESM of Table S2: {sizes}.") from None
+        raise CarpError(f"{error.args[0]}; or an ESM of Table S2: {sizes}.") from None
 
 
 def _check_number(name: str, value: float, valid: bool, wanted: str) -> None:
     if not valid:
-        raise ValueError(f"{name} is {value}; give {wanted}.")
+        raise CarpError(f"{name} is {value}; give {wanted}.")
 
 # %% ../nbs/library/43_pretrain.ipynb #3ea8db0d
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ _SAME_UPDATES = ("accumulate", "recompute")
 
 
 def refuse_other_run(folder: Path, settings: dict) -> None:
-    """Raises ValueError for a folder that holds a run with other settings. `accumulate` and
+    """Raises CarpError for a folder that holds a run with other settings. `accumulate` and
     `recompute` may differ.
     """
     path = folder / "config.json"
@@ -158,7 +158,7 @@ def refuse_other_run(folder: Path, settings: dict) -> None:
         if name in _SAME_UPDATES or name not in previous:
             continue
         if previous[name] != value:
-            raise ValueError(
+            raise CarpError(
                 f"{folder} holds a run with {name}={previous[name]!r}, not {value!r}; "
                 "choose another folder, or delete that one."
             )
@@ -240,7 +240,7 @@ def pretrain(
     """Pretrain a CARP or an ESM from scratch, or resume; writes config.json, metrics.parquet,
     held_out.parquet, checkpoints/, snapshots/ and the trained model. A finished run is loaded
     and left as it is. Runs on all processes of `accelerate launch` or, on CPUs, `torchrun`.
-    Raises ValueError for a folder that holds a run with other settings.
+    Raises CarpError for a folder that holds a run with other settings.
     """
     folder = Path(folder)
     batches = Batches(train_set, config.batch_tokens, config.max_length, config.seed)
@@ -291,12 +291,12 @@ def pretrain_here(
     device: str = "auto",
 ) -> None:
     """`carp-nb pretrain` on several processes; across machines use `accelerate launch`, or on
-    CPUs `torchrun`. Raises ValueError for more processes than GPUs, RuntimeError if it
+    CPUs `torchrun`. Raises CarpError for more processes than GPUs, RuntimeError if it
     fails.
     """
     target = pick_device(device).type
     if target == "cuda" and processes > torch.cuda.device_count():
-        raise ValueError(
+        raise CarpError(
             f"processes is {processes} and this machine has {torch.cuda.device_count()} GPUs; "
             "give at most that many."
         )

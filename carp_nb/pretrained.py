@@ -40,6 +40,7 @@ from carp_nb.esm import (
 )
 from .fetch import cache_dir, fetch
 from carp_nb.files import (
+    CarpError,
     atomic_path,
     file_sha256,
     package_folder,
@@ -121,17 +122,17 @@ def _must_fit(
     state: dict[str, Tensor],  # what a file holds
     expected: dict[str, Tensor],  # what its configuration asks for
 ) -> None:
-    "Raises ValueError naming missing and unexpected tensors, and those of another shape."
+    "Raises CarpError naming missing and unexpected tensors, and those of another shape."
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
-        raise ValueError(
+        raise CarpError(
             f"the weights do not fit the configuration: {len(missing)} tensors "
             f"missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}."
         )
     shapes = {name: tuple(getattr(state[name], "shape", ())) for name in expected}
     wrong = [name for name, value in expected.items() if shapes[name] != tuple(value.shape)]
     if wrong:
-        raise ValueError(
+        raise CarpError(
             f"the weights do not fit the configuration: {wrong[0]} has shape {shapes[wrong[0]]}, expected "
             f"{tuple(expected[wrong[0]].shape)}; {len(wrong)} of {len(expected)} tensors differ."
         )
@@ -141,7 +142,7 @@ def from_published(
     state: dict[str, Tensor],  # a published state dict
     config: CARPConfig,
 ) -> dict[str, Tensor]:  # ours
-    "The inverse of `to_published`. Raises ValueError naming tensors that do not fit."
+    "The inverse of `to_published`. Raises CarpError naming tensors that do not fit."
     ours = _empty(config).state_dict()
     theirs = to_published(ours)
     _must_fit(state, theirs)
@@ -153,7 +154,7 @@ def from_published(
 def _published_layout(
     model: CARP | ESM,
 ) -> dict:  # what a .pt file holds
-    """A model as its authors publish it. Raises ValueError for an ESM with CARP's tokens, for
+    """A model as its authors publish it. Raises CarpError for an ESM with CARP's tokens, for
     which there is no published layout.
     """
     if isinstance(model, ESM):
@@ -170,14 +171,14 @@ def save_checkpoint(
     model: CARP | ESM,
     path: str | Path,  # .pt: the published layout; .safetensors: ours
 ) -> Path:  # where it was written
-    "Write a model to one file, under a temporary name first. Raises ValueError for another suffix or kind of model."
+    "Write a model to one file, under a temporary name first. Raises CarpError for another suffix or kind of model."
     path = Path(path)
     if not isinstance(model, (CARP, ESM)):
-        raise ValueError(
+        raise CarpError(
             f"{path.name}: a checkpoint holds one CARP or ESM, got {type(model).__name__}; save those it is made of."
         )
     if path.suffix not in (".pt", ".safetensors"):
-        raise ValueError(
+        raise CarpError(
             f"{path.name}: the suffix says the layout; use .pt (published) or .safetensors."
         )
     if path.suffix == ".safetensors":
@@ -208,7 +209,7 @@ def _on_cpu(stored: dict) -> dict:
 def _open_pt(
     path: Path,
 ) -> object:  # whatever was saved
-    "Read a .pt file without running code. Raises ValueError for one that asks to, and for a damaged one."
+    "Read a .pt file without running code. Raises CarpError for one that asks to, and for a damaged one."
     open(path, "rb").close()  # a file that may not be read is another matter
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -219,11 +220,11 @@ def _open_pt(
         if isinstance(error, pickle.UnpicklingError) and (
             wanted := re.search(r"GLOBAL (\S+)", str(error))
         ):
-            raise ValueError(
+            raise CarpError(
                 f"the file asks for {wanted[1]} while loading, which is code and not weights; nothing of it was run, "
                 "do not use it."
             ) from error
-        raise ValueError(
+        raise CarpError(
             "the file is truncated or is no PyTorch checkpoint; get it again."
         ) from error
 
@@ -236,11 +237,11 @@ def _config(
     kind: type,  # CARPConfig or ESMConfig
     stored: dict,  # holds at least its fields
 ) -> CARPConfig | ESMConfig:
-    "The shape that a file states. Raises ValueError for a field of another type, or a number below one."
+    "The shape that a file states. Raises CarpError for a field of another type, or a number below one."
     for name, expected in _fields(kind).items():
         value = stored[name]
         if not isinstance(value, expected) or (expected is int and value < 1):
-            raise ValueError(
+            raise CarpError(
                 f"the configuration says {name} = {value!r}; expected "
                 f"{'a positive int' if expected is int else expected.__name__}."
             )
@@ -252,10 +253,10 @@ def _read_pt(
 ) -> tuple[
     str, CARPConfig | ESMConfig, dict[str, Tensor]
 ]:  # stored name, shape, weights under our names
-    "Read a published layout. Raises ValueError for a file of neither family."
+    "Read a published layout. Raises CarpError for a file of neither family."
     stored = _open_pt(path)
     if not isinstance(stored, dict):
-        raise ValueError(
+        raise CarpError(
             f"the file holds a {type(stored).__name__}, not a checkpoint of CARP or ESM."
         )
     if not isinstance(stored.get("model"), dict):
@@ -263,7 +264,7 @@ def _read_pt(
     try:
         config, state = from_fair_esm(stored)
     except ValueError as error:
-        raise ValueError(f"the file is no published ESM-1b or ESM-1v: {error}") from error
+        raise CarpError(f"the file is no published ESM-1b or ESM-1v: {error}") from error
     _must_fit(state, _empty(config).state_dict())
     return path.stem, config, state
 
@@ -274,16 +275,16 @@ def _from_carp(
     "What a published CARP holds; a `module.` that distributed training leaves before every name is dropped."
     name = str(stored.get("model", "carp"))
     if "carp" not in name.lower() or "bigcarp" in name.lower():
-        raise ValueError(
+        raise CarpError(
             f"the file holds the model {name!r}, which is not a CARP of protein sequences; only those can be loaded."
         )
     if missing := [
         key for key in ("model", *_fields(CARPConfig), "model_state_dict") if key not in stored
     ]:
-        raise ValueError(f"the file is no CARP checkpoint: it lacks {', '.join(missing)}.")
+        raise CarpError(f"the file is no CARP checkpoint: it lacks {', '.join(missing)}.")
     state, config = stored["model_state_dict"], _config(CARPConfig, stored)
     if not isinstance(state, dict):
-        raise ValueError("model_state_dict is not a dictionary of tensors.")
+        raise CarpError("model_state_dict is not a dictionary of tensors.")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return name, config, from_published(state, config)
@@ -292,7 +293,7 @@ def _from_carp(
 def _read_safetensors(
     path: Path,
 ) -> tuple[str, CARPConfig | ESMConfig, dict[str, Tensor]]:  # stored name, shape, weights
-    "Read our own layout. Raises ValueError for a damaged file, or one that another program wrote."
+    "Read our own layout. Raises CarpError for a damaged file, or one that another program wrote."
     state, header = read_tensors(path)
     stored = json.loads(header.get("config", "{}"))
     kind = next(
@@ -304,7 +305,7 @@ def _read_safetensors(
         None,
     )
     if "model" not in header or kind is None:
-        raise ValueError(
+        raise CarpError(
             "its header does not say which CARP or ESM it holds; write such files with save_checkpoint."
         )
     config = _config(kind, stored)
@@ -320,7 +321,7 @@ def _read(
 ) -> tuple[str, CARPConfig | ESMConfig, dict[str, Tensor]]:  # stored name, shape, weights
     "Read either layout. Raises FileNotFoundError, or ValueError that begins with the name of the file."
     if path.suffix.lower() not in _READERS:
-        raise ValueError(f"{path.name}: weights are read from .pt or .safetensors files.")
+        raise CarpError(f"{path.name}: weights are read from .pt or .safetensors files.")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not a file; check the path, or give a name out of list_models()."
@@ -328,7 +329,7 @@ def _read(
     try:
         return _READERS[path.suffix.lower()](path)
     except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+        raise CarpError(f"{path.name}: {error}") from error
 
 # %% ../nbs/library/21_pretrained.ipynb #9da31ad4
 ORIGINS = {
@@ -443,7 +444,7 @@ def find_weights(
     progress: bool = True,  # show a bar while downloading
 ) -> Path:
     """The file of a named model: in CARP_NB_WEIGHTS, shipped, in the cache, or downloaded.
-    Raises ValueError for an unknown name and for a file in CARP_NB_WEIGHTS that has the name
+    Raises CarpError for an unknown name and for a file in CARP_NB_WEIGHTS that has the name
     of a published or shipped model but not its content; else as `fetch`.
     """
     key, own, shipped = model_key(name), own_weights(), shipped_weights()
@@ -456,7 +457,7 @@ def find_weights(
             else None
         )
         if expected and (got := file_sha256(own[key])) != expected:
-            raise ValueError(
+            raise CarpError(
                 f"{own[key]} is not the model that {key} stands for: its sha256 is {got}, expected {expected}; "
                 "rename it, or load it by its path."
             )
@@ -557,7 +558,7 @@ def _load_named(key: str, name: str, device: torch.device, progress: bool) -> CA
         and PUBLISHED[key].sha256 is None
         and (config := _read(path)[1]) != _SHAPES[key]
     ):
-        raise ValueError(
+        raise CarpError(
             f"{path} is not the model that {key} stands for: it holds {config}, "
             f"expected {_SHAPES[key]}; rename it, or load it by its path."
         )
@@ -579,7 +580,7 @@ def load_models(
     names: str,  # names or files, separated by commas
     device: str | torch.device = "auto",  # auto: cuda, else cpu
 ) -> list[CARP | ESM | Ensemble | ProtBert]:  # in that order, each with its own name
-    "Several models. Raises ValueError when two of them have one name; else as `load_model`."
+    "Several models. Raises CarpError when two of them have one name; else as `load_model`."
     asked = split_commas(names) or [names]  # an empty text is refused as a name
     models = [load_model(name, device) for name in asked]
     for name, model in zip(asked, models):
@@ -587,7 +588,7 @@ def load_models(
             model.name = model.path.stem
     called = [model.name for model in models]
     if twice := [name for name in called if called.count(name) > 1]:
-        raise ValueError(
+        raise CarpError(
             f"two models are called {twice[0]!r}; give each once, or copy one file to another name."
         )
     return models

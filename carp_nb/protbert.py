@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .esm import framed_log_probs_at
+from .files import CarpError
 
 # %% ../nbs/library/13_protbert.ipynb #f3fafcb7
 PROTBERT_URL = "https://huggingface.co/Rostlab/prot_bert_bfd/resolve/main/{}"
@@ -30,7 +31,7 @@ def hugging_face() -> ModuleType:
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
-        raise ImportError(
+        raise CarpError(
             "ProtBERT needs the package transformers; pip install carp-nb[transformers]."
         ) from error
 
@@ -65,10 +66,10 @@ class ProtBert(nn.Module):
         at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
         batch_tokens: int | None = None,  # tokens per forward pass; None: the model's own
     ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
-        "As `CARP.log_probs`. Raises ValueError for more residues than the model reads."
+        "As `CARP.log_probs`. Raises CarpError for more residues than the model reads."
         residues = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type"))
         if len(residues) > self.max_length:
-            raise ValueError(
+            raise CarpError(
                 f"{self.name} reads at most {self.max_length} residues and got {len(residues)}; "
                 "crop the sequence."
             )
@@ -108,13 +109,13 @@ def load_protbert(
     # damaged files fail in many ways
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise CarpError(
             f"{folder} cannot be read as a ProtBERT ({reason}); get its files again."
         ) from error
     tokenizer = hf.BertTokenizer.from_pretrained(folder, do_lower_case=False)
     unknown = set(AMINO_ACIDS + "X") - set(tokenizer.get_vocab())
     if report["missing_keys"] or unknown:
-        raise ValueError(
+        raise CarpError(
             f"{folder} does not hold a ProtBERT: {len(report['missing_keys'])} tensors "
             f"and {len(unknown)} residues are missing; get its files again."
         )

@@ -29,6 +29,7 @@ from pandas.io.formats.style import Styler
 
 from .devices import device_name
 from carp_nb.files import (
+    CarpError,
     atomic_path,
     file_name,
     in_project,
@@ -57,7 +58,7 @@ class Results:
         rows: pd.DataFrame,  # at least metric, value, n
         **common,  # values for the other columns
     ) -> None:
-        "Add rows; columns without a value are empty. Raises ValueError for a column that the table does not have."
+        "Add rows; columns without a value are empty. Raises CarpError for a column that the table does not have."
         rows = rows.assign(**common)
         for name in sorted(rows):
             find_column("the results table", COLUMNS, name, advice="its columns are")
@@ -104,14 +105,14 @@ BUDGETS = _read_budgets()
 
 
 def get_budget(section: str, budget: str) -> dict:
-    "The settings that a budget stands for in a section. Raises ValueError with the choices for an unknown budget."
+    "The settings that a budget stands for in a section. Raises CarpError with the choices for an unknown budget."
     if budget not in BUDGETS[section]:
-        raise ValueError(f"budget is {budget!r}; use one of {', '.join(BUDGETS[section])}.")
+        raise CarpError(f"budget is {budget!r}; use one of {', '.join(BUDGETS[section])}.")
     return BUDGETS[section][budget]
 
 # %% ../nbs/library/71_results.ipynb #4f9a6a11
 def _parse_number(kind: str, name: str, value) -> int | float:
-    "A parameter that is a number, as int or float. Raises ValueError for anything else, or a negative seed."
+    "A parameter that is a number, as int or float. Raises CarpError for anything else, or a negative seed."
     wrong = isinstance(value, bool) or not isinstance(value, (int, float))
     if not wrong and kind == "int":
         wrong = value != int(value)
@@ -120,7 +121,7 @@ def _parse_number(kind: str, name: str, value) -> int | float:
     if wrong:
         noun = "whole number" if kind == "int" else "number"
         limit = ", zero or more" if name == "seed" else ""
-        raise ValueError(f"{name} is {value!r}; it must be a {noun}{limit}.")
+        raise CarpError(f"{name} is {value!r}; it must be a {noun}{limit}.")
     return int(value) if kind == "int" else float(value)
 
 
@@ -132,7 +133,7 @@ class _Parameter:
     default: object
 
     def cast(self, name: str, value) -> str | int | float:
-        "A value, as papermill or a person gives it, in the parameter's own type. Raises ValueError."
+        "A value, as papermill or a person gives it, in the parameter's own type. Raises CarpError."
         if self.kind != "str":
             return _parse_number(self.kind, name, value)
         return "" if value is None else str(value)
@@ -173,14 +174,14 @@ def _check_names(section: str, names: set[str], parameters: dict[str, _Parameter
         return
     near = get_close_matches(unknown[0], parameters, n=1)
     hint = f"did you mean {near[0]!r}; " if near else ""
-    raise ValueError(
+    raise CarpError(
         f"{section}.ipynb has no parameter {unknown[0]!r}; "
         f"{hint}its parameters are {', '.join(parameters)}."
     )
 
 
 def _given_parameters(section: str, namespace: dict) -> dict:
-    "The parameters of a notebook among its globals, in their types. Raises ValueError for an unknown name."
+    "The parameters of a notebook among its globals, in their types. Raises CarpError for an unknown name."
     parameters = _notebook_parameters(section)
     if not isinstance(namespace.get("run"), Run):
         _check_names(section, _plain_variables(namespace), parameters)
@@ -298,7 +299,7 @@ class Run:
         namespace: dict,  # its globals(), right after the parameters cell
     ) -> "Run":
         """Check parameters, put them into the notebook in their own types, make the output folder, and seed.
-        Raises ValueError for an unknown or ill-typed parameter, PermissionError for a folder that cannot be written."""
+        Raises CarpError for an unknown or ill-typed parameter, PermissionError for a folder that cannot be written."""
         parameters = _given_parameters(section, namespace)
         get_budget(section, parameters["budget"])
         # nbdev_test: in small, and not among the user's runs

@@ -32,7 +32,7 @@ from carp_nb.datasets import (
     read_fasta,
 )
 from .devices import as_dtype
-from .files import split_commas
+from .files import CarpError, split_commas
 from .incremental import masked_log_probs
 from .metrics import ndcg, spearman_interval, top_recall
 from .mutants import count_fits, format_mutant, parse_mutant, place_mutant
@@ -47,12 +47,12 @@ def _place_on_columns(
     wild_type: str,
     offset: int,  # residue number of the first residue of wild_type
 ) -> list[tuple[int, int, int]]:  # 0-based position, column of the wild type, column of the mutant
-    "Put a mutant on the sequence. Raises ValueError where it does not fit or is not scored."
+    "Put a mutant on the sequence. Raises CarpError where it does not fit or is not scored."
     columns = []
     for i, letter in place_mutant(parse_mutant(mutant), wild_type, offset):
         wt = wild_type[i]
         if wt not in _INDEX:
-            raise ValueError(
+            raise CarpError(
                 f"{wt}{i + offset}{letter}: {wt} is not one of the 20 amino acids, "
                 "so its odds are not defined"
             )
@@ -89,7 +89,7 @@ def _place_all(
         except ValueError as error:
             problems.append(str(error).rstrip("."))
     if problems:
-        raise ValueError(
+        raise CarpError(
             f"{len(problems)} of {len(mutants)} mutants cannot be scored: {first_five(problems)}. "
             + _hint_offset(mutants, wild_type, offset)
         )
@@ -108,18 +108,18 @@ METHODS = {
 def method_name(
     method: str,  # any of the field's names, in any case
 ) -> str:  # masked, masked-each or wild-type
-    "Look the method up under any of its names. Raises ValueError with the choices."
+    "Look the method up under any of its names. Raises CarpError with the choices."
     key = str(method).lower().replace("_", "-")
     if key not in METHODS:
-        raise ValueError(f"method is {method!r}; use one of {', '.join(METHODS)}.")
+        raise CarpError(f"method is {method!r}; use one of {', '.join(METHODS)}.")
     return METHODS[key]
 
 # %% ../nbs/library/50_scoring.ipynb #399ac0b8
 def _check_wild_type(model, wild_type: str) -> str:
-    "Write the wild type in capitals. Raises ValueError for illegal symbols and for too many residues."
+    "Write the wild type in capitals. Raises CarpError for illegal symbols and for too many residues."
     wild_type = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type"))
     if model.max_length and len(wild_type) > model.max_length:
-        raise ValueError(
+        raise CarpError(
             f"{model.name} takes at most {model.max_length} residues "
             f"and the wild type has {len(wild_type)}; cut it to the mutated domain "
             "(and set the offset), or use a CARP model, which has no limit."
@@ -232,7 +232,7 @@ def score_mutants(
     dtype: str = "float32",  # float32, bfloat16, or auto: bfloat16 where the hardware is fast at it
     progress: bool = False,
 ) -> np.ndarray:  # float64 [N] in input order, in nats; higher is more likely than the wild type
-    "Score mutants by equation 1 (section 4.4). Raises ValueError naming the first five that cannot be scored."
+    "Score mutants by equation 1 (section 4.4). Raises CarpError naming the first five that cannot be scored."
     if isinstance(mutants, str):
         raise TypeError("mutants is one string; give a list of them.")
     mutants = list(mutants)
@@ -269,7 +269,7 @@ def mutation_scan(
     numbers = list(range(offset, last + 1) if positions is None else positions)
     outside = [n for n in numbers if not offset <= n <= last]
     if outside:
-        raise ValueError(
+        raise CarpError(
             f"position {outside[0]} is outside the wild type, "
             f"which has residues {offset} to {last}."
         )
@@ -329,11 +329,11 @@ def rank_proteins(
     dtype: str = "float32",
     progress: bool = False,
 ) -> dict[tuple[str, str], pd.DataFrame]:  # (protein, model) -> as `rank_mutants`
-    "Rank the mutants of several proteins by several models. Raises ValueError naming the protein."
+    "Rank the mutants of several proteins by several models. Raises CarpError naming the protein."
     ids = [name for name, _ in proteins]
     repeated = [name for name in ids if ids.count(name) > 1]
     if repeated:
-        raise ValueError(
+        raise CarpError(
             f"the id {repeated[0]!r} stands for {ids.count(repeated[0])} sequences; give each its own."
         )
     ranked = {}
@@ -344,7 +344,7 @@ def rank_proteins(
                     model, sequence, mutants, offset, method, dtype, progress
                 )
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+                raise CarpError(f"{name}: {error}") from error
     return ranked
 
 # %% ../nbs/library/50_scoring.ipynb #106f543a
@@ -366,11 +366,11 @@ def _mutant_column(path: str) -> list[str]:
 def read_mutants(
     source: str,  # a csv with a column `mutant`, or mutants separated by commas
 ) -> list[str]:
-    "Read mutants from a csv or a string; colons join the sites of one. Raises ValueError for a missing column."
+    "Read mutants from a csv or a string; colons join the sites of one. Raises CarpError for a missing column."
     is_table = source.lower().endswith((".csv", ".csv.gz")) or isfile(source)
     mutants = _mutant_column(source) if is_table else split_commas(source)
     if not mutants:
-        raise ValueError(
+        raise CarpError(
             f"{source!r} holds no mutants; give at least one, "
             "or leave mutants empty for a full scan."
         )
@@ -380,11 +380,11 @@ def read_mutants(
 def clean_sequence(
     text: str,  # residues, or one FASTA record; blanks, line ends and numbers are ignored
 ) -> str:  # residues in capitals
-    "Clean a pasted sequence. Raises ValueError for several records, an empty text, or a symbol that is no residue."
+    "Clean a pasted sequence. Raises CarpError for several records, an empty text, or a symbol that is no residue."
     lines = text.strip().splitlines()
     headers = [line for line in lines if line.startswith(">")]
     if len(headers) > 1:
-        raise ValueError("the text holds several FASTA records; paste one.")
+        raise CarpError("the text holds several FASTA records; paste one.")
     residues = "".join(line for line in lines if not line.startswith(">"))
     residues = re.sub(r"[\s\d]", "", residues).upper()
     return PROTEIN.decode(PROTEIN.encode(residues, "sequence"))
@@ -413,23 +413,23 @@ def _refuse_name(
     word: str,
     scans: dict[str, str],  # name in lower case -> name
 ) -> None:
-    "Raises ValueError for a word that is rather a name than residues."
+    "Raises CarpError for a word that is rather a name than residues."
     near = _find_near_names(word, scans)
     # words have letters that peptides have not
     is_word = len(word) < 30 and re.search("[BJOUZ]", word.upper())
     if near or re.search(r"\d", word) or is_word:
         question = f", did you mean {' or '.join(near)}" if near else ""
-        raise ValueError(
+        raise CarpError(
             f"{word!r} looks like a name and no scan or file has it{question}; "
             "residues are given without numbers, or in a line after '>name'."
         )
 
 # %% ../nbs/library/50_scoring.ipynb #174f2465
 def _load_scan(name: str) -> DMS:
-    "Load a scan. Raises ValueError for a data set of another kind."
+    "Load a scan. Raises CarpError for a data set of another kind."
     scan = load_dataset(name)
     if not isinstance(scan, DMS):
-        raise ValueError(
+        raise CarpError(
             f"{name} is a set of sequences, not a mutational scan; list_datasets() shows which are."
         )
     return scan
@@ -438,7 +438,7 @@ def _load_scan(name: str) -> DMS:
 def read_proteins(
     source: str,  # residues, one FASTA record, a FASTA file, or the name of a scan in any case
 ) -> tuple[Iterator[tuple[str, str]], DMS | None]:  # (id or "", sequence) pairs; the scan if named
-    "Find out which proteins are meant. Raises ValueError for an unknown name, FileNotFoundError for a missing file."
+    "Find out which proteins are meant. Raises CarpError for an unknown name, FileNotFoundError for a missing file."
     text = source.strip()
     scans = {s.name.lower(): s.name for s in SOURCES if s.kind == "dms"}
     if text.lower() in scans:
@@ -509,7 +509,7 @@ def agreement(
 
 # %% ../nbs/library/50_scoring.ipynb #08ea5a97
 def _scan_names(datasets: str) -> list[str]:
-    "List the scans of a group, or those that are named. Raises ValueError for none."
+    "List the scans of a group, or those that are named. Raises CarpError for none."
     table = list_datasets().query("kind == 'dms'")
     groups = {
         "shipped": table.index[table.ships],
@@ -518,7 +518,7 @@ def _scan_names(datasets: str) -> list[str]:
     }
     names = list(dict.fromkeys(groups.get(datasets, split_commas(datasets))))
     if not names:
-        raise ValueError(
+        raise CarpError(
             "datasets names no scan; use shipped, here, all, or names out of list_datasets()."
         )
     return names

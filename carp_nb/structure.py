@@ -22,7 +22,7 @@ from .coordinates import contact_map, read_chain
 from .datasets import load_dataset
 from .esm import ESM
 from .experiments import fit_and_test, load_task, parse_choices, part_of
-from .files import joined_sha256, split_commas
+from .files import CarpError, joined_sha256, split_commas
 from carp_nb.finetune import (
     METHODS,
     FinetuneConfig,
@@ -58,7 +58,7 @@ def structure_sets(
     task: str,  # comma-separated, of STRUCTURE_TASKS; empty: all
     data: str,  # one set for each, comma-separated; empty: DEFAULT_SETS
 ) -> list[tuple[str, str]]:  # (task, set)
-    "Pair tasks with sets. Raises ValueError for an unknown task, or for another number of sets."
+    "Pair tasks with sets. Raises CarpError for an unknown task, or for another number of sets."
     tasks = parse_choices(task, list(STRUCTURE_TASKS), "task")
     if not data:
         return [(t, DEFAULT_SETS[t]) for t in tasks]
@@ -66,7 +66,7 @@ def structure_sets(
     tasks = split_commas(task) or tasks
     sets = split_commas(data)
     if len(tasks) != len(sets):
-        raise ValueError(
+        raise CarpError(
             f"data names {len(sets)} sets for {len(tasks)} tasks; give one for each, or none."
         )
     return list(zip(tasks, sets))
@@ -76,12 +76,12 @@ def _read_distances(
     path: str,  # trRosetta's .npz
     residues: int,
 ) -> np.ndarray:  # int8 [L, L]: 1 contact, 0 none, -1 unresolved
-    "Read the contacts of a chain. Raises ValueError for another file."
+    "Read the contacts of a chain. Raises CarpError for another file."
     with np.load(path) as data:
         # Å between Cβ, 0 beyond 20
         distance: Any = data["dist6d"] if "dist6d" in data else np.empty(0)
     if distance.shape != (residues, residues):
-        raise ValueError(
+        raise CarpError(
             f"{path} has {residues} residues and distances of shape {distance.shape} under dist6d; "
             "it is not of trRosetta's set."
         )
@@ -96,7 +96,7 @@ def _read_contact_target(
     path: str,
     sequence: str,
 ) -> np.ndarray:  # float32 [L, 3] coordinates of Cβ in Å; of an .npz int8 [L, L]
-    "Read the target of a chain. Raises ValueError for a file that does not hold it."
+    "Read the target of a chain. Raises CarpError for a file that does not hold it."
     if path.endswith(".npz"):
         return _read_distances(path, len(sequence))
     return read_chain(path, sequence=sequence).cb.astype(np.float32)
@@ -108,11 +108,11 @@ THREE_STATES = str.maketrans("HGIEBTSPC-", "HHHEECCCCC")
 def _three_states(
     dssp8: pd.Series,  # a letter of DSSP per residue
 ) -> pd.Series:  # H, E or C per residue
-    "Reduce eight states to three. Raises ValueError for a letter that DSSP does not have."
+    "Reduce eight states to three. Raises CarpError for a letter that DSSP does not have."
     letters = set(map(chr, THREE_STATES))
     unknown = sorted(set("".join(dssp8)) - letters)
     if unknown:
-        raise ValueError(
+        raise CarpError(
             f"DSSP has no state {', '.join(unknown)}; "
             f"its letters are {''.join(map(chr, THREE_STATES))}."
         )
@@ -128,7 +128,7 @@ def _hide_masked(
 
 # %% ../nbs/library/65_structure.ipynb #65aadf0b
 def _targets_of(table: pd.DataFrame, task: str) -> pd.Series:
-    "Return the targets of a task from a set. Raises ValueError for a set without them."
+    "Return the targets of a task from a set. Raises CarpError for a set without them."
     kind = table.attrs["kind"]
     if task == "contacts" and kind == "contacts":
         chains = zip(table.target, table.sequence)
@@ -142,22 +142,22 @@ def _targets_of(table: pd.DataFrame, task: str) -> pd.Series:
     if task == "remote_homology" and kind == "classification":
         return table.target
     name = task.replace("_", " ")
-    raise ValueError(f"this set has no labels for {name}; its kind is {kind}.")
+    raise CarpError(f"this set has no labels for {name}; its kind is {kind}.")
 
 # %% ../nbs/library/65_structure.ipynb #b978e9eb
 def _load_labelled(name: str, task: str) -> list[pd.DataFrame]:
-    "Load the set, or the two sets of TRAIN+TEST. Raises ValueError for a set without labels."
+    "Load the set, or the two sets of TRAIN+TEST. Raises CarpError for a set without labels."
     tables = []
     for part in name.split("+"):
         table = load_dataset(part)
         if not isinstance(table, pd.DataFrame):
-            raise ValueError(
+            raise CarpError(
                 f"{name} is no labelled set; "
                 f"choose one for {task.replace('_', ' ')} out of list_datasets()."
             )
         tables.append(table)
     if len(tables) > 2:
-        raise ValueError(f"{name} names {len(tables)} sets; give one, or TRAIN+TEST.")
+        raise CarpError(f"{name} names {len(tables)} sets; give one, or TRAIN+TEST.")
     return tables
 
 
@@ -193,10 +193,10 @@ def load_structure_task(
     rows: int | None = None,  # at most so many of train and of valid
     test: int | None = None,  # at most so many of test
 ) -> pd.DataFrame:  # id, sequence, target, split; .attrs: kind, sha256, available, dropped
-    """Load a task of Table 1 from a set. Raises ValueError for an unknown task or a set without
+    """Load a task of Table 1 from a set. Raises CarpError for an unknown task or a set without
     its labels, FileNotFoundError."""
     if task not in STRUCTURE_TASKS:
-        raise ValueError(f"task is {task!r}; use {', '.join(STRUCTURE_TASKS)}.")
+        raise CarpError(f"task is {task!r}; use {', '.join(STRUCTURE_TASKS)}.")
     tables = _load_labelled(name, task)
     held_out = tables[-1].sequence[tables[-1].split == "test"]
     shared = [(t.split != "test") & t.sequence.isin(held_out) for t in tables]
@@ -219,13 +219,13 @@ def confusion(
     """Count, chain by chain, how often a state is predicted as which.
 
     The last row is for a state unknown to the model, the last column for a residue that it does
-    not reach. Raises ValueError for predictions that are not numbers."""
+    not reach. Raises CarpError for predictions that are not numbers."""
     number = {c: i for i, c in enumerate(classes)}
     n = len(classes)
     counts = np.zeros((len(target), n + 1, n + 1), int)
     for table, labels, chance in zip(counts, target, predicted):
         if not np.isfinite(chance).all():
-            raise ValueError("some predictions are not finite numbers; the model has diverged.")
+            raise CarpError("some predictions are not finite numbers; the model has diverged.")
         unreached = len(labels) - len(chance)
         chosen = [*chance.argmax(1), *[n] * unreached]
         for letter, j in zip(labels, chosen):
@@ -313,7 +313,7 @@ def evaluate_structure(
     classes: Sequence | None = None,
 ) -> pd.DataFrame:  # metric, value, lo, hi (95 % interval), n (chains)
     """Return the scores of a task of Table 1: q3; precision and chance by range and top; else as
-    `evaluate_predictions`. Raises ValueError for predictions that are not numbers."""
+    `evaluate_predictions`. Raises CarpError for predictions that are not numbers."""
     rng = np.random.default_rng(seed)
     if kind == "per_residue":
         assert classes is not None
@@ -398,7 +398,7 @@ def fit_structure(
     batch_tokens: int = 16384,
     shared: SharedRepresentations | None = None,  # of frozen encoders, between fits
 ) -> tuple[FineTuned, pd.DataFrame, pd.DataFrame]:  # model, predicted test chains, results rows
-    "Fit one method to one task and read the test once. Raises ValueError as `run_task` does."
+    "Fit one method to one task and read the test once. Raises CarpError as `run_task` does."
     kind = table.attrs["kind"]
     config = _structure_config(
         kind, "pt-fr" if method == ONE_HOT else method, budget, seed, dtype, batch_tokens
@@ -429,7 +429,7 @@ def load_downstream(
     rows: int | None = None,  # of a task of Table 1: at most so many of train and of valid
     test: int | None = None,  # of a task of Table 1: at most so many of test
 ) -> pd.DataFrame:
-    """Load a task of any table of the paper. Raises ValueError and FileNotFoundError as
+    """Load a task of any table of the paper. Raises CarpError and FileNotFoundError as
     `load_task` and `load_structure_task` do."""
     if split in STRUCTURE_TASKS:
         return load_structure_task(split, name, rows, test)

@@ -29,7 +29,7 @@ import pandas as pd
 
 from .alphabet import PROTEIN
 from .coordinates import STRUCTURE_ENDINGS, read_atoms, residue_letters, split_chains
-from .files import atomic_path, open_file
+from .files import CarpError, atomic_path, open_file
 
 # %% ../nbs/library/31_tasks.ipynb #af785d73
 _LEGAL = (PROTEIN.residues + PROTEIN.residues.lower()).encode()
@@ -50,7 +50,7 @@ def _record(
     header: tuple[int, str],  # line number, header
     parts: list[tuple[int, bytes]],  # line number, residues of that line
 ) -> tuple[str, str]:  # id, sequence in upper case
-    "Join and check one record. Raises ValueError with file, line and id."
+    "Join and check one record. Raises CarpError with file, line and id."
     name = _first_word(header)
     sequence = _join(parts)
     if sequence.translate(None, _LEGAL):
@@ -64,9 +64,9 @@ def _with_residues(
     header: tuple[int, str],  # line number, header
     parts: list[tuple[int, bytes]],
 ) -> tuple[tuple[int, str], list[tuple[int, bytes]]]:
-    "A whole record. Raises ValueError for one without residues."
+    "A whole record. Raises CarpError for one without residues."
     if not parts:
-        raise ValueError(f"{path}, line {header[0]}: {_first_word(header)} has no sequence.")
+        raise CarpError(f"{path}, line {header[0]}: {_first_word(header)} has no sequence.")
     return header, parts
 
 
@@ -84,16 +84,16 @@ def _records(path: Path) -> Iterator[tuple[tuple[int, str], list[tuple[int, byte
                 header = (number, text[1:].decode("utf-8", "replace").strip())
                 parts = []
                 if not header[1]:
-                    raise ValueError(f"{path}, line {number}: the header has no id; write '>id'.")
+                    raise CarpError(f"{path}, line {number}: the header has no id; write '>id'.")
             elif text and not header:
-                raise ValueError(
+                raise CarpError(
                     f"{path}, line {number}: expected a header that starts with '>'; "
                     "is this a FASTA file?"
                 )
             elif text:
                 parts.append((number, text))
     if not header:
-        raise ValueError(f"{path} holds no sequences.")
+        raise CarpError(f"{path} holds no sequences.")
     yield _with_residues(path, header, parts)
 
 # %% ../nbs/library/31_tasks.ipynb #00eb507c
@@ -116,7 +116,7 @@ def _row(path: Path, header: tuple[int, str], parts: list[tuple[int, bytes]]) ->
     for line, part in parts:
         illegal = part.translate(None, _LEGAL + b"-.*")
         if illegal:
-            raise ValueError(
+            raise CarpError(
                 f"{path}, line {line}, {name}: {illegal.decode('utf-8', 'replace')[0]!r} "
                 "has no place in an alignment."
             )
@@ -170,12 +170,12 @@ def _table_cells(
     path: Path,
     text: io.TextIOBase,
 ) -> Iterator[tuple[int, list[str]]]:  # line number, cells; the header first
-    "The lines of an open table. Raises ValueError for one that does not match the header."
+    "The lines of an open table. Raises CarpError for one that does not match the header."
     first = text.readline()
     separator = _guess_separator(first)
     header = next(csv.reader([first], delimiter=separator), [])
     if not any(header):
-        raise ValueError(f"{path}: the first line is empty; it must name the columns.")
+        raise CarpError(f"{path}: the first line is empty; it must name the columns.")
     yield 1, header
     reader = csv.reader(text, delimiter=separator)
     for cells in reader:
@@ -183,7 +183,7 @@ def _table_cells(
         if len(cells) == len(header):
             yield number, cells
         elif any(cells):
-            raise ValueError(
+            raise CarpError(
                 f"{path}, line {number}: {len(cells)} cells where the header has {len(header)}; "
                 "is this the right separator?"
             )
@@ -194,14 +194,14 @@ def table_lines(
 ) -> Iterator[tuple[int, list[str]]]:  # line number, cells; the header first
     """Stream the lines of a table separated by tabs, commas or semicolons.
 
-    Raises ValueError for a line that does not match the header.
+    Raises CarpError for a line that does not match the header.
     """
     with open_file(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig", newline="")
         try:
             yield from _table_cells(path, text)
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} is not a table of text: {error}.") from error
+            raise CarpError(f"{path} is not a table of text: {error}.") from error
 
 # %% ../nbs/library/31_tasks.ipynb #ee8935c6
 def first_five(
@@ -234,7 +234,7 @@ def find_column(
     known: tuple[str, ...] = (),  # names tried where none is chosen, in any case
     advice: str = "the columns are",  # said before the names of the columns
 ) -> str:  # the name as the table has it
-    "Find a column by name. Raises ValueError for none, and for several with known names."
+    "Find a column by name. Raises CarpError for none, and for several with known names."
     columns = [str(c) for c in columns]
     hint = ""
     if chosen is None:
@@ -252,7 +252,7 @@ def find_column(
         near = get_close_matches(str(chosen), columns, n=1)
         if near:
             hint = f", perhaps {near[0]!r}"
-    raise ValueError(f"{path}: {why}; {advice} {', '.join(c for c in columns if c)}{hint}.")
+    raise CarpError(f"{path}: {why}; {advice} {', '.join(c for c in columns if c)}{hint}.")
 
 
 def find_optional_column(
@@ -262,7 +262,7 @@ def find_optional_column(
     known: tuple[str, ...],  # names tried where none is chosen, in any case
     advice: str,  # said before the names of the columns
 ) -> str | None:  # the name as the table has it; None for a table without a known name
-    "Find a column that a table need not have. Raises ValueError as `find_column` does."
+    "Find a column that a table need not have. Raises CarpError as `find_column` does."
     columns = [str(c) for c in columns]
     lower = {name.lower() for name in known}
     if chosen is None and not any(c.lower() in lower for c in columns):
@@ -287,7 +287,7 @@ def _letters(
     table: pd.DataFrame,  # line, sequence
     strip: bool,  # remove what is not a letter, as FLIP does
 ) -> tuple[pd.Series, int]:  # sequences in upper case; rows that lost symbols
-    "Sequences in upper case. Raises ValueError with the first five that are not made of residues."
+    "Sequences in upper case. Raises CarpError with the first five that are not made of residues."
     sequence = table.sequence.str.strip().str.upper()
     stripped = 0
     if strip:
@@ -313,7 +313,7 @@ MISSING = {"", "na", "nan", "none", "null", "n/a"}
 def _targets(path: str | Path, table: pd.DataFrame, kind: str) -> pd.Series:
     """Targets of the kind's type: floats, strings, or ints where the only classes are 0 and 1.
 
-    Raises ValueError for what is no finite number.
+    Raises CarpError for what is no finite number.
     """
     target = table.target
     if kind == "classification":
@@ -342,7 +342,7 @@ def _drop_overlap(table: pd.DataFrame, dropped: dict[str, int]) -> pd.DataFrame:
 
 # %% ../nbs/library/31_tasks.ipynb #ede73c66
 def _check_lengths(path: str | Path, table: pd.DataFrame) -> None:
-    "Raises ValueError where labels or mask are not as long as their sequence."
+    "Raises CarpError where labels or mask are not as long as their sequence."
     columns = zip(table.line, table.id, table.sequence, table.target, table["mask"])
     problems = [
         f"line {line}, {name}: {len(s)} residues, {len(t)} labels and {len(m)} mask symbols"
@@ -354,7 +354,7 @@ def _check_lengths(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def _check_splits(path: str | Path, table: pd.DataFrame, rows: int) -> None:
-    "Raises ValueError for a split that is none of `SPLITS`."
+    "Raises CarpError for a split that is none of `SPLITS`."
     wrong = table[~table.split.isin(SPLITS)]
     if len(wrong):
         problems = [f"line {n}, split {s!r}" for n, s in zip(wrong.line, wrong.split)]
@@ -381,10 +381,10 @@ def task_table(
     """Check rows and turn them into a task.
 
     `.attrs` has kind, metric, classes, read (rows per split before the overlap was dropped),
-    dropped and stripped. Raises ValueError with the first five bad rows.
+    dropped and stripped. Raises CarpError with the first five bad rows.
     """
     if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
+        raise CarpError(f"kind is {kind!r}; use one of {', '.join(KINDS)}.")
     dropped = dict(dropped or {})
     rows = len(table)
     missing = table.target.isna() | table.target.astype(str).str.strip().str.lower().isin(MISSING)
@@ -392,7 +392,7 @@ def task_table(
     table = table[~missing]
     left_out = "".join(f", {n} left out ({why})" for why, n in dropped.items() if n)
     if table.empty:
-        raise ValueError(f"{path} holds no row that can be used; {rows} read{left_out}.")
+        raise CarpError(f"{path} holds no row that can be used; {rows} read{left_out}.")
     _check_splits(path, table, rows)
     sequence, stripped = _letters(path, table, strip and kind != "per_residue")
     table = table.assign(sequence=sequence, target=_targets(path, table, kind))
@@ -462,7 +462,7 @@ def read_labelled(
 ) -> pd.DataFrame:  # a task
     """Read a table of sequences with labels as a task.
 
-    Rows without a split are left out and counted. Raises ValueError.
+    Rows without a split are left out and counted. Raises CarpError.
     """
     lines = table_lines(Path(path))
     header = next(lines)[1]
@@ -542,7 +542,7 @@ def read_flip(
     # keep full-length sequences only; the others are left out and counted
     length: int | None = None,
 ) -> pd.DataFrame:  # a regression task
-    "Read a FLIP split. Rows with an empty `set` are left out and counted. Raises ValueError."
+    "Read a FLIP split. Rows with an empty `set` are left out and counted. Raises CarpError."
     path = Path(path)
     with open_file(path) as file:
         is_fasta = file.read(1) == b">"
@@ -578,10 +578,10 @@ class _Plain(pickle.Unpickler):
 
 # %% ../nbs/library/31_tasks.ipynb #239f5886
 def _lmdb_value(path: Path, reading, key: bytes):  # reading: an LMDB transaction
-    "One value of a TAPE LMDB. Raises ValueError for a key that is not there."
+    "One value of a TAPE LMDB. Raises CarpError for a key that is not there."
     value = reading.get(key)
     if value is None:
-        raise ValueError(
+        raise CarpError(
             f"{path}: the record {key.decode()} is missing; the file is cut off or not TAPE's."
         )
     return _Plain(io.BytesIO(value)).load()
@@ -600,7 +600,7 @@ def _lmdb_records(path: Path) -> Iterator[dict]:
             for i in range(_lmdb_value(path, reading, b"num_examples")):
                 yield _lmdb_value(path, reading, str(i).encode())
     except (lmdb.Error, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a TAPE LMDB: {error}.") from error
+        raise CarpError(f"{path} cannot be read as a TAPE LMDB: {error}.") from error
 
 # %% ../nbs/library/31_tasks.ipynb #85d80f35
 # TAPE's ss3: 0 helix, 1 strand, 2 coil, the order of NetSurfP-2.0's eight states GHIBESTC
@@ -615,9 +615,9 @@ def _tape_records(path: Path) -> Iterable[dict]:
         try:
             records = json.load(file)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not JSON: {error}.") from error
+            raise CarpError(f"{path} is not JSON: {error}.") from error
     if not isinstance(records, list):
-        raise ValueError(f"{path} is not a list of records; is this TAPE's file?")
+        raise CarpError(f"{path} is not a list of records; is this TAPE's file?")
     return records
 
 
@@ -630,7 +630,7 @@ def _tape_row(path: Path, i: int, record: dict, field: str) -> dict:
     "One record as a row; labels of residues become letters, and a mask of those that count."
     missing = [key for key in ("primary", field) if key not in record]
     if missing:
-        raise ValueError(
+        raise CarpError(
             f"{path}, record {i}: there is no {missing[0]!r}; the fields are {', '.join(record)}."
         )
     target = np.atleast_1d(record[field])
@@ -655,7 +655,7 @@ def read_tape(
     field: str,  # log_fluorescence, stability_score, fold_label, ss3 ...
     kind: str = "regression",
 ) -> pd.DataFrame:  # a task; per-residue ones have a column `mask`, 1 where a label counts
-    "Read a TAPE task from its three files. Raises ValueError with file and record."
+    "Read a TAPE task from its three files. Raises CarpError with file and record."
     rows = []
     for split, path in zip(SPLITS, (train, valid, test)):
         for i, record in enumerate(_tape_records(Path(path))):
@@ -677,14 +677,14 @@ def read_netsurfp(
 ) -> pd.DataFrame:  # a per-residue task with id and mask
     """Read FLIP's secondary structure.
 
-    Raises ValueError for chains that are not in all three files or of unequal lengths.
+    Raises CarpError for chains that are not in all three files or of unequal lengths.
     """
     sequences = _named_records(Path(f"{path}#splits/sequences.fasta"))
     labels = _named_records(Path(f"{path}#splits/sampled.fasta"))
     masks = _named_records(Path(f"{path}#splits/mask.fasta"))
     incomplete = sorted(labels.keys() - (sequences.keys() & masks.keys()))
     if incomplete:
-        raise ValueError(
+        raise CarpError(
             f"{path}: {len(incomplete)} chains have labels but no sequence or mask: "
             f"{first_five(incomplete, ', ')}."
         )
@@ -704,7 +704,7 @@ def read_cb513(
 ) -> pd.DataFrame:  # a per-residue task, all of it test
     """Read CB513 as NetSurfP-2.0 labels it.
 
-    Only residues of CB513 itself count. Raises ValueError.
+    Only residues of CB513 itself count. Raises CarpError.
     """
     lines = table_lines(Path(path))
     header = [name.strip() for name in next(lines)[1]]
@@ -749,14 +749,14 @@ def read_folds(
     valid: str | Path,
     test: str | Path,  # FASTA with |fold=a.1 in the header
 ) -> pd.DataFrame:  # a classification task; target: the fold
-    "Read domains with their fold. Raises ValueError for a header without one."
+    "Read domains with their fold. Raises CarpError for a header without one."
     rows = []
     for split, path in zip(SPLITS, (train, valid, test)):
         for header, parts in _records(Path(path)):
             name, sequence = _record(Path(path), header, parts)
             fold = re.search(r"\|fold=(\S+)", header[1])
             if not fold:
-                raise ValueError(f"{path}, line {header[0]}: {name} has no |fold= in its header.")
+                raise CarpError(f"{path}, line {header[0]}: {name} has no |fold= in its header.")
             rows.append((header[0], name, sequence, fold[1], split))
     table = pd.DataFrame(rows, columns=["line", "id", "sequence", "target", "split"])
     return _note_unseen(task_table(test, table, "classification"))
@@ -790,7 +790,7 @@ def read_cath(
 ) -> pd.DataFrame:  # a classification task with superfamily; target: the topology
     """Read CATH domains, whole superfamilies held out.
 
-    Raises ValueError for a domain without a label.
+    Raises CarpError for a domain without a label.
     """
     family = {name: code for _, (name, code, *_) in table_lines(Path(labels))}
     domains = []
@@ -798,7 +798,7 @@ def read_cath(
         domains.append((header.split("|")[-1].split("/")[0], sequence))
     unlabelled = [name for name, _ in domains if name not in family]
     if unlabelled:
-        raise ValueError(
+        raise CarpError(
             f"{labels}: {len(unlabelled)} domains have no label: {first_five(unlabelled, ', ')}."
         )
     split = hold_out_superfamilies((family[name] for name, _ in domains), share, seed)
@@ -855,7 +855,7 @@ def _npz_sequence(path: Path) -> str:
         with np.load(path) as data:
             return "".join(_TRROSETTA[data["msa"][0]])
     except (KeyError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a chain of trRosetta's set: {error}.") from error
+        raise CarpError(f"{path} is not a chain of trRosetta's set: {error}.") from error
 
 
 def _chain_sequence(path: Path) -> str:
@@ -883,7 +883,7 @@ def read_contacts(
 ) -> pd.DataFrame:  # a contact task; target: path of the file
     """Read the chains of a folder.
 
-    Raises ValueError for lists that name chains without a file, FileNotFoundError for an
+    Raises CarpError for lists that name chains without a file, FileNotFoundError for an
     empty folder.
     """
     files = {p.stem: p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in _ENDINGS}
@@ -896,7 +896,7 @@ def read_contacts(
         without_file += [name for name in names if name not in files]
         rows += [(i, name, part) for i, name in enumerate(names, 1)]
     if without_file:
-        raise ValueError(
+        raise CarpError(
             f"{folder}: {len(without_file)} chains have no file: {first_five(without_file, ', ')}."
         )
     table = pd.DataFrame(rows, columns=["line", "id", "split"])
@@ -933,7 +933,7 @@ def _easy_cluster(
     command += ["--threads", "1", "-v", "1"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"MMseqs2 failed: {(done.stdout + done.stderr).strip()[-300:]}")
+        raise CarpError(f"MMseqs2 failed: {(done.stdout + done.stderr).strip()[-300:]}")
     lines = Path(folder, "out_cluster.tsv").read_text().splitlines()
     return np.array([line.split("\t") for line in lines], int)
 
@@ -955,5 +955,5 @@ def cluster_sequences(
     cluster[pairs[:, 1]] = pairs[:, 0]
     left_out = int((cluster < 0).sum())
     if left_out:
-        raise RuntimeError(f"MMseqs2 left {left_out} of {len(sequences)} sequences out.")
+        raise CarpError(f"MMseqs2 left {left_out} of {len(sequences)} sequences out.")
     return cluster

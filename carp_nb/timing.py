@@ -40,6 +40,7 @@ try:
     import resource
 except ImportError:
     resource = None  # Windows
+from .files import CarpError
 
 # %% ../nbs/library/70_timing.ipynb #070ff687
 def measured(
@@ -129,12 +130,12 @@ def exponent(
     seed: int = 0,
 ) -> dict:  # exponent, lo, hi, from_length, to_length, n (measurements)
     """The power of the length with which a cost grows; lo and hi are a 95 % bootstrap interval
-    over repeats. Raises ValueError for fewer than two lengths.
+    over repeats. Raises CarpError for fewer than two lengths.
     """
     table = pd.DataFrame({"length": lengths, "value": values})
     cost = table.groupby("length").value.apply(np.asarray).tail(longest)
     if len(cost) < 2:
-        raise ValueError(
+        raise CarpError(
             f"an exponent needs measurements at two lengths or more and has {len(cost)}."
         )
     rng = np.random.default_rng(seed)
@@ -166,7 +167,7 @@ def random_model(
     longest: int,  # residues that it must read
     device: torch.device | str = "cpu",
 ) -> CARP | ESM:  # eval mode, fp32, random weights
-    "An architecture without its training. Raises ValueError for an unknown shape."
+    "An architecture without its training. Raises CarpError for an unknown shape."
     size, _, attention = shape.partition(":")
     with torch.device(device):
         if size in TABLE_S1 and not attention:
@@ -176,7 +177,7 @@ def random_model(
             # Two more positions, for the start and the stop token
             config = replace(config, max_positions=max(longest + 2, config.max_positions))
             return ESM(config, shape, attention or "sdpa").eval()
-    raise ValueError(
+    raise CarpError(
         f"{shape!r} is no shape to measure; use one of "
         f"{', '.join([*TABLE_S1, *ESM_SHAPES])}, an ESM with or without ':plain'."
     )

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from .files import atomic_path, write_table
+from .files import CarpError, atomic_path, write_table
 
 # %% ../nbs/library/42_training.ipynb #0132f4be
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class TrainConfig:
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}; training takes float32 or bfloat16.")
+            raise CarpError(f"dtype is {self.dtype!r}; training takes float32 or bfloat16.")
         if self.accumulate < 1:
-            raise ValueError(
+            raise CarpError(
                 f"accumulate is {self.accumulate}; a batch is cut into at least one part."
             )
 
@@ -323,7 +323,7 @@ class _Run:
             self.save()
 
 # %% ../nbs/library/42_training.ipynb #44c36152
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(CarpError):
     "Training met a loss that is not a number; the batch is saved beside the checkpoints."
 
 
@@ -358,11 +358,11 @@ def recompute_activations(
     model: nn.Module,  # with its blocks in .blocks (CARP) or .layers (ESM); changed in place
 ) -> nn.Module:  # the same model
     """Keep only the input of every block for the backward pass (activation checkpointing).
-    Raises ValueError for a model without blocks.
+    Raises CarpError for a model without blocks.
     """
     blocks = getattr(model, "blocks", getattr(model, "layers", None))
     if blocks is None:
-        raise ValueError(
+        raise CarpError(
             f"{type(model).__name__} has neither .blocks nor .layers, "
             "so there is nothing to recompute."
         )

@@ -18,7 +18,7 @@ from .coordinates import pdb_text, placed_chain
 from .datasets import list_datasets
 from .explorer import Explorer, explore, format_positions, read_state, summarise_positions
 from .figures import _STATES
-from .files import package_folder
+from .files import CarpError, package_folder
 from .pretrained import list_models, load_model
 
 # %% ../nbs/library/81_widget.ipynb #835ce387
@@ -316,7 +316,7 @@ class StructureView(anywidget.AnyWidget):
         super().__init__()
         for title, letters in states.items():
             if len(letters) != len(sequence):
-                raise ValueError(
+                raise CarpError(
                     f"{title}: {len(letters)} states for {len(sequence)} residues; "
                     "give one letter per residue."
                 )

@@ -19,7 +19,7 @@ import torch
 from .carp import TABLE_S1, n_parameters
 from .datasets import list_datasets
 from .esm import TABLE_S2
-from .files import in_project
+from .files import CarpError, in_project
 from .pretrain import PretrainConfig, log_spaced
 from .pretrained import list_models
 from .results import Results
@@ -55,21 +55,21 @@ def read_plan(
     path = Path(path or in_project("profiles/runs.toml"))
     plans = tomllib.loads(path.read_text(encoding="utf-8"))
     if plan not in plans:
-        raise ValueError(f"there is no plan {plan!r} in {path}; it has {', '.join(plans)}.")
+        raise CarpError(f"there is no plan {plan!r} in {path}; it has {', '.join(plans)}.")
     runs = {
         name: _run(name, {**plans[plan].get("every", {}), **given}, path)
         for name, given in plans[plan].items()
         if name != "every"
     }
     if missing := [(r.name, need) for r in runs.values() for need in r.needs if need not in runs]:
-        raise ValueError(
+        raise CarpError(
             f"{path}: {missing[0][0]} needs {missing[0][1]}, which is no run of the "
             f"plan {plan}; it has {', '.join(runs)}."
         )
     try:
         order = list(TopologicalSorter({r.name: r.needs for r in runs.values()}).static_order())
     except CycleError as error:
-        raise ValueError(
+        raise CarpError(
             f"{path}: these runs wait for each other: {', '.join(error.args[1])}."
         ) from error
     return [runs[name] for name in order]
@@ -78,7 +78,7 @@ def read_plan(
 def _run(name: str, given: dict, path: Path) -> PlannedRun:
     fields = PlannedRun.__dataclass_fields__
     if unknown := sorted(set(given) - set(fields) - {"common"}):
-        raise ValueError(
+        raise CarpError(
             f"{path}: {name} has a field {unknown[0]!r}; the fields are {', '.join(fields)}."
         )
     given = {**given, "parameters": {**given.get("common", {}), **given.get("parameters", {})}}
@@ -183,14 +183,14 @@ def estimate(
     bandwidth: float = 3.35,  # TB/s of its memory, likewise
     utilisation: float = 0.25,  # share of either that is assumed where nothing was measured
 ) -> pd.DataFrame:  # index: run; GPUs, GPU hours, minutes asked for, disk (GB), from
-    "What every run of a plan costs. Raises ValueError for a peak or a share that cannot be."
+    "What every run of a plan costs. Raises CarpError for a peak or a share that cannot be."
     for name, value, most in (
         ("tflops", tflops, math.inf),
         ("bandwidth", bandwidth, math.inf),
         ("utilisation", utilisation, 1),
     ):
         if not 0 < value <= most:
-            raise ValueError(
+            raise CarpError(
                 f"{name} is {value:g}; it has to be above 0"
                 + (" and at most 1." if most == 1 else ".")
             )

@@ -19,7 +19,7 @@ import torch
 from carp_nb import pretrained
 from carp_nb.carp import CARP, CARPConfig
 from carp_nb.esm import ESM, ESMConfig
-from carp_nb.files import file_sha256
+from carp_nb.files import CarpError, file_sha256
 from carp_nb.pretrained import (
     ENSEMBLES,
     PUBLISHED,
@@ -286,7 +286,7 @@ def test_protbert_without_its_package_or_a_connection(record, monkeypatch):
         load_model("prot_bert_bfd", progress=False)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
-        ImportError,
+        CarpError,
         match=r"^ProtBERT needs the package transformers; pip install carp-nb\[transformers\].$",
     ):
         load_model("prot_bert_bfd")
