@@ -449,7 +449,7 @@ def test_loaded_model_does_not_hang_on_the_file(tmp_path, suffix):
     assert same(loaded, model) and not same(loaded, other)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_weights_come_as_float32(tmp_path, suffix, dtype):
     model = small().to(dtype)
