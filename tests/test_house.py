@@ -392,6 +392,15 @@ def test_changelog_has_this_version():
     assert all(re.fullmatch(r"\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", line) for line in released)
 
 
+def test_kept_results_stay_small():
+    "Rows and figures of a run are kept; weights that a command makes again are not."
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    names = subprocess.check_output(["git", "ls-files", "-z", "outputs"], cwd=ROOT, text=True)
+    kept = [ROOT / name for name in names.split("\0") if (ROOT / name).is_file()]
+    assert sum(path.stat().st_size for path in kept) < 25e6, "outputs/ in git is under 25 MB"
+
+
 # the wheel
 
 
