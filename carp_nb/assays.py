@@ -47,7 +47,7 @@ def _fits_residues(
 
 
 def _check_label_sizes(task: pd.DataFrame, kind: str) -> None:
-    "Raise ValueError for labels that are not one per residue."
+    "Raise CarpError for labels that are not one per residue."
     wrong = []
     for row, (sequence, label) in enumerate(zip(task.sequence, task.target), 1):
         if not _fits_residues(label, len(sequence), kind):
@@ -62,7 +62,7 @@ def _check_label_sizes(task: pd.DataFrame, kind: str) -> None:
 
 # %% ../nbs/library/61_assays.ipynb #76c2c115
 def _check_targets(task: pd.DataFrame, kind: str) -> None:
-    "Raise ValueError for targets that are missing, infinite, of another size or all the same."
+    "Raise CarpError for targets that are missing, infinite, of another size or all the same."
     missing = task.target.isna().to_numpy()
     if missing.any():
         raise CarpError(
@@ -89,7 +89,7 @@ def check_task(
     task: pd.DataFrame,  # sequence, target, split
     kind: str,  # regression, classification, per_residue or contacts
 ) -> None:
-    "Raise ValueError for a task that cannot be fitted; warn of sequences in more than one split."
+    "Raise CarpError for a task that cannot be fitted; warn of sequences in more than one split."
     if kind not in KINDS:
         raise CarpError(f"kind is {kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
     for name in ("sequence", "target", "split"):

@@ -225,7 +225,7 @@ def context_windows(
 
 
 def check_positions(length: int, *position_sets: list[tuple[int, ...]]) -> None:
-    "Raise ValueError for the first position that the sequence does not have."
+    "Raise CarpError for the first position that the sequence does not have."
     for positions in chain.from_iterable(position_sets):
         for p in positions:
             if not 0 <= p < length:

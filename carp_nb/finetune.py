@@ -63,7 +63,7 @@ _AT_LEAST_1 = (
 
 
 def _check_config(config: "FinetuneConfig") -> None:
-    "Raise ValueError for the first setting that cannot be used."
+    "Raise CarpError for the first setting that cannot be used."
     if config.method not in METHODS:
         raise CarpError(f"method is {config.method!r}; use one of {', '.join(METHODS)}.")
     if config.kind not in KINDS:
@@ -936,7 +936,7 @@ def _prepare(
 def _refuse_unfit(
     encoder: object, valid_rows: pd.DataFrame, train_rows: pd.DataFrame, config: FinetuneConfig
 ) -> None:
-    "Raise ValueError for an encoder, a dtype or rows that cannot be fitted."
+    "Raise CarpError for an encoder, a dtype or rows that cannot be fitted."
     if not isinstance(encoder, (CARP, ESM, OneHot)):
         name = getattr(encoder, "name", type(encoder).__name__)
         raise CarpError(f"{name} is neither a CARP nor an ESM, so it cannot be fine-tuned here.")

@@ -162,7 +162,7 @@ def _mean_squared_error(target: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _check_predictions(target: Sequence, predicted: np.ndarray) -> None:
-    "Raise ValueError for predictions of another length or that are not finite."
+    "Raise CarpError for predictions of another length or that are not finite."
     if len(predicted) != len(target):
         raise CarpError(
             f"{len(predicted)} predictions for {len(target)} targets; they must be as many."

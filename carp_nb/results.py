@@ -168,7 +168,7 @@ def _plain_variables(namespace: dict) -> set[str]:
 
 
 def _check_names(section: str, names: set[str], parameters: dict[str, _Parameter]) -> None:
-    "Raise ValueError for the first name that is no parameter, with the parameter that resembles it."
+    "Raise CarpError for the first name that is no parameter, with the parameter that resembles it."
     unknown = sorted(names - set(parameters))
     if not unknown:
         return
