@@ -33,10 +33,10 @@ def _refuse(
     symbol: str,  # the offending character
     position: int,  # 1-based
     name: str,  # sequence id for the message
-) -> ValueError:
+) -> CarpError:
     "The one sentence for a symbol that is not a residue letter."
     hint = _HINTS.get(symbol, f"use the residue letters {AMINO_ACIDS}{AMBIGUOUS}")
-    return ValueError(f"{name}: {symbol!r} at position {position} is not a residue letter; {hint}.")
+    return CarpError(f"{name}: {symbol!r} at position {position} is not a residue letter; {hint}.")
 
 # %% ../nbs/library/02_alphabet.ipynb #cf2b4633
 class Alphabet:
@@ -108,7 +108,7 @@ class Alphabet:
     ) -> tuple[Tensor, Tensor]:  # tokens int64 [B, L], mask bool [B, L] (True = residue)
         """Several sequences, right-padded to the longest.
 
-        Raises TypeError for a bare string, ValueError as `to_ids` does.
+        Raises TypeError for a bare string, CarpError as `to_ids` does.
         """
         rows = self._encode_all(sequences, names, allow_mask)
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_idx)

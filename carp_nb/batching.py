@@ -99,7 +99,7 @@ def build_corpus(
     progress: bool = True,
 ) -> Corpus:  # mapped from disk
     """Tokenise a stream of sequences to disk. Interrupted or refused, it leaves nothing behind.
-    Raises FileExistsError if the folder is there, ValueError with the id for an illegal
+    Raises FileExistsError if the folder is there, CarpError with the id for an illegal
     symbol, or if there are no sequences.
     """
     folder = Path(folder)
@@ -128,7 +128,7 @@ def open_corpus(
     folder: str | Path,  # as `build_corpus` made it
     verify: bool = False,  # read everything and compare the checksum
 ) -> Corpus:
-    """Map a corpus from disk. Raises FileNotFoundError for no corpus, ValueError for one that
+    """Map a corpus from disk. Raises FileNotFoundError for no corpus, CarpError for one that
     is not what its corpus.json says.
     """
     folder = Path(folder)
@@ -181,7 +181,7 @@ def uniref50_records(
     split: str,  # train, valid or test
 ) -> Iterator[tuple[str, str]]:  # (number in the file, sequence), in the order of the file
     """Stream a split of the authors' UniRef50. Raises FileNotFoundError naming the missing
-    file, ValueError for an unknown split or files that disagree.
+    file, CarpError for an unknown split or files that disagree.
     """
     folder = Path(folder)
     for name in ("consensus.fasta", "splits.json", "lengths_and_offsets.npz"):

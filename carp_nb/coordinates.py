@@ -70,7 +70,7 @@ def read_atoms(
 ) -> AtomArray:
     """Read the amino acids of the first model.
 
-    Raises FileNotFoundError, or ValueError for what is no structure.
+    Raises FileNotFoundError, or CarpError for what is no structure.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -298,7 +298,7 @@ def read_chain(
 ) -> Chain:
     """Read one chain.
 
-    Raises FileNotFoundError, or ValueError for what is no protein structure, a chain that
+    Raises FileNotFoundError, or CarpError for what is no protein structure, a chain that
     is not there, or another sequence.
     """
     path = Path(path)

@@ -120,7 +120,7 @@ def _offset_error(
     offset: int | None,  # the one that was given
     fits: pd.Series,  # offset -> number of sites whose letter fits
     sites: int,  # how many there are
-) -> ValueError:
+) -> CarpError:
     "Name the first five rows that do not fit, and the offset that fits best."
     complete = list(fits.index[fits == sites])
     best = int(fits.idxmax())
@@ -401,7 +401,7 @@ def _obtain(
 ) -> Path:
     """Return a file of this machine or the web.
 
-    Raises FileNotFoundError if it cannot be had, ValueError if its content differs.
+    Raises FileNotFoundError if it cannot be had, CarpError if its content differs.
     """
     expected = known_file(path).sha256 if check else "not verified"
     file = find_file(path)

@@ -181,7 +181,7 @@ class Embeddings:
 def read_embeddings(
     path: str | Path,  # what `embed` wrote
 ) -> Embeddings:
-    "Open representations. Raises FileNotFoundError, or ValueError for a file that does not hold any."
+    "Open representations. Raises FileNotFoundError, or CarpError for a file that does not hold any."
     return Embeddings(path)
 
 # %% ../nbs/library/51_embedding.ipynb #ebc93f5f

@@ -181,7 +181,7 @@ def fetch(
     timeout: float = 30,  # seconds without a byte before giving up
 ) -> Path:  # the file on disk
     """Return a verified local copy of a URL; one that cannot be verified is told by a warning
-    when it arrives. Raises ConnectionError, ValueError for a wrong sum, OSError for an
+    when it arrives. Raises ConnectionError, CarpError for a wrong sum, OSError for an
     unwritable folder.
     """
     filename = filename or PurePosixPath(unquote(urlsplit(url).path)).name

@@ -700,7 +700,7 @@ def _build_model(about: dict) -> tuple[EncoderWithHead, Targets, FinetuneConfig]
 def _read_model(
     path: str | Path,  # written by `FineTuned.save`
 ) -> tuple[dict[str, Tensor], dict]:  # weights, the description of the model
-    "Read a file of a fine-tuned model. Raises FileNotFoundError, or ValueError for another file."
+    "Read a file of a fine-tuned model. Raises FileNotFoundError, or CarpError for another file."
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is not a file; check the path.")
     try:
@@ -798,7 +798,7 @@ class FineTuned:
         path: str | Path,  # written by `save`
         device: str | torch.device = "auto",
     ) -> "FineTuned":
-        "Read a fine-tuned model. Raises FileNotFoundError, or ValueError for another file."
+        "Read a fine-tuned model. Raises FileNotFoundError, or CarpError for another file."
         state, about = _read_model(path)
         whole, targets, config = _build_model(about)
         whole.load_state_dict(state)

@@ -44,7 +44,7 @@ _WILD_TYPE = {"WT", "_WT", "WILD-TYPE", "WILDTYPE", "="}
 def _unreadable(
     mutant: str,  # as the user wrote it
     part: str,  # the piece that does not parse, upper case
-) -> ValueError:
+) -> CarpError:
     "The one sentence for a string that is not a set of substitutions."
     what = (
         "an insertion, deletion or frameshift"
@@ -55,7 +55,7 @@ def _unreadable(
         if STOP_CODON.search(part)
         else "not a substitution"
     )
-    return ValueError(
+    return CarpError(
         f"mutant {mutant!r}: {part or 'an empty piece'} is {what}; write substitutions as A24C, several as A24C:D30E."
     )
 
@@ -105,7 +105,7 @@ def format_mutant(
     return ":".join(map(str, sorted(mutations, key=lambda m: m.number))) or "WT"
 
 # %% ../nbs/library/03_mutants.ipynb #62938f1d
-class Misplaced(ValueError):
+class Misplaced(CarpError):
     "A mutation that the wild type contradicts: it is outside, or another letter stands there."
 
     def __init__(

@@ -319,7 +319,7 @@ _READERS = {".pt": _read_pt, ".safetensors": _read_safetensors}
 def _read(
     path: Path,
 ) -> tuple[str, CARPConfig | ESMConfig, dict[str, Tensor]]:  # stored name, shape, weights
-    "Read either layout. Raises FileNotFoundError, or ValueError that begins with the name of the file."
+    "Read either layout. Raises FileNotFoundError, or CarpError that begins with the name of the file."
     if path.suffix.lower() not in _READERS:
         raise CarpError(f"{path.name}: weights are read from .pt or .safetensors files.")
     if not path.is_file():
@@ -421,18 +421,18 @@ def shipped_weights() -> dict[str, Path]:  # `model_key` -> file
 def _unknown(
     name: str,  # as the user wrote it
     known: list[str],  # names that exist
-) -> ValueError:
+) -> CarpError:
     "The one sentence for a name that stands for no file."
     key = {"carp_24m": "carp_2_4m", "esm_41_5k": "esm_41k"}.get(model_key(name), model_key(name))
     for table, number, kind in ((TABLE_S1, 1, "CARP"), (TABLE_S2, 2, "ESM")):
         if key in table:
-            return ValueError(
+            return CarpError(
                 f"{name} is a size of Table S{number} whose weights were never published; "
                 f"train it with PretrainConfig(size={key!r}) of "
                 f"carp_nb.pretrain, or make it untrained with {kind}(TABLE_S{number}[{key!r}])."
             )
     near = difflib.get_close_matches(model_key(name), known, cutoff=0.5)
-    return ValueError(
+    return CarpError(
         f"no model is named {name!r}; "
         + (f"did you mean {' or '.join(near)}? " if near else f"known are {', '.join(known)}; ")
         + "list_models() shows all, and a file is given by its path, ending in .pt or .safetensors."
@@ -520,7 +520,7 @@ def load_model(
     CARP | ESM | Ensemble | ProtBert
 ):  # eval mode, float32, with .name, .max_length and .path of the file; .alphabet of a CARP or an ESM
     """A model ready to use; esm1v is its five models as one. Raises FileNotFoundError,
-    ValueError for a file that is not what it should be, and ImportError for a ProtBERT
+    CarpError for a file that is not what it should be, and for a ProtBERT
     without the extra transformers; else as `find_weights`.
     """
     device, is_path = pick_device(device), _is_path(name_or_path)

@@ -93,7 +93,7 @@ def load_protbert(
 ) -> ProtBert:  # in eval mode, fp32, with .path of the weights
     """Read a ProtBERT in the layout of Hugging Face.
 
-    Raises FileNotFoundError, ImportError, and ValueError for another model or damaged files.
+    Raises FileNotFoundError, and CarpError for another model, damaged files or no transformers.
     """
     folder = Path(folder)
     hf = hugging_face()

@@ -102,7 +102,7 @@ def read_fasta(
 ) -> Iterator[tuple[str, str]]:  # id (first word of the header), sequence in upper case
     """Stream a FASTA file, one record in memory at a time.
 
-    Raises FileNotFoundError, or ValueError with file, line and id.
+    Raises FileNotFoundError, or CarpError with file, line and id.
     """
     # a wrong path fails here, not at the first record
     with open_file(path):
@@ -128,7 +128,7 @@ def read_aligned(
 ) -> Iterator[tuple[str, str]]:  # id, row as written: letters of either case, - and .
     """Stream the rows of an alignment.
 
-    Raises FileNotFoundError, or ValueError with file, line and id.
+    Raises FileNotFoundError, or CarpError with file, line and id.
     """
     with open_file(path):
         pass
@@ -219,10 +219,10 @@ def bad_rows(
     problems: list[str],  # one per bad row, each with its place
     rows: int,  # rows looked at
     hint: str = "",  # what to do
-) -> ValueError:
+) -> CarpError:
     "The error that names the first five bad rows and how many there are."
     shown = first_five(problems)
-    return ValueError(
+    return CarpError(
         f"{path}: {len(problems)} of {rows} rows cannot be used: {shown}.{hint and ' ' + hint}"
     )
 

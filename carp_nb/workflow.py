@@ -49,7 +49,7 @@ def read_plan(
     plan: str,  # smoke or paper
     path: str | Path | None = None,  # None: profiles/runs.toml of the project
 ) -> list[PlannedRun]:  # every run after those that it needs
-    """The runs of a plan. Raises FileNotFoundError outside the repository, ValueError for a
+    """The runs of a plan. Raises FileNotFoundError outside the repository, CarpError for a
     plan, field or run that does not exist.
     """
     path = Path(path or in_project("profiles/runs.toml"))
