@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -33,6 +32,7 @@ from carp_nb.files import (
     atomic_path,
     file_name,
     in_project,
+    package_folder,
     project_root,
     text_sha256,
     write_table,
@@ -90,7 +90,7 @@ def _budget_value(value):
 
 def _read_budgets() -> dict[str, dict[str, dict]]:  # section -> budget -> setting -> value
     "The settings of budgets.toml."
-    text = files("carp_nb").joinpath("budgets.toml").read_text(encoding="utf-8")
+    text = (package_folder("tables") / "budgets.toml").read_text(encoding="utf-8")
     sections = tomllib.loads(text)
     for section, budgets in sections.items():
         if "same_as" in budgets:
