@@ -61,7 +61,7 @@ class Results:
     ) -> None:
         "Add rows; columns without a value are empty. Raises CarpError for a column that the table does not have."
         rows = rows.assign(**common)
-        for name in sorted(rows):
+        for name in sorted(map(str, rows.columns)):
             find_column("the results table", COLUMNS, name, advice="its columns are")
         # pandas warns about a column of an empty table, so an empty table is no part
         parts = [part for part in (self.rows, rows.reindex(columns=COLUMNS)) if len(part)]
@@ -154,20 +154,27 @@ def get_budget(section: str, budget: str) -> Budget:
     return BUDGETS[section][budget]
 
 # %% ../nbs/library/71_results.ipynb #4f9a6a11
+_NUMBERS = {"int": (int, "whole number"), "float": (float, "number")}
+
+
+def _is_number(kind: str, value) -> bool:
+    "Whether a value can be a parameter of this kind: int or float."
+    # True and False are ints to Python, but nobody means a number by them
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return kind == "float" or value == int(value)
+
+
 def _parse_number(kind: str, name: str, value) -> int | float:
     "A parameter that is a number, as int or float. Raises CarpError for anything else, or a negative seed."
-    wrong = isinstance(value, bool) or not isinstance(value, (int, float))
-    if not wrong and kind == "int":
-        wrong = value != int(value)
-    if not wrong and name == "seed":
-        wrong = value < 0
-    if wrong:
-        noun = "whole number" if kind == "int" else "number"
-        limit = ", zero or more" if name == "seed" else ""
-        raise CarpError(f"{name} is {value!r}; it must be a {noun}{limit}.")
-    return int(value) if kind == "int" else float(value)
+    convert, noun = _NUMBERS[kind]
+    if not _is_number(kind, value) or (name == "seed" and value < 0):
+        if name == "seed":
+            noun += ", zero or more"
+        raise CarpError(f"{name} is {value!r}; it must be a {noun}.")
+    return convert(value)
 
-
+# %% ../nbs/library/71_results.ipynb #ddcd5630
 @dataclass
 class _Parameter:
     "One line of a parameters cell."
@@ -179,7 +186,10 @@ class _Parameter:
         "A value, as papermill or a person gives it, in the parameter's own type. Raises CarpError."
         if self.kind != "str":
             return _parse_number(self.kind, name, value)
-        return "" if value is None else str(value)
+        # papermill reads an empty value as None
+        if value is None:
+            return ""
+        return str(value)
 
 # %% ../nbs/library/71_results.ipynb #85bd9aac
 def _notebook_parameters(section: str) -> dict[str, _Parameter]:
@@ -215,14 +225,15 @@ def _check_names(section: str, names: set[str], parameters: dict[str, _Parameter
     unknown = sorted(names - set(parameters))
     if not unknown:
         return
-    near = get_close_matches(unknown[0], parameters, n=1)
-    hint = f"did you mean {near[0]!r}; " if near else ""
+    hint = ""
+    for near in get_close_matches(unknown[0], parameters, n=1):
+        hint = f"did you mean {near!r}; "
     raise CarpError(
         f"{section}.ipynb has no parameter {unknown[0]!r}; "
         f"{hint}its parameters are {', '.join(parameters)}."
     )
 
-
+# %% ../nbs/library/71_results.ipynb #ac1a30ec
 def _given_parameters(section: str, namespace: dict) -> dict:
     "The parameters of a notebook among its globals, in their types. Raises CarpError for an unknown name."
     parameters = _notebook_parameters(section)
@@ -240,8 +251,10 @@ def _folder_name(section: str, parameters: dict) -> str:
         if name not in ("model", "output_dir") and value != declared[name].default
     ]
     name = file_name("-".join([parameters["model"], *changed]))
+    if len(name) <= 100:
+        return name
     # file systems limit a name to 255 bytes; a hash keeps long ones apart
-    return name if len(name) <= 100 else f"{name[:90]}-{text_sha256(name)[:8]}"
+    return f"{name[:90]}-{text_sha256(name)[:8]}"
 
 # %% ../nbs/library/71_results.ipynb #d2fde72e
 def _ask_git(*words: str) -> str:
@@ -254,7 +267,7 @@ def _ask_git(*words: str) -> str:
         return ""
     return done.stdout.strip()
 
-
+# %% ../nbs/library/71_results.ipynb #813f2af9
 def _count_processes() -> int:
     "How many processes share the work. Torch is only asked: training starts the process group."
     group = torch.distributed
@@ -262,19 +275,21 @@ def _count_processes() -> int:
         return group.get_world_size()
     return 1
 
-
+# %% ../nbs/library/71_results.ipynb #514bcae7
 def provenance(
     device: str = "auto",  # where the run computes
 ) -> dict:
     "What a number depends on besides its parameters: time, versions, commit, device, processes and threads."
     packages = ("carp-nb", "torch", "numpy", "pandas", "scipy", "scikit-learn")
     commit = _ask_git("rev-parse", "--short", "HEAD") or "no git"
-    changes = _ask_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!outputs")
+    # a run rewrites what is kept in outputs/, and that is no change of the code
+    if _ask_git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!outputs"):
+        commit += "+"
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
         **{name: version(name) for name in packages},
-        "commit": commit + ("+" if changes else ""),
+        "commit": commit,
         "device": device_name(device),
         "processes": _count_processes(),
         "threads": torch.get_num_threads(),
@@ -290,6 +305,7 @@ def _output_folder(section: str, parameters: dict) -> Path:
     # a relative path, so that a kept notebook names no home folder
     if not parameters["output_dir"] and folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
+    # permission bits do not tell for every file system, so a file is written
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -308,7 +324,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="svg", bbox_inches="tight")
 
-
+# %% ../nbs/library/71_results.ipynb #5177a166
 def _write_outputs(
     folder: Path,
     record: dict,  # for run.json
@@ -316,6 +332,7 @@ def _write_outputs(
     figures: dict[str, Figure],  # file name -> figure
 ) -> list[Path]:
     "Write tables, run.json and figures, each under a temporary name first; the paths come back."
+    # a record that cannot be written stops here, before there is any file
     text = json.dumps(record, indent=1)
     for name, table in tables.items():
         write_table(table, folder / name)
@@ -377,8 +394,10 @@ class Run:
     ) -> list[Path]:  # the files
         "Write results.parquet, run.json, tables and figures."
         record = {"section": self.section, "parameters": self.parameters, **self.record}
-        named = {"results.parquet": self.results.rows} if len(self.results.rows) else {}
-        named |= {f"{file_name(name)}.csv": table for name, table in (tables or {}).items()}
+        named = {f"{file_name(name)}.csv": table for name, table in (tables or {}).items()}
+        # a run without numbers, as of mutate, leaves no table
+        if len(self.results.rows):
+            named = {"results.parquet": self.results.rows, **named}
         drawn = {f"{file_name(name)}.svg": figure for name, figure in figures.items()}
         return _write_outputs(self.folder, record, named, drawn)
 
@@ -401,6 +420,7 @@ def cached_rows(
     digest = text_sha256(f"{run.record['commit']} {key}")
     path = run.folder / "parts" / f"{digest[:16]}.parquet"
     path.parent.mkdir(exist_ok=True)
+    # a table is written whole or not at all, so a file that is there is complete
     if not path.exists():
         write_table(make(), path)
     return pd.read_parquet(path)
@@ -436,12 +456,14 @@ def styled(
     "A table for reading: thousands separated, the same number of decimals throughout."
     formats = {}
     for column in table.select_dtypes("number").columns:
-        whole = pd.api.types.is_integer_dtype(table[column])
-        formats[column] = "{:,.0f}" if whole else f"{{:.{digits}f}}"
+        formats[column] = f"{{:.{digits}f}}"
+        if pd.api.types.is_integer_dtype(table[column]):
+            formats[column] = "{:,.0f}"
     style = table.style.format(formats, na_rep="–")
     if len(light):
         style = style.set_properties(subset=list(light), color="#8a8a8a")
     if bold is None:
         return style
+    # pandas styles a whole table by a table of css of the same shape
     weights = bold.replace({True: "font-weight: bold", False: ""})
     return style.apply(lambda _: weights, axis=None)
