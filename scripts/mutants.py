@@ -187,7 +187,7 @@ EDITS = [
         "planned batch_tokens",
         "Table S1 gives the tokens of an update",
         "profiles/*.toml",
-        r'("carp_640m" , batch_tokens = )1408000',
+        r'("carp_640m" parameters\.batch_tokens = )1408000',
         r"\g<1>1048000",
         (f"{FACTS}::test_planned_pretraining_has_the_batches_of_the_paper",),
     ),
