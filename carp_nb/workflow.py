@@ -9,7 +9,8 @@ __all__ = ['PlannedRun', 'read_plan', 'measured_rates', 'estimate', 'fetched_byt
 import json
 import math
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -38,13 +39,54 @@ class PlannedRun:
     cpus: int = 1
     memory_gb: float = 4
     minutes: float = 10  # wall time that is asked for
-    trains: tuple = ()  # of (size, residues): trained on
-    reads: tuple = ()  # of (size, residues): forward passes
+    trains: Sequence[tuple[str, float]] = ()  # of (size, residues): trained on
+    reads: Sequence[tuple[str, float]] = ()  # of (size, residues): forward passes
 
     def folder(self, plan: str) -> str:
-        return f"outputs/{plan}/{self.name}"  # below the project
+        "Where its files go, below the project."
+        return f"outputs/{plan}/{self.name}"
+
+# %% ../nbs/library/75_workflow.ipynb #e56bceb3
+def _read_run(
+    name: str,
+    given: dict,  # its fields in the table, and `common`
+    path: Path,  # the table, for error sentences
+) -> PlannedRun:
+    "One run of the table. Raises CarpError for a field that a run does not have."
+    known = [f.name for f in fields(PlannedRun)]
+    unknown = sorted(set(given) - {*known, "common"})
+    if unknown:
+        raise CarpError(
+            f"{path}: {name} has a field {unknown[0]!r}; the fields are {', '.join(known)}."
+        )
+    values = {"notebook": name}
+    for key, value in given.items():
+        # the dataclass is frozen, and so are its lists
+        values[key] = tuple(value) if isinstance(value, list) else value
+    # a parameter of the run itself goes before one of all runs
+    values["parameters"] = {**values.pop("common", {}), **given.get("parameters", {})}
+    return PlannedRun(name, **values)
 
 # %% ../nbs/library/75_workflow.ipynb #87d0accf
+def _sort_runs(runs: dict[str, PlannedRun], plan: str, path: Path) -> list[PlannedRun]:
+    "The runs, each after those that it needs. Raises CarpError for a missing run or a circle."
+    for run in runs.values():
+        for need in run.needs:
+            if need not in runs:
+                raise CarpError(
+                    f"{path}: {run.name} needs {need}, which is no run of the "
+                    f"plan {plan}; it has {', '.join(runs)}."
+                )
+    needs = {name: run.needs for name, run in runs.items()}
+    try:
+        order = list(TopologicalSorter(needs).static_order())
+    except CycleError as error:
+        raise CarpError(
+            f"{path}: these runs wait for each other: {', '.join(error.args[1])}."
+        ) from error
+    return [runs[name] for name in order]
+
+# %% ../nbs/library/75_workflow.ipynb #315ceda4
 def read_plan(
     plan: str,  # smoke or paper
     path: str | Path | None = None,  # None: profiles/runs.toml of the project
@@ -56,126 +98,151 @@ def read_plan(
     plans = tomllib.loads(path.read_text(encoding="utf-8"))
     if plan not in plans:
         raise CarpError(f"there is no plan {plan!r} in {path}; it has {', '.join(plans)}.")
-    runs = {
-        name: _run(name, {**plans[plan].get("every", {}), **given}, path)
-        for name, given in plans[plan].items()
-        if name != "every"
-    }
-    if missing := [(r.name, need) for r in runs.values() for need in r.needs if need not in runs]:
-        raise CarpError(
-            f"{path}: {missing[0][0]} needs {missing[0][1]}, which is no run of the "
-            f"plan {plan}; it has {', '.join(runs)}."
-        )
-    try:
-        order = list(TopologicalSorter({r.name: r.needs for r in runs.values()}).static_order())
-    except CycleError as error:
-        raise CarpError(
-            f"{path}: these runs wait for each other: {', '.join(error.args[1])}."
-        ) from error
-    return [runs[name] for name in order]
-
-
-def _run(name: str, given: dict, path: Path) -> PlannedRun:
-    fields = PlannedRun.__dataclass_fields__
-    if unknown := sorted(set(given) - set(fields) - {"common"}):
-        raise CarpError(
-            f"{path}: {name} has a field {unknown[0]!r}; the fields are {', '.join(fields)}."
-        )
-    given = {**given, "parameters": {**given.get("common", {}), **given.get("parameters", {})}}
-    return PlannedRun(
-        name,
-        **{"notebook": name}
-        | {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in given.items()
-            if key != "common"
-        },
-    )
+    tables = plans[plan]
+    # `every` is no run, but what all runs have unless they say otherwise
+    every = tables.pop("every", {})
+    runs = {name: _read_run(name, {**every, **given}, path) for name, given in tables.items()}
+    return _sort_runs(runs, plan, path)
 
 # %% ../nbs/library/75_workflow.ipynb #87267138
-def _parameters(size: str) -> int:
+def _count_parameters(size: str) -> int:
+    "The parameters of a size, of Tables S1 and S2 or of a published model."
     if size in TABLE_S1 or size in TABLE_S2:
+        # a model on the meta device takes no memory
         with torch.device("meta"):
             return n_parameters(PretrainConfig(size).untrained())
-    return int(list_models().set_index("name").parameters[size])
+    counts: pd.Series = list_models().set_index("name")["parameters"]
+    return int(counts.to_dict()[size])
+
+# %% ../nbs/library/75_workflow.ipynb #e0d8dce8
+_RATE_METRICS = {"train residues/s": "train", "read residues/s": "read"}
+
+
+def _benchmark_rates(outputs: str | Path) -> list[dict]:
+    "Lines of `measured_rates` out of the rows of benchmarks."
+    rows = Results.read(outputs).rows
+    rows = rows[rows.metric.isin(list(_RATE_METRICS))]
+    return [
+        {
+            "size": row["model"],
+            "work": _RATE_METRICS[row["metric"]],
+            "device": row["device"],
+            "residues_per_second": row["value"],
+            "source": row["section"],
+        }
+        for row in rows.to_dict("records")
+    ]
+
+# %% ../nbs/library/75_workflow.ipynb #678544d5
+def _pretraining_rates(history_path: Path) -> list[dict]:
+    "The line of `measured_rates` of one training history; none if it is not of pretraining."
+    record = {}
+    config_path = history_path.parent / "config.json"
+    if config_path.exists():
+        record = json.loads(config_path.read_text())
+    history = pd.read_parquet(history_path)
+    # the history of a fit has no size, that of an embedding no speed
+    if "tokens_per_second" not in history or "size" not in record.get("config", {}):
+        return []
+    # each process has a GPU; if the record has no process count, assume one
+    rate = history.tokens_per_second.median() / record.get("processes", 1)
+    return [
+        {
+            "size": record["config"]["size"],
+            "work": "train",
+            "device": record.get("device", "not recorded"),
+            "residues_per_second": rate,
+            "source": str(history_path.parent),
+        }
+    ]
 
 
 def measured_rates(
     outputs: str | Path,  # a folder with runs and benchmarks below it
 ) -> pd.DataFrame:  # size, work (train, read), device, residues_per_second (of one device), source
     """Residues per second that were measured: rows with the metric `train residues/s` or `read
-    residues/s`, and histories of pretraining: the median of a run, divided by its processes,
-    of which each has a GPU; a record that does not say is of one.
+    residues/s`, and the median of each pretraining history, divided by its processes.
     """
-    rows = [
-        {
-            "size": r.model,
-            "work": r.metric.split()[0],
-            "device": r.device,
-            "residues_per_second": r.value,
-            "source": r.section,
-        }
-        for r in Results.read(outputs)
-        .rows.query("metric in ('train residues/s', 'read residues/s')")
-        .itertuples()
-    ]
+    rows = _benchmark_rates(outputs)
     for path in sorted(Path(outputs).rglob("metrics.parquet")):
-        record = (
-            json.loads((path.parent / "config.json").read_text())
-            if (path.parent / "config.json").exists()
-            else {}
-        )
-        history = pd.read_parquet(path)
-        if "tokens_per_second" in history and "size" in record.get(
-            "config", {}
-        ):  # else of another kind of training
-            rows.append(
-                {
-                    "size": record["config"]["size"],
-                    "work": "train",
-                    "device": record.get("device", "not recorded"),
-                    "residues_per_second": history.tokens_per_second.median()
-                    / record.get("processes", 1),
-                    "source": str(path.parent),
-                }
-            )
+        rows += _pretraining_rates(path)
     return pd.DataFrame(rows, columns=["size", "work", "device", "residues_per_second", "source"])
 
 # %% ../nbs/library/75_workflow.ipynb #87f5051c
+@dataclass(frozen=True)
+class _Peak:
+    "What one GPU could do, and the share of it that is assumed."
+
+    tflops: float
+    bandwidth: float  # TB/s of its memory
+    utilisation: float
+
+    def check(self) -> None:
+        "Raise CarpError for a peak or a share that cannot be."
+        for name, most in (("tflops", math.inf), ("bandwidth", math.inf), ("utilisation", 1)):
+            value = getattr(self, name)
+            if 0 < value <= most:
+                continue
+            limit = "above 0"
+            if most == 1:
+                limit += " and at most 1"
+            raise CarpError(f"{name} is {value:g}; it has to be {limit}.")
+
+# %% ../nbs/library/75_workflow.ipynb #38cdaefd
 def _traffic(size: str) -> float:  # bytes per residue in a forward pass, bfloat16
-    shape = TABLE_S1[size] if size in TABLE_S1 else TABLE_S2.get(size, None)
-    return 2 * 20 * shape.n_layers * shape.d_model if shape else 0.0
+    "What a forward pass reads and writes; 0 for a size that is in neither Table S1 nor S2."
+    shape = TABLE_S2.get(size)
+    if size in TABLE_S1:
+        shape = TABLE_S1[size]
+    if shape is None:
+        return 0.0
+    # 2 bytes a number, and about 20 vectors of d numbers per layer
+    return 2 * 20 * shape.n_layers * shape.d_model
 
-
-def _rate(
-    size: str, work: str, rates: pd.DataFrame, tflops: float, bandwidth: float, utilisation: float
-) -> tuple[float, str]:
+# %% ../nbs/library/75_workflow.ipynb #a0c2499a
+def _rate(size: str, work: str, rates: pd.DataFrame, peak: _Peak) -> tuple[float, str]:
     "Residues per second of one GPU, and where the number is from."
-    here = rates[
-        (rates["size"] == size)
-        & (rates.work == work)
-        & ~rates.device.str.contains("cpu|core", case=False)
-    ]
-    if len(here):
-        return float(here.residues_per_second.median()), f"measured on {here.device.iloc[0]}"
+    on_cpu = rates.device.str.contains("cpu|core", case=False)
+    measured = rates[(rates["size"] == size) & (rates.work == work) & ~on_cpu]
+    if len(measured):
+        rate = float(measured.residues_per_second.median())
+        return rate, f"measured on {measured.device.iloc[0]}"
+    # the backward pass costs twice the forward pass
     passes = {"train": 3, "read": 1}[work]
-    seconds = (
-        passes
-        * max(2 * _parameters(size) / (tflops * 1e12), _traffic(size) / (bandwidth * 1e12))
-        / utilisation
+    arithmetic = 2 * _count_parameters(size) / (peak.tflops * 1e12)
+    moving = _traffic(size) / (peak.bandwidth * 1e12)
+    seconds = passes * max(arithmetic, moving) / peak.utilisation
+    source = (
+        f"not measured; estimate from {peak.utilisation:.0%} of {peak.tflops:g} TFLOP/s "
+        f"and {peak.bandwidth:g} TB/s"
     )
-    return (
-        1 / seconds,
-        f"not measured; estimate from {utilisation:.0%} of {tflops:g} TFLOP/s and {bandwidth:g} TB/s",
-    )
+    return 1 / seconds, source
+
+# %% ../nbs/library/75_workflow.ipynb #19afbb4d
+def _gpu_hours(
+    run: PlannedRun, rates: pd.DataFrame, peak: _Peak
+) -> tuple[float, str]:  # hours; where its rates are from
+    "How long a run keeps one GPU busy."
+    hours = 0.0
+    sources = []
+    for work, parts in (("train", run.trains), ("read", run.reads)):
+        for size, residues in parts:
+            rate, source = _rate(size, work, rates, peak)
+            hours += residues / rate / 3600
+            sources.append(source)
+    return hours, "; ".join(dict.fromkeys(sources)) or "no GPU"
 
 
 def _disk(run: PlannedRun) -> float:  # bytes
-    "Checkpoints that a run leaves: log-spaced weights, and twice weights with the optimizer's two moments."
-    kept = run.trains if run.notebook == "pretrain" else ()
-    return sum(4 * _parameters(size) * (len(log_spaced(500_000)) + 2 * 3) for size, _ in kept) + 5e6
+    "What a run leaves: log-spaced weights, and twice weights with the optimizer's two moments."
+    weights = 0
+    if run.notebook == "pretrain":
+        for size, _ in run.trains:
+            # 4 bytes a number, and as many checkpoints as 500,000 updates leave
+            weights += 4 * _count_parameters(size) * (len(log_spaced(500_000)) + 2 * 3)
+    return weights + 5e6
 
-# %% ../nbs/library/75_workflow.ipynb #19afbb4d
+# %% ../nbs/library/75_workflow.ipynb #7666aff0
 def estimate(
     runs: list[PlannedRun],  # of `read_plan`
     rates: pd.DataFrame,  # of `measured_rates`
@@ -184,24 +251,11 @@ def estimate(
     utilisation: float = 0.25,  # share of either that is assumed where nothing was measured
 ) -> pd.DataFrame:  # index: run; GPUs, GPU hours, minutes asked for, disk (GB), from
     "What every run of a plan costs. Raises CarpError for a peak or a share that cannot be."
-    for name, value, most in (
-        ("tflops", tflops, math.inf),
-        ("bandwidth", bandwidth, math.inf),
-        ("utilisation", utilisation, 1),
-    ):
-        if not 0 < value <= most:
-            raise CarpError(
-                f"{name} is {value:g}; it has to be above 0"
-                + (" and at most 1." if most == 1 else ".")
-            )
+    peak = _Peak(tflops, bandwidth, utilisation)
+    peak.check()
     rows = []
     for run in runs:
-        hours, sources = 0.0, []
-        for work, parts in (("train", run.trains), ("read", run.reads)):
-            for size, residues in parts:
-                rate, source = _rate(size, work, rates, tflops, bandwidth, utilisation)
-                hours += residues / rate / 3600
-                sources.append(source)
+        hours, source = _gpu_hours(run, rates, peak)
         rows.append(
             {
                 "run": run.name,
@@ -209,16 +263,18 @@ def estimate(
                 "GPU hours": hours,
                 "minutes asked for": run.minutes,
                 "disk (GB)": _disk(run) / 1e9,
-                "from": "; ".join(dict.fromkeys(sources)) or "no GPU",
+                "from": source,
             }
         )
     return pd.DataFrame(rows).set_index("run")
 
-
-def fetched_bytes(runs: list[PlannedRun]) -> tuple[float, list[str]]:  # bytes, sets of unknown size
+# %% ../nbs/library/75_workflow.ipynb #18def235
+def fetched_bytes(
+    runs: list[PlannedRun],
+) -> tuple[float, list[str]]:  # bytes; sets and models of unknown size
     "What a plan downloads."
-    sizes = {**list_datasets().bytes, **(1e6 * list_models().set_index("name").size_mb)}
+    models = list_models().set_index("name")
+    sizes = {**list_datasets().bytes, **(1e6 * models.size_mb)}
     wanted = dict.fromkeys(name for run in runs for name in run.fetch)
-    return sum(sizes.get(name, 0) for name in wanted), [
-        name for name in wanted if not sizes.get(name, 0)
-    ]
+    unknown = [name for name in wanted if not sizes.get(name, 0)]
+    return sum(sizes.get(name, 0) for name in wanted), unknown
