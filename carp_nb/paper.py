@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['published', 'count_benchmarks', 'scan_table', 'mean_table', 'depth_table', 'loss_by_length', 'long_bins',
-           'cost_exponents', 'cost_claims', 'stated_table', 'summarised', 'against_paper', 'paper_table', 'other_table',
+           'cost_claims', 'stated_table', 'summarised', 'against_paper', 'paper_table', 'other_table',
            'checkpoint_points', 'loss_rank_correlations', 'falls_furthest']
 
 # %% ../nbs/library/72_paper.ipynb #3d0a1ae3
@@ -21,7 +21,7 @@ from .datasets import DMS
 from .files import in_project
 from .metrics import bootstrap, interval, spearman
 from .results import best_rows, run_names, styled
-from .timing import exponent, random_model
+from .timing import random_model
 
 # %% ../nbs/library/72_paper.ipynb #ad7ba339
 def published(table: str) -> pd.DataFrame:
@@ -187,42 +187,6 @@ def long_bins(
             }
         )
     return pd.DataFrame(rows, columns=["length", "loss", "lo", "hi", "sequences"])
-
-# %% ../nbs/library/72_paper.ipynb #d0fa0718
-def _fit_powers(length: pd.Series, values: pd.Series, longest: int) -> dict:
-    "The power of the length over the longest lengths, and over the last doubling."
-    last = exponent(length, values, 2)
-    return exponent(length, values, longest) | {
-        "last": last["exponent"],
-        "last_lo": last["lo"],
-        "last_hi": last["hi"],
-        "last_from": last["from_length"],
-    }
-
-
-def cost_exponents(
-    cost: pd.DataFrame,  # of `timing.cost_against_length`
-    clock: str = "cpu",  # wall, cpu
-    longest: int = 4,  # lengths of the fit
-) -> pd.DataFrame:  # shape, quantity (time, memory), then the powers and the lengths of their fits
-    """The powers of the length with which run time and activation memory grow.
-    Their columns are exponent, lo, hi, from_length, to_length, n, and for the last doubling last, last_lo, last_hi,
-    last_from. Memory counts once per length: its repeats do not vary."""
-    columns = "shape quantity exponent lo hi from_length to_length n last last_lo last_hi last_from"
-    rows = []
-    for shape, group in cost.dropna(subset="wall").groupby("shape", sort=False):
-        # activations are what is used besides the weights
-        above = group[group.peak > group.weights]
-        above = above.groupby("length")[["peak", "weights"]].median().reset_index()
-        measured = {
-            "time": (group.length, group[clock]),
-            "memory": (above.length, above.peak - above.weights),
-        }
-        for quantity, (length, values) in measured.items():
-            if length.nunique() > 1:
-                powers = _fit_powers(length, values, longest)
-                rows.append({"shape": shape, "quantity": quantity, **powers})
-    return pd.DataFrame(rows, columns=columns.split())
 
 # %% ../nbs/library/72_paper.ipynb #ba6951cb
 _NOT_MEASURED = "not measured here"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PEAK_TFLOPS', 'ESM_SHAPES', 'measured', 'interleave', 'clock_for', 'paired_ratio', 'peak_tflops', 'exponent',
-           'random_model', 'training_memory', 'ModelProcess', 'cost_against_length']
+           'random_model', 'training_memory', 'ModelProcess', 'cost_against_length', 'cost_exponents']
 
 # %% ../nbs/library/70_timing.ipynb #1730f022
 import gc
@@ -427,3 +427,39 @@ def cost_against_length(
                         rows.append({**row, **answer, **peaks.get(model.shape, {})})
     columns = ["shape", "length", "repeat", "wall", "cpu", "peak", "weights"]
     return pd.DataFrame(rows, columns=columns)
+
+# %% ../nbs/library/70_timing.ipynb #10020cea
+def _fit_powers(length: pd.Series, values: pd.Series, longest: int) -> dict:
+    "The power of the length over the longest lengths, and over the last doubling."
+    last = exponent(length.to_numpy(), values.to_numpy(), 2)
+    return exponent(length.to_numpy(), values.to_numpy(), longest) | {
+        "last": last["exponent"],
+        "last_lo": last["lo"],
+        "last_hi": last["hi"],
+        "last_from": last["from_length"],
+    }
+
+
+def cost_exponents(
+    cost: pd.DataFrame,  # of `cost_against_length`
+    clock: str = "cpu",  # wall, cpu
+    longest: int = 4,  # lengths of the fit
+) -> pd.DataFrame:  # shape, quantity (time, memory), then the powers and the lengths of their fits
+    """The powers of the length with which run time and activation memory grow.
+    Their columns are exponent, lo, hi, from_length, to_length, n, and for the last doubling last, last_lo, last_hi,
+    last_from. Memory counts once per length: its repeats do not vary."""
+    columns = "shape quantity exponent lo hi from_length to_length n last last_lo last_hi last_from"
+    rows = []
+    for shape, group in cost.dropna(subset="wall").groupby("shape", sort=False):
+        # activations are what is used besides the weights
+        above = group[group.peak > group.weights]
+        above = above.groupby("length")[["peak", "weights"]].median().reset_index()
+        measured = {
+            "time": (group.length, group[clock]),
+            "memory": (above.length, above.peak - above.weights),
+        }
+        for quantity, (length, values) in measured.items():
+            if length.nunique() > 1:
+                powers = _fit_powers(length, values, longest)
+                rows.append({"shape": shape, "quantity": quantity, **powers})
+    return pd.DataFrame(rows, columns=columns.split())
