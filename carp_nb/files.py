@@ -15,9 +15,10 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -34,13 +35,17 @@ class CarpError(ValueError):
 
 # %% ../nbs/library/00_files.ipynb #b7ea9931
 @contextmanager
-def _in_zip(archive: str, member: str):
-    "A member of a zip file. One sentence when there is none of that name."
+def _in_zip(archive: str, member: str) -> Iterator[IO[bytes]]:
+    """Open a member of a zip file.
+
+    Raises FileNotFoundError without such a file or member, CarpError for a damaged file.
+    """
     if not Path(archive).exists():
         raise FileNotFoundError(f"{archive} does not exist; check the name and the folder.")
     try:
         with zipfile.ZipFile(archive) as packed, packed.open(member) as file:
             yield file
+    # what zipfile raises for a member that is not there
     except KeyError as error:
         inside = [n for n in zipfile.ZipFile(archive).namelist() if not n.endswith("/")]
         raise FileNotFoundError(
@@ -51,7 +56,7 @@ def _in_zip(archive: str, member: str):
             f"{archive}: the zip file is cut off or damaged; fetch it again."
         ) from error
 
-
+# %% ../nbs/library/00_files.ipynb #a45c999f
 @contextmanager
 def open_file(
     path: str | Path,  # plain or gzip, told apart by the first two bytes; or archive.zip#member
@@ -68,6 +73,7 @@ def open_file(
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the name and the folder.")
     with path.open("rb") as raw:
+        # the magic number of gzip; a name may say otherwise
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         try:
@@ -102,6 +108,7 @@ def content_sha256(
 ) -> str:
     "SHA-256 of the unpacked content."
     digest = hashlib.sha256()
+    # in pieces, because unpacked files can be larger than memory
     with open_file(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -110,40 +117,44 @@ def content_sha256(
 # %% ../nbs/library/00_files.ipynb #a5706031
 def tensors_sha256(
     model: nn.Module,
-    names: bool = True,  # sum the names too; False: as fits of a head have kept it from the first
+    names: bool = True,  # sum the names too
 ) -> str:  # 64 hexadecimal digits
     "One sum over the names and values of all weights, wherever they came from."
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
+        # without names the sum of a head is the one its older runs were stored under
         if names:
             digest.update(name.encode())
+        # as bytes, because NumPy has no bf16
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 # %% ../nbs/library/00_files.ipynb #aac8b7df
 def rows_sha256(*tables: pd.DataFrame) -> str:
-    "Check sum of the sequences and targets of tables, in their order."
-
-    def text(t):
-        return t.tobytes().hex() if isinstance(t, np.ndarray) else t
-
-    return text_sha256(
-        "\n".join(
-            f"{s} {text(t)}" for table in tables for s, t in zip(table.sequence, table.target)
-        )
-    )
+    "Checksum of the sequences and targets of tables, in their order."
+    lines = []
+    for table in tables:
+        for sequence, target in zip(table.sequence, table.target, strict=True):
+            # the text of a long array would leave out its middle
+            label = target.tobytes().hex() if isinstance(target, np.ndarray) else target
+            lines.append(f"{sequence} {label}")
+    return text_sha256("\n".join(lines))
 
 # %% ../nbs/library/00_files.ipynb #9428d739
 @contextmanager
 def atomic_path(
     path: str | Path,  # final name of a file or a folder; its parent is made
 ) -> Iterator[Path]:  # the name to write it under
-    """A temporary name beside the final one, renamed when the block ends. A block that fails leaves nothing,
-    and an older file as it was."""
+    """A temporary name beside the final one, renamed when the block ends.
+
+    A block that fails leaves nothing, and an older file as it was.
+    """
+    # beside, because a rename is atomic only within one file system
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    _remove(temporary)  # a process that was killed left it
+    # a process that was killed may have left one
+    _remove(temporary)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -170,15 +181,14 @@ def write_table(
     path: Path,  # .parquet or .csv
 ) -> pd.DataFrame:  # the same table
     "Write a table under a temporary name and rename it, so that it is never half there."
+    write = table.to_parquet if path.suffix == ".parquet" else table.to_csv
     with atomic_path(path) as temporary:
-        table.to_parquet(temporary, index=False) if Path(
-            path
-        ).suffix == ".parquet" else table.to_csv(temporary, index=False)
+        write(temporary, index=False)
     return table
 
 # %% ../nbs/library/00_files.ipynb #7ac49df2
 def save_tensors(
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     path: str | Path,  # .safetensors
     metadata: dict[str, str],  # kept in the header
 ) -> None:
@@ -186,11 +196,12 @@ def save_tensors(
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with atomic_path(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # that of any new file
+        # the library makes a file for its owner alone; a new file here is as open as the umask says
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(mode)
 
-
+# %% ../nbs/library/00_files.ipynb #a38dc505
 def read_tensors(
     path: str | Path,  # .safetensors
 ) -> tuple[dict[str, Tensor], dict[str, str]]:  # on the CPU; metadata
@@ -204,10 +215,12 @@ def read_tensors(
 
 # %% ../nbs/library/00_files.ipynb #c75bbf23
 def project_root() -> Path | None:
-    "The checkout that holds this package or the working directory (walk up to its settings.ini); None outside one."
-    for start in (Path(carp_nb.__file__).resolve(), Path.cwd() / "here"):
-        for folder in start.parents:
+    "The checkout that holds this package or the working directory; None outside one."
+    package = Path(carp_nb.__file__).resolve().parent
+    for start in (package, Path.cwd()):
+        for folder in (start, *start.parents):
             settings = folder / "settings.ini"
+            # any nbdev project has such a file
             if settings.exists() and "lib_path = carp_nb" in settings.read_text():
                 return folder
     return None
@@ -224,7 +237,7 @@ def in_project(
         )
     return root / path
 
-
+# %% ../nbs/library/00_files.ipynb #e9167b3d
 def package_folder(
     name: str,  # weights, static
 ) -> Path:
