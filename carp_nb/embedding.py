@@ -45,7 +45,7 @@ def _numbered(
     return record
 
 
-def _named(source: Sequences) -> Iterable[tuple[str, str]]:  # ids and sequences as given
+def _named(source: Sequences) -> Iterable[tuple[object, str]]:  # ids as given, and sequences
     "The sequences of any kind of input with their ids."
     if isinstance(source, (str, Path)):
         return read_fasta(source)

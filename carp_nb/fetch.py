@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -25,7 +26,8 @@ from .files import CarpError, file_sha256
 try:
     import fcntl
 except ImportError:
-    fcntl = None  # not on Windows
+    # not on Windows
+    fcntl = None
 
 # %% ../nbs/library/20_fetch.ipynb #b27d32eb
 def cache_dir() -> Path:
@@ -40,18 +42,59 @@ def _reason(
     "Why a download failed, as half a sentence."
     if error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
+    # a silence in the middle of a file comes as a ConnectionError that only its text tells apart
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
         return f"the server was silent for {timeout:g} s"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the connection broke off before the end of the file"
+    # a kind of ConnectionError, so it is asked for before that
     if isinstance(error, requests.exceptions.SSLError):
         return "the server's certificate cannot be verified"
     if isinstance(error, requests.ConnectionError):
         return "the server cannot be reached"
     return str(error)
 
-# %% ../nbs/library/20_fetch.ipynb #2ec0e6c8
+# %% ../nbs/library/20_fetch.ipynb #5dda46d7
+@dataclass(frozen=True)
+class _Download:
+    "A file that is wanted."
+
+    url: str
+    path: Path  # final name
+    sha256: str | None  # expected sum in lower case; None: unknown
+    timeout: float  # seconds without a byte
+    progress: bool  # show a bar
+
+    def is_there(self) -> bool:
+        "Whether the file has its name and the expected content."
+        if not self.path.is_file():
+            return False
+        return self.sha256 is None or file_sha256(self.path) == self.sha256
+
+    def refusal(
+        self,
+        got: str,  # sum of what came
+    ) -> Exception:
+        "The error for a whole file that is not the expected one."
+        # a server that sends another part than it was asked for, and nobody knows the sum
+        if self.sha256 is None:
+            return requests.RequestException("the server sends another part of the file")
+        return CarpError(
+            f"{self.path.name} from {self.url} has sha256 {got} where {self.sha256} is expected; "
+            "it was thrown away: try again, and if the sum is the same, "
+            "the file at the source has changed."
+        )
+
+# %% ../nbs/library/20_fetch.ipynb #b729ab8c
+def _part_file(path: Path) -> Path:
+    "Where a file is kept until it is whole."
+    # without locks every process has its own
+    suffix = "part" if fcntl else f"{os.getpid()}.part"
+    return path.with_name(f".{path.name}.{suffix}")
+
+
 def _tag_file(part: Path) -> Path:
+    "Where the server's tag of a partial file is kept."
     return part.with_suffix(".tag")
 
 
@@ -62,112 +105,173 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
     except FileNotFoundError:
         return False
 
+# %% ../nbs/library/20_fetch.ipynb #2ec0e6c8
+def _open_locked(part: Path) -> BinaryIO:
+    "Open a partial file at its end, once no other process holds it."
+    while True:
+        file = open(part, "ab")  # noqa: SIM115 - the caller closes it
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if _is_at(file, part):
+            return file
+        # whoever held it has finished it or given it up
+        file.close()
+
 
 @contextmanager
 def _partial(
     path: Path,  # final name
 ) -> Iterator[tuple[Path, BinaryIO]]:
-    "The partial file of a download, open at its end and held by this process alone; one that stays empty is removed."
-    part = path.with_name(f".{path.name}.part" if fcntl else f".{path.name}.{os.getpid()}.part")
-    while True:
-        file = open(part, "ab")  # noqa: SIM115 - closed below, once the lock is held
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if _is_at(file, part):
-            break
-        file.close()  # whoever held it has finished it or given it up
-    with file:
+    "The partial file of a download, held by this process alone; removed if it stays empty."
+    part = _part_file(path)
+    with _open_locked(part) as file:
         try:
             yield part, file
         finally:
-            if _is_at(file, part) and (not fcntl or part.stat().st_size == 0):
+            # a finished one has its final name by now; one without a lock would not be found again
+            if _is_at(file, part) and (part.stat().st_size == 0 or not fcntl):
                 part.unlink()
                 _tag_file(part).unlink(missing_ok=True)
 
+# %% ../nbs/library/20_fetch.ipynb #f67921e7
+def _range_headers(
+    part: Path,
+    is_checked: bool,  # a sum will tell whether the pieces fit
+) -> dict[str, str]:
+    "The headers that ask for what a partial file lacks; none for the whole file."
+    size = part.stat().st_size
+    tag_file = _tag_file(part)
+    tag = tag_file.read_text() if tag_file.exists() else ""
+    if not size or not (is_checked or tag):
+        return {}
+    headers = {"Range": f"bytes={size}-"}
+    if tag:
+        headers["If-Range"] = tag
+    return headers
+
 # %% ../nbs/library/20_fetch.ipynb #2a742b5d
 def _ask(
-    url: str,
+    download: _Download,
     part: Path,
-    checked: bool,  # a sum will tell whether the pieces fit
-    timeout: float,  # seconds without a byte
 ) -> requests.Response:
     "Ask for what is missing of a file; 416: nothing is. Raises requests.RequestException."
-    have, tag = part.stat().st_size, _tag_file(part)
-    known = tag.read_text() if tag.exists() else ""
-    headers = {"Accept-Encoding": "identity"}
-    if have and (checked or known):
-        headers |= {"Range": f"bytes={have}-", **({"If-Range": known} if known else {})}
-    response = requests.get(url, stream=True, timeout=timeout, headers=headers)
-    if response.status_code != 416 or "Range" not in headers:
+    size = part.stat().st_size
+    headers = _range_headers(part, download.sha256 is not None)
+    response = requests.get(
+        download.url,
+        stream=True,
+        timeout=download.timeout,
+        # a packed answer would count its bytes otherwise than the file does
+        headers={"Accept-Encoding": "identity", **headers},
+    )
+    if response.status_code != 416 or not headers:
         response.raise_for_status()
-    if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(
-        f"bytes {have}-"
-    ):
-        response.status_code = 416  # not what was asked for
+    begins = response.headers.get("Content-Range", "")
+    if response.status_code == 206 and not begins.startswith(f"bytes {size}-"):
+        # not the part that was asked for, so none of it is of use
+        response.status_code = 416
     return response
 
+# %% ../nbs/library/20_fetch.ipynb #5cf7a4ca
+def _lasting_tag(response: requests.Response) -> str:
+    "What will tell later whether the file at the source is still the same; empty if nothing does."
+    tag = response.headers.get("ETag", "")
+    # a weak tag says that the content means the same, not that its bytes are
+    if tag and not tag.startswith("W/"):
+        return tag
+    return response.headers.get("Last-Modified", "")
 
+
+def _must_have_room(folder: Path, size: int) -> None:
+    "Raises OSError if a disk has no room for so many bytes."
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(
+            errno.ENOSPC, f"{size / 1e9:.1f} GB are to come and {free / 1e9:.1f} GB are free"
+        )
+
+# %% ../nbs/library/20_fetch.ipynb #8554ff04
 def _receive(
     response: requests.Response,
+    download: _Download,
     part: Path,
-    file: BinaryIO,  # opened to append
-    name: str,
-    progress: bool,
+    file: BinaryIO,  # `part`, opened to append
 ) -> None:
-    """Write what a server sends behind what is there, or in its place. Raises OSError where
-    there is no room, requests.RequestException.
+    """Write what a server sends behind what is there, or in its place.
+
+    Raises OSError if there is no room for it, requests.RequestException if it breaks off.
     """
     if response.status_code != 206:
         file.truncate(0)
-    have, comes = part.stat().st_size, int(response.headers.get("Content-Length", 0))
-    if comes > (free := shutil.disk_usage(part.parent).free):
-        raise OSError(
-            errno.ENOSPC, f"{comes / 1e9:.1f} GB are to come and {free / 1e9:.1f} GB are free"
-        )
-    tag = response.headers.get("ETag", "")
-    _tag_file(part).write_text(
-        tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
-    )
-    with tqdm(
-        total=have + comes or None,
-        initial=have,
+    size = part.stat().st_size
+    to_come = int(response.headers.get("Content-Length", 0))
+    _must_have_room(part.parent, to_come)
+    _tag_file(part).write_text(_lasting_tag(response))
+    bar = tqdm(
+        total=size + to_come or None,
+        initial=size,
         unit="B",
         unit_scale=True,
-        desc=name,
-        disable=not progress,
-    ) as bar:
+        desc=download.path.name,
+        disable=not download.progress,
+    )
+    with bar:
         for chunk in response.iter_content(1 << 16):
             file.write(chunk)
             file.flush()
             bar.update(len(chunk))
 
+
+def _complete(
+    download: _Download,
+    part: Path,
+    file: BinaryIO,  # `part`, opened to append
+) -> bool:
+    "Download what a partial file lacks; whether it is then the file that is wanted."
+    with _ask(download, part) as response:
+        is_sent = response.status_code != 416
+        if is_sent:
+            _receive(response, download, part, file)
+    # with a sum, a file that lacked only its name is whole although nothing came
+    return is_sent if download.sha256 is None else file_sha256(part) == download.sha256
+
 # %% ../nbs/library/20_fetch.ipynb #9ad2aed1
-def _download(
-    url: str,
-    path: Path,  # final name
-    sha256: str | None,  # expected sum
-    timeout: float,  # seconds without a byte
-    progress: bool,
-) -> None:
+def _run(download: _Download) -> None:
     "Download to a partial name, check, rename. Raises CarpError for a wrong sum."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _partial(path) as (part, file):
-        if path.is_file() and (sha256 is None or file_sha256(path) == sha256.lower()):
-            return  # another process was quicker
-        for _ in range(2 if part.stat().st_size else 1):
-            with _ask(url, part, bool(sha256), timeout) as response:
-                if response.status_code != 416:
-                    _receive(response, part, file, path.name, progress)
+    download.path.parent.mkdir(parents=True, exist_ok=True)
+    with _partial(download.path) as (part, file):
+        # another process may have been quicker while this one waited for the lock
+        if download.is_there():
+            return
+        is_resumed = part.stat().st_size > 0
+        while not _complete(download, part, file):
             got = file_sha256(part)
-            if got == sha256.lower() if sha256 else response.status_code != 416:
-                _tag_file(part).unlink(missing_ok=True)
-                os.replace(part, path)
-                return
             file.truncate(0)
-        raise CarpError(
-            f"{path.name} from {url} has sha256 {got} where {sha256.lower()} is expected; it was thrown away: "
-            "try again, and if the sum is the same, the file at the source has changed."
-        )
+            if not is_resumed:
+                raise download.refusal(got)
+            is_resumed = False
+        _tag_file(part).unlink(missing_ok=True)
+        os.replace(part, download.path)
+
+# %% ../nbs/library/20_fetch.ipynb #db08ac5f
+def _failure(
+    download: _Download,
+    error: requests.RequestException,
+    hint: str | None,  # what to do instead of downloading
+) -> ConnectionError:
+    "The error for a file that did not come."
+    path = download.path
+    damaged = " (the copy in the cache has another checksum)" if path.is_file() else ""
+    part = path.with_name(f".{path.name}.part")
+    kept = ""
+    if part.exists():
+        kept = f"the {part.stat().st_size:,} bytes that came are kept, "
+        kept += "and another try goes on from there; or "
+    return ConnectionError(
+        f"{path.name} cannot be downloaded from {download.url}: "
+        f"{_reason(error, download.timeout)}{damaged}; "
+        f"{kept}{hint or f'get it elsewhere and put it at {path}'}."
+    )
 
 # %% ../nbs/library/20_fetch.ipynb #015acc36
 def fetch(
@@ -176,44 +280,36 @@ def fetch(
     filename: str | None = None,  # name in the cache; None: the last part of the URL
     folder: str | Path | None = None,  # where to keep it; None: `cache_dir()`
     progress: bool = True,  # show a progress bar
-    hint: str
-    | None = None,  # what to do instead of downloading, e.g. "set CARP_NB_DATA to a folder that holds x.csv"
+    # what to do instead of downloading, as "set CARP_NB_DATA to a folder that holds x.csv"
+    hint: str | None = None,
     timeout: float = 30,  # seconds without a byte before giving up
 ) -> Path:  # the file on disk
-    """Return a verified local copy of a URL; one that cannot be verified is told by a warning
-    when it arrives. Raises ConnectionError, CarpError for a wrong sum, OSError for an
-    unwritable folder.
+    """Return a local copy of a URL, checked against its sum.
+
+    Warns when a file arrives whose sum is not known. Raises ConnectionError, CarpError for a
+    wrong sum, OSError for an unwritable folder.
     """
     filename = filename or PurePosixPath(unquote(urlsplit(url).path)).name
     if not filename:
         raise CarpError(f"{url} ends in no file name; pass filename=...")
     path = Path(folder or cache_dir(), filename)
-    if path.is_file() and (sha256 is None or file_sha256(path) == sha256.lower()):
+    download = _Download(url, path, (sha256 or "").lower() or None, timeout, progress)
+    if download.is_there():
         return path
     try:
-        _download(url, path, sha256, timeout, progress)
+        _run(download)
+    # a RequestException is an OSError too, so it comes first
     except requests.RequestException as error:
-        damaged = " (the copy in the cache has another checksum)" if path.is_file() else ""
-        part = path.with_name(f".{path.name}.part")
-        kept = (
-            f"the {part.stat().st_size:,} bytes that came are kept, and another try goes on from there; or "
-            if part.exists()
-            else ""
-        )
-        raise ConnectionError(
-            f"{filename} cannot be downloaded from {url}: {_reason(error, timeout)}{damaged}; "
-            f"{kept}{hint or f'get it elsewhere and put it at {path}'}."
-        ) from error
+        raise _failure(download, error, hint) from error
     except OSError as error:
         raise OSError(
-            f"{filename} cannot be written to {path.parent}: {error.strerror}; choose another folder or make room."
+            f"{filename} cannot be written to {path.parent}: {error.strerror}; "
+            "choose another folder or make room."
         ) from error
-    if sha256 is None:
+    if download.sha256 is None:
         warnings.warn(
-            (
-                f"{filename} is not verified: no checksum of it is known. What came from "
-                f"{url} has sha256 {file_sha256(path)}."
-            ),
+            f"{filename} is not verified: no checksum of it is known. What came from "
+            f"{url} has sha256 {file_sha256(path)}.",
             stacklevel=2,
         )
     return path
