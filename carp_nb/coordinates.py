@@ -10,13 +10,20 @@ __all__ = ['STRUCTURE_ENDINGS', 'virtual_cb', 'Chain', 'read_atoms', 'residue_le
 import io
 import itertools
 import warnings
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from biotite.sequence import ProteinSequence
-from biotite.sequence.align import SubstitutionMatrix, align_optimal
+from biotite.sequence import LetterAlphabet, ProteinSequence
+
+# a compiled function, which type checkers do not see
+from biotite.sequence.align import (
+    SubstitutionMatrix,
+    align_optimal,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from biotite.structure import (
     AtomArray,
     filter_amino_acids,
@@ -40,6 +47,7 @@ def virtual_cb(
     "Place the Cβ of an ideal residue (constants: Dauparas et al. 2022, ProteinMPNN)."
     to_ca = ca - n
     to_c = c - ca
+    # the handedness of an L-amino acid is in the sign of this axis
     normal = np.cross(to_ca, to_c)
     return -0.58273431 * normal + 0.56802827 * to_ca - 0.54067466 * to_c + ca
 
@@ -60,9 +68,46 @@ class Chain:
     def resolved(self) -> np.ndarray:  # bool [L]
         return np.asarray(np.isfinite(self.cb).all(1))
 
+# %% ../nbs/library/30_coordinates.ipynb #b1bee468
+# biotite declares no types for what these return
+
+
+def _select(
+    atoms: AtomArray,
+    which: np.ndarray | slice,
+) -> AtomArray:
+    "Some of the atoms."
+    chosen = atoms[which]
+    assert isinstance(chosen, AtomArray)
+    return chosen
+
+
+def _annotation(
+    atoms: AtomArray,
+    name: str,  # atom_name, res_name, res_id, chain_id ...
+) -> np.ndarray:  # [atoms]
+    "One column of the table itself: what is written to it is written to the atoms."
+    return atoms.get_annotation(name)
+
+
+def _positions(atoms: AtomArray) -> np.ndarray:  # float32 [atoms, 3] Å
+    "Where the atoms are."
+    return np.asarray(atoms.coord)
+
 # %% ../nbs/library/30_coordinates.ipynb #35fddcfb
 _READERS = {".pdb": PDBFile, ".ent": PDBFile, ".cif": CIFFile, ".bcif": BinaryCIFFile}
 STRUCTURE_ENDINGS = tuple(_READERS)
+
+
+def _first_model(path: Path) -> AtomArray:
+    "All atoms of the first model of a file."
+    file = _READERS[path.suffix.lower()].read(path)
+    if isinstance(file, PDBFile):
+        atoms = file.get_structure(model=1, altloc="occupancy")
+    else:
+        atoms = get_structure(file, model=1, altloc="occupancy")
+    assert isinstance(atoms, AtomArray)
+    return atoms
 
 
 def read_atoms(
@@ -73,8 +118,7 @@ def read_atoms(
     Raises FileNotFoundError, or CarpError for what is no structure.
     """
     path = Path(path)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    if path.suffix.lower() not in _READERS:
         raise CarpError(
             f"{path.name}: structures are read from {', '.join(STRUCTURE_ENDINGS)} files."
         )
@@ -83,17 +127,13 @@ def read_atoms(
             f"there is no file {path}, or what stands there is not a file; check the path."
         )
     try:
-        file = reader.read(path)
-        if isinstance(file, PDBFile):
-            atoms = file.get_structure(model=1, altloc="occupancy")
-        else:
-            atoms = get_structure(file, model=1, altloc="occupancy")
+        atoms = _first_model(path)
     # the parsers raise whatever the damaged line leads to
     except Exception as error:
         raise CarpError(
             f"{path} cannot be read as a structure: {error}; is it empty or cut off?"
         ) from error
-    return atoms[filter_amino_acids(atoms)]
+    return _select(atoms, filter_amino_acids(atoms))
 
 # %% ../nbs/library/30_coordinates.ipynb #511ce562
 def _letter(
@@ -107,32 +147,42 @@ def _letter(
 
 def residue_letters(atoms: AtomArray) -> str:
     "One letter per residue, X for a residue without a letter."
-    names = atoms.res_name[get_residue_starts(atoms)]
+    names = _annotation(atoms, "res_name")[get_residue_starts(atoms)]
     return "".join(_letter(str(name)) for name in names)
 
 # %% ../nbs/library/30_coordinates.ipynb #1ba842d5
+def _residues(atoms: AtomArray) -> Iterator[AtomArray]:
+    "The atoms of each residue."
+    starts = get_residue_starts(atoms, add_exclusive_stop=True)
+    for start, stop in itertools.pairwise(starts):
+        yield _select(atoms, slice(start, stop))
+
+
 def _ca(
     residue: AtomArray,
-) -> np.ndarray:  # [3] Å, NaN where unresolved
+) -> np.ndarray:  # float64 [3] Å, NaN where unresolved
     "The last Cα of a residue."
-    atoms = residue.coord[residue.atom_name == "CA"].astype(float)
-    return atoms[-1] if len(atoms) else np.full(3, np.nan)
+    places = _positions(residue)[_annotation(residue, "atom_name") == "CA"].astype(float)
+    if len(places) == 0:
+        return np.full(3, np.nan)
+    return places[-1]
 
 
 def _ca_and_cb(
     residue: AtomArray,
     letter: str,
-) -> tuple[np.ndarray, np.ndarray]:  # [3] Å each, NaN where unresolved
+) -> tuple[np.ndarray, np.ndarray]:  # float64 [3] Å each, NaN where unresolved
     "Cα and the atom that stands for Cβ."
     ca = _ca(residue)
-    at = dict(zip(residue.atom_name, residue.coord.astype(float)))
+    names: list[str] = _annotation(residue, "atom_name").tolist()
+    places: dict[str, np.ndarray] = dict(zip(names, _positions(residue).astype(float)))
     # a file may give glycine a Cβ all the same
     if letter == "G":
         return ca, ca
-    if "CB" in at:
-        return ca, at["CB"]
-    if {"N", "CA", "C"} <= at.keys():
-        return ca, virtual_cb(at["N"], ca, at["C"])
+    if "CB" in places:
+        return ca, places["CB"]
+    if {"N", "CA", "C"} <= places.keys():
+        return ca, virtual_cb(places["N"], ca, places["C"])
     return ca, ca
 
 # %% ../nbs/library/30_coordinates.ipynb #25402b6c
@@ -142,27 +192,38 @@ def _is_bonded(residue: AtomArray, following: AtomArray) -> bool:
     return bool(np.linalg.norm(_ca(following) - _ca(residue)) < 4.5)
 
 
-def _without_ligands(
-    chain: AtomArray,
-) -> AtomArray:
+def _without_ligands(chain: AtomArray) -> AtomArray:
     "A chain without the free amino acids that a file lists behind it under its name."
-    starts = get_residue_starts(chain, add_exclusive_stop=True)
-    residues = [chain[i:j] for i, j in itertools.pairwise(starts)]
-    while len(residues) > 1 and residues[-1].hetero[0]:
+    residues = list(_residues(chain))
+    # a modified residue at the end of a chain is listed as hetero too, but bonded
+    while len(residues) > 1 and _annotation(residues[-1], "hetero")[0]:
         if _is_bonded(residues[-2], residues[-1]):
             break
         residues.pop()
-    return chain[: starts[len(residues)]]
+    n_atoms = sum(residue.array_length() for residue in residues)
+    return _select(chain, slice(n_atoms))
 
 
 def split_chains(
     atoms: AtomArray,  # of amino acids
 ) -> dict[str, AtomArray]:  # by name, as the file orders them
     "The chains of a structure, without amino acids that are bound as ligands."
-    names = dict.fromkeys(map(str, atoms.chain_id))
-    return {name: _without_ligands(atoms[atoms.chain_id == name]) for name in names}
+    names = _annotation(atoms, "chain_id")
+    chains = {}
+    for name in dict.fromkeys(names.tolist()):
+        chains[name] = _without_ligands(_select(atoms, names == name))
+    return chains
 
 # %% ../nbs/library/30_coordinates.ipynb #3deac933
+# declared as a property of every sequence, which it is not on the class
+_LETTERS = cast(LetterAlphabet, ProteinSequence.alphabet)
+
+
+def _only(letters: Container[str], text: str) -> str:
+    "A text with X for every letter that is not among those."
+    return "".join(letter if letter in letters else "X" for letter in text)
+
+
 def _align(
     sequence: str,
     other: str,
@@ -170,22 +231,21 @@ def _align(
 ) -> np.ndarray:  # int [columns, 2]: places in both, -1 for a gap
     "Align two sequences; gaps at the ends are free."
     # matrices have no J, U and O
-    letters = set(ProteinSequence.alphabet.get_symbols())
-    sequences = []
-    for text in (sequence, other):
-        sequences.append(ProteinSequence("".join(a if a in letters else "X" for a in text)))
-    best = align_optimal(*sequences, matrix, (-10, -1), terminal_penalty=False, max_number=1)
+    scored = set(_LETTERS.get_symbols())
+    first = ProteinSequence(_only(scored, sequence))
+    second = ProteinSequence(_only(scored, other))
+    best = align_optimal(first, second, matrix, (-10, -1), terminal_penalty=False, max_number=1)
     return best[0].trace
 
-
+# %% ../nbs/library/30_coordinates.ipynb #7106d88c
 def _identity_matrix() -> SubstitutionMatrix:
     "Only equal letters may be aligned; X goes with any."
-    letters = ProteinSequence.alphabet
-    scores = np.where(np.eye(len(letters), dtype=bool), 5, -20)
-    unknown = letters.encode("X")
+    # a mismatch costs as much as a gap in each of the two
+    scores = np.where(np.eye(len(_LETTERS), dtype=bool), 5, -20)
+    unknown = _LETTERS.encode("X")
     scores[unknown] = 0
     scores[:, unknown] = 0
-    return SubstitutionMatrix(letters, letters, scores)
+    return SubstitutionMatrix(_LETTERS, _LETTERS, scores)
 
 # %% ../nbs/library/30_coordinates.ipynb #dbecb690
 def _is_same(letter: str, other: str) -> bool:
@@ -199,6 +259,7 @@ def place_residues(
     name: str,  # of the file, for errors
 ) -> np.ndarray:  # int [observed]: the place of each in the sequence, 0-based
     "Place residues in a whole sequence. Raises CarpError if one does not fit."
+    # an alignment takes memory that grows with the square of the length
     if observed == sequence:
         return np.arange(len(sequence))
     trace = _align(observed, sequence, _identity_matrix())
@@ -221,21 +282,23 @@ def _stated_in_mmcif(file: CIFFile | BinaryCIFFile, chain: str) -> str:
     names = table["pdbx_strand_id"].as_array(str)
     sequences = table["pdbx_seq_one_letter_code_can"].as_array(str)
     for chains, sequence in zip(names, sequences):
+        # one entity may be in several chains, and its sequence runs over several lines
         if chain in chains.split(","):
-            letters = "".join(sequence.split())
-            return "".join(a if a in PROTEIN.residues else "X" for a in letters)
+            return _only(PROTEIN.residues, "".join(sequence.split()))
     return ""
 
 
 def _stated_in_pdb(file: PDBFile, chain: str) -> str:
     "The sequence of a chain in SEQRES; empty where it is not there."
     names = []
+    # columns 12, the chain, and 20 to 70, the residues
     for line in file.lines:
         if line.startswith("SEQRES") and line[11:12].strip() == chain:
             names += line[19:70].split()
+    # caps and water are listed there too
     return "".join(_letter(name) for name in names if name in info.amino_acid_names())
 
-
+# %% ../nbs/library/30_coordinates.ipynb #df015660
 def _deposited_sequence(path: Path, chain: str) -> str:
     "The sequence that a file states for a chain; empty where it states none."
     file = _READERS[path.suffix.lower()].read(path)
@@ -265,6 +328,7 @@ def _place_in_deposited(
             stacklevel=2,
         )
     else:
+        # numbers may also stand still, for insertions, or go back, at a graft
         jumps = int((np.diff(numbers) > 1).sum())
         if jumps:
             warnings.warn(
@@ -306,15 +370,15 @@ def read_chain(
     chain = _choose_chain(sorted(chains), chain, path)
     atoms = chains[chain]
     observed = residue_letters(atoms)
-    starts = get_residue_starts(atoms, add_exclusive_stop=True)
     if sequence:
         places = place_residues(observed, sequence, str(path))
     else:
-        numbers = atoms.res_id[starts[:-1]]
+        numbers = _annotation(atoms, "res_id")[get_residue_starts(atoms)]
         places, sequence = _place_in_deposited(path, chain, observed, numbers)
+    # what is not placed below stays unresolved
     ca, cb = np.full((2, len(sequence), 3), np.nan)
-    for place, letter, (i, j) in zip(places, observed, itertools.pairwise(starts)):
-        ca[place], cb[place] = _ca_and_cb(atoms[i:j], letter)
+    for place, letter, residue in zip(places, observed, _residues(atoms), strict=True):
+        ca[place], cb[place] = _ca_and_cb(residue, letter)
     return Chain(path.stem, sequence, ca, cb)
 
 # %% ../nbs/library/30_coordinates.ipynb #af995926
@@ -337,8 +401,9 @@ def contact_map(
     below: float = 8.0,  # Å between Cβ
 ) -> np.ndarray:  # float32 [L, L]: 1 contact, 0 none, NaN where a residue is unresolved
     "The contacts of a chain."
-    label = chain.cb if isinstance(chain, Chain) else chain
-    return contacts_below(torch.from_numpy(label), below).numpy().astype(np.float32)
+    if isinstance(chain, Chain):
+        chain = chain.cb
+    return contacts_below(torch.from_numpy(chain), below).numpy().astype(np.float32)
 
 # %% ../nbs/library/30_coordinates.ipynb #8f7b20e8
 def _align_chain(
@@ -351,7 +416,8 @@ def _align_chain(
     positions = np.zeros(len(letters), int)
     positions[pairs[:, 1]] = pairs[:, 0] + 1
     same = [wild_type[i] == letters[j] for i, j in pairs]
-    return positions, float(np.mean(same)) if same else 0.0
+    # nothing at all may be aligned, and the mean of nothing is NaN
+    return positions, float(np.mean(same or [False]))
 
 # %% ../nbs/library/30_coordinates.ipynb #610dd199
 def placed_chain(
@@ -364,6 +430,7 @@ def placed_chain(
     """
     highest = 0.5
     best = None
+    # of equal chains, as in a dimer, the first is taken
     for chain in split_chains(read_atoms(path)).values():
         positions, identity = _align_chain(wild_type, residue_letters(chain))
         if identity > highest:
@@ -374,7 +441,7 @@ def placed_chain(
         raise CarpError(
             f"{path}: none of its chains fits the protein; give a structure of this sequence."
         )
-    return best[best.res_id > 0]
+    return _select(best, _annotation(best, "res_id") > 0)
 
 # %% ../nbs/library/30_coordinates.ipynb #240b46ab
 def _unit(vector: np.ndarray) -> np.ndarray:
@@ -382,44 +449,56 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def _coordinates_of(chain: AtomArray, name: str) -> dict[int, np.ndarray]:  # by res_id, Å
+def _positions_of(
+    chain: AtomArray,
+    name: str,  # of the atoms
+) -> dict[int, np.ndarray]:  # res_id -> [3] Å
     "Where the atoms of one name are."
-    chosen = chain.atom_name == name
-    return dict(zip(chain.res_id[chosen], chain.coord[chosen]))
+    chosen = _annotation(chain, "atom_name") == name
+    return dict(zip(_annotation(chain, "res_id")[chosen].tolist(), _positions(chain)[chosen]))
 
-
+# %% ../nbs/library/30_coordinates.ipynb #0482c80a
 def _with_oxygen(chain: AtomArray) -> AtomArray:
     "Put an oxygen on each peptide bond, along which a ribbon is laid."
-    ca = _coordinates_of(chain, "CA")
-    c = _coordinates_of(chain, "C")
-    n = _coordinates_of(chain, "N")
-    bonded = np.array([i in ca and i + 1 in n for i in chain.res_id])
-    oxygens = chain[(chain.atom_name == "C") & bonded]
-    oxygens.atom_name[:] = "O"
-    oxygens.element[:] = "O"
+    ca = _positions_of(chain, "CA")
+    c = _positions_of(chain, "C")
+    n = _positions_of(chain, "N")
+    is_c = _annotation(chain, "atom_name") == "C"
+    numbers: list[int] = _annotation(chain, "res_id").tolist()
+    # the last residue, and one before a gap, has no bond to the next
+    is_bonded = np.array([i in ca and i + 1 in n for i in numbers])
+    oxygens = _select(chain, is_c & is_bonded)
+    _annotation(oxygens, "atom_name")[:] = "O"
+    _annotation(oxygens, "element")[:] = "O"
     places = []
-    for i in oxygens.res_id:
-        # in the plane of the bond, 1.23 Å from C
+    for i in _annotation(oxygens, "res_id").tolist():
         direction = _unit(_unit(c[i] - ca[i]) + _unit(c[i] - n[i + 1]))
+        # Å, the length of the double bond
         places.append(c[i] + 1.23 * direction)
     # a chain of one residue has no bond
     oxygens.coord = np.array(places).reshape(-1, 3)
     both = chain + oxygens
-    return both[np.argsort(both.res_id, kind="stable")]
+    order = np.argsort(_annotation(both, "res_id"), kind="stable")
+    return _select(both, order)
 
 # %% ../nbs/library/30_coordinates.ipynb #422b1219
 def pdb_text(chain: AtomArray) -> bytes:
     "A placed chain as a PDB file, the layout that every viewer reads."
+    last = _annotation(chain, "res_id").max()
     # the layout has four columns for the number
-    if chain.res_id.max() > 9999:
+    if last > 9999:
         raise CarpError(
             "a structure is drawn up to position 9,999, "
-            f"and this one reaches {chain.res_id.max():,}; give no structure file."
+            f"and this one reaches {last:,}; give no structure file."
         )
-    chain = chain.copy() if "O" in chain.atom_name else _with_oxygen(chain)
-    chain.chain_id[:] = "A"
-    chain.ins_code[:] = ""
-    chain.hetero[:] = False
+    if "O" not in _annotation(chain, "atom_name"):
+        chain = _with_oxygen(chain)
+    # the caller's atoms stay as they are
+    chain = chain.copy()
+    _annotation(chain, "chain_id")[:] = "A"
+    _annotation(chain, "ins_code")[:] = ""
+    # a modified residue would break the ribbon
+    _annotation(chain, "hetero")[:] = False
     file = PDBFile()
     text = io.StringIO()
     file.set_structure(chain)
