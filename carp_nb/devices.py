@@ -51,7 +51,8 @@ def has_amx() -> bool:
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 # %% ../nbs/library/01_devices.ipynb #b25787d5
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# auto: where bf16 is not fast
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": torch.float32}
 
 
 def resolve_dtype(
@@ -59,8 +60,8 @@ def resolve_dtype(
     device: torch.device | str = "cpu",  # where the model is
 ) -> torch.dtype:
     "What a dtype by name means on a device. Raises CarpError for another name."
-    if dtype == "auto":
-        dtype = "bfloat16" if _fast_bfloat16(torch.device(device)) else "float32"
+    if dtype == "auto" and _fast_bfloat16(torch.device(device)):
+        return torch.bfloat16
     if dtype not in _DTYPES:
         raise CarpError(f"dtype is {dtype!r}; use float32, bfloat16 or auto.")
     return _DTYPES[dtype]
@@ -77,7 +78,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     "A dtype in the words that are asked for, as bfloat16."
     return str(dtype).removeprefix("torch.")
 
-
+# %% ../nbs/library/01_devices.ipynb #d2f216a2
 def used_dtype(
     dtype: str,  # float32, bfloat16 or auto
     device: str | torch.device = "auto",  # where the model will be
@@ -97,19 +98,19 @@ def as_dtype(
 
     Raises CarpError for an unknown dtype.
     """
-    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    device = parameters[0].device if parameters else "cpu"
-    # also refuses an unknown name where there is nothing to convert
-    wanted = resolve_dtype(dtype, device)
-    if not isinstance(model, nn.Module) or not parameters:
+    weights = list(model.parameters()) if isinstance(model, nn.Module) else []
+    if not isinstance(model, nn.Module) or not weights:
+        # nothing to convert, but an unknown name is refused all the same
+        resolve_dtype(dtype)
         return model
-    if wanted in (torch.float32, parameters[0].dtype):
+    wanted = resolve_dtype(dtype, weights[0].device)
+    if wanted in (torch.float32, weights[0].dtype):
         return model
     # parameters made in inference mode could not be used outside it
     with torch.inference_mode(False), torch.no_grad():
         # deepcopy takes what the memo holds for an object, so no weight is copied in fp32
         memo: dict[int, object] = {}
-        for weight in parameters:
+        for weight in weights:
             memo[id(weight)] = nn.Parameter(weight.to(wanted), requires_grad=False)
         # the buffers are still in fp32
         return copy.deepcopy(model, memo).to(wanted).eval()

@@ -92,15 +92,18 @@ def file_sha256(
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
+# %% ../nbs/library/00_files.ipynb #930cd941
 def text_sha256(text: str) -> str:  # 64 hexadecimal digits
     "SHA-256 of a text in UTF-8."
     return hashlib.sha256(text.encode()).hexdigest()
 
-
+# %% ../nbs/library/00_files.ipynb #b6ec9f8c
 def joined_sha256(sums: Sequence[str]) -> str:
     "One sum for several files: the only one, or that of all joined by blanks in this order."
-    return sums[0] if len(sums) == 1 else text_sha256(" ".join(sums))
+    # one file keeps its own sum, by which it is known elsewhere
+    if len(sums) == 1:
+        return sums[0]
+    return text_sha256(" ".join(sums))
 
 # %% ../nbs/library/00_files.ipynb #49776ace
 def content_sha256(
@@ -136,9 +139,18 @@ def rows_sha256(*tables: pd.DataFrame) -> str:
     for table in tables:
         for sequence, target in zip(table.sequence, table.target, strict=True):
             # the text of a long array would leave out its middle
-            label = target.tobytes().hex() if isinstance(target, np.ndarray) else target
-            lines.append(f"{sequence} {label}")
+            if isinstance(target, np.ndarray):
+                target = target.tobytes().hex()
+            lines.append(f"{sequence} {target}")
     return text_sha256("\n".join(lines))
+
+# %% ../nbs/library/00_files.ipynb #75a3cbcb
+def _remove(path: Path) -> None:
+    "Remove a file or a folder, if it is there."
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 # %% ../nbs/library/00_files.ipynb #9428d739
 @contextmanager
@@ -160,14 +172,6 @@ def atomic_path(
         os.replace(temporary, path)
     finally:
         _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    "Remove a file or a folder, if it is there."
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 # %% ../nbs/library/00_files.ipynb #6eb0b139
 def write_text(path: Path, text: str) -> None:
@@ -225,7 +229,7 @@ def project_root() -> Path | None:
                 return folder
     return None
 
-
+# %% ../nbs/library/00_files.ipynb #663ef764
 def in_project(
     path: str,  # below the checkout, as data/paper/zero_shot.csv
 ) -> Path:
@@ -249,7 +253,7 @@ def split_commas(text: str) -> list[str]:
     "The parts of a comma-separated text without blanks around them; empty ones are left out."
     return [part.strip() for part in text.split(",") if part.strip()]
 
-
+# %% ../nbs/library/00_files.ipynb #c78abb60
 def file_name(text: str) -> str:
     "Text as part of a file name: every run of other characters becomes an underscore."
     return re.sub(r"[^A-Za-z0-9_.+=-]+", "_", text)
