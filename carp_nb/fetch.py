@@ -88,16 +88,17 @@ class _Download:
 # %% ../nbs/library/20_fetch.ipynb #b729ab8c
 def _part_file(path: Path) -> Path:
     "Where a file is kept until it is whole."
+    if fcntl:
+        return path.with_name(f".{path.name}.part")
     # without locks every process has its own
-    suffix = "part" if fcntl else f"{os.getpid()}.part"
-    return path.with_name(f".{path.name}.{suffix}")
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def _tag_file(part: Path) -> Path:
     "Where the server's tag of a partial file is kept."
     return part.with_suffix(".tag")
 
-
+# %% ../nbs/library/20_fetch.ipynb #312066e4
 def _is_at(file: BinaryIO, path: Path) -> bool:
     "Whether an open file still goes by that name."
     try:
@@ -117,7 +118,7 @@ def _open_locked(part: Path) -> BinaryIO:
         # whoever held it has finished it or given it up
         file.close()
 
-
+# %% ../nbs/library/20_fetch.ipynb #a3ae4a34
 @contextmanager
 def _partial(
     path: Path,  # final name
@@ -181,7 +182,7 @@ def _lasting_tag(response: requests.Response) -> str:
         return tag
     return response.headers.get("Last-Modified", "")
 
-
+# %% ../nbs/library/20_fetch.ipynb #a2b7e790
 def _must_have_room(folder: Path, size: int) -> None:
     "Raises OSError if a disk has no room for so many bytes."
     free = shutil.disk_usage(folder).free
@@ -221,7 +222,7 @@ def _receive(
             file.flush()
             bar.update(len(chunk))
 
-
+# %% ../nbs/library/20_fetch.ipynb #1da35651
 def _complete(
     download: _Download,
     part: Path,
@@ -232,8 +233,10 @@ def _complete(
         is_sent = response.status_code != 416
         if is_sent:
             _receive(response, download, part, file)
-    # with a sum, a file that lacked only its name is whole although nothing came
-    return is_sent if download.sha256 is None else file_sha256(part) == download.sha256
+    # a file that lacked only its name is whole although nothing came, which only a sum can tell
+    if download.sha256 is None:
+        return is_sent
+    return file_sha256(part) == download.sha256
 
 # %% ../nbs/library/20_fetch.ipynb #9ad2aed1
 def _run(download: _Download) -> None:
@@ -261,8 +264,10 @@ def _failure(
 ) -> ConnectionError:
     "The error for a file that did not come."
     path = download.path
-    damaged = " (the copy in the cache has another checksum)" if path.is_file() else ""
-    part = path.with_name(f".{path.name}.part")
+    damaged = ""
+    if path.is_file():
+        damaged = " (the copy in the cache has another checksum)"
+    part = _part_file(path)
     kept = ""
     if part.exists():
         kept = f"the {part.stat().st_size:,} bytes that came are kept, "
