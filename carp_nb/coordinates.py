@@ -109,7 +109,7 @@ def _first_model(path: Path) -> AtomArray:
     assert isinstance(atoms, AtomArray)
     return atoms
 
-
+# %% ../nbs/library/30_coordinates.ipynb #ddcf1f74
 def read_atoms(
     path: str | Path,  # a PDB, mmCIF or BinaryCIF file
 ) -> AtomArray:
@@ -144,7 +144,7 @@ def _letter(
     letter = info.one_letter_code(name) or "X"
     return letter if letter in PROTEIN.residues else "X"
 
-
+# %% ../nbs/library/30_coordinates.ipynb #f2f558cc
 def residue_letters(atoms: AtomArray) -> str:
     "One letter per residue, X for a residue without a letter."
     names = _annotation(atoms, "res_name")[get_residue_starts(atoms)]
@@ -157,7 +157,7 @@ def _residues(atoms: AtomArray) -> Iterator[AtomArray]:
     for start, stop in itertools.pairwise(starts):
         yield _select(atoms, slice(start, stop))
 
-
+# %% ../nbs/library/30_coordinates.ipynb #c58a7384
 def _ca(
     residue: AtomArray,
 ) -> np.ndarray:  # float64 [3] Å, NaN where unresolved
@@ -167,7 +167,7 @@ def _ca(
         return np.full(3, np.nan)
     return places[-1]
 
-
+# %% ../nbs/library/30_coordinates.ipynb #10116056
 def _ca_and_cb(
     residue: AtomArray,
     letter: str,
@@ -203,7 +203,7 @@ def _without_ligands(chain: AtomArray) -> AtomArray:
     n_atoms = sum(residue.array_length() for residue in residues)
     return _select(chain, slice(n_atoms))
 
-
+# %% ../nbs/library/30_coordinates.ipynb #0e8c05fd
 def split_chains(
     atoms: AtomArray,  # of amino acids
 ) -> dict[str, AtomArray]:  # by name, as the file orders them
@@ -223,7 +223,7 @@ def _only(letters: Container[str], text: str) -> str:
     "A text with X for every letter that is not among those."
     return "".join(letter if letter in letters else "X" for letter in text)
 
-
+# %% ../nbs/library/30_coordinates.ipynb #c1d7e650
 def _align(
     sequence: str,
     other: str,
@@ -287,7 +287,7 @@ def _stated_in_mmcif(file: CIFFile | BinaryCIFFile, chain: str) -> str:
             return _only(PROTEIN.residues, "".join(sequence.split()))
     return ""
 
-
+# %% ../nbs/library/30_coordinates.ipynb #6e47de8c
 def _stated_in_pdb(file: PDBFile, chain: str) -> str:
     "The sequence of a chain in SEQRES; empty where it is not there."
     names = []
@@ -448,7 +448,7 @@ def _unit(vector: np.ndarray) -> np.ndarray:
     "A vector of length 1 in the same direction."
     return vector / np.linalg.norm(vector)
 
-
+# %% ../nbs/library/30_coordinates.ipynb #98c48421
 def _positions_of(
     chain: AtomArray,
     name: str,  # of the atoms
@@ -478,6 +478,7 @@ def _with_oxygen(chain: AtomArray) -> AtomArray:
     # a chain of one residue has no bond
     oxygens.coord = np.array(places).reshape(-1, 3)
     both = chain + oxygens
+    assert isinstance(both, AtomArray)
     order = np.argsort(_annotation(both, "res_id"), kind="stable")
     return _select(both, order)
 
