@@ -108,7 +108,7 @@ class _NoDraw(TorchFunctionMode):
             return kwargs["tensor"]
         return function(*args, **kwargs)
 
-
+# %% ../nbs/library/21_pretrained.ipynb #e8ac0ef1
 def _empty(config: CARPConfig | ESMConfig) -> CARP | ESM:
     "The model without memory for its weights."
     with torch.device("meta"), _NoDraw():
@@ -304,7 +304,7 @@ def _kind(stored: object) -> type[CARPConfig] | type[ESMConfig] | None:
                 return kind
     return None
 
-
+# %% ../nbs/library/21_pretrained.ipynb #7464993d
 def _read_safetensors(path: Path) -> Stored:
     "Read our own layout. Raises CarpError for a damaged file, or one that another program wrote."
     state, header = read_tensors(path)
@@ -417,7 +417,7 @@ def _own_folders() -> list[Path]:
             )
     return folders
 
-
+# %% ../nbs/library/21_pretrained.ipynb #2d25ed70
 def own_weights() -> dict[str, Path]:  # `model_key` -> file
     "The weight files of CARP_NB_WEIGHTS. Raises FileNotFoundError for a missing folder."
     return _weight_files(_own_folders())
@@ -511,7 +511,7 @@ def _protbert_folders() -> list[Path]:
     "Where ProtBERT may be, in the order of looking."
     return [folder / _PROTBERT for folder in (*_own_folders(), cache_dir() / "weights")]
 
-
+# %% ../nbs/library/21_pretrained.ipynb #e23da4cf
 def _protbert_folder(progress: bool) -> Path:
     """The folder of ProtBERT-BFD: in CARP_NB_WEIGHTS, in the cache, or downloaded.
 
@@ -559,7 +559,7 @@ def _load_file(path: Path, device: torch.device) -> CARP | ESM:
     vars(model)["path"] = path
     return model.eval()
 
-
+# %% ../nbs/library/21_pretrained.ipynb #225007a0
 def _load_named(key: str, name: str, device: torch.device, progress: bool) -> CARP | ESM:
     "The model that a name stands for. Without a checksum to go by, its shape has to be right."
     path = find_weights(name, progress)
@@ -649,7 +649,7 @@ class _Size(NamedTuple):
     receptive_field: int  # residues on each side
     max_length: int | None  # residues; None: any length
 
-
+# %% ../nbs/library/21_pretrained.ipynb #a66ef677
 # cached, because making a model takes a while even without memory
 @cache
 def _size(config: CARPConfig | ESMConfig) -> _Size:
@@ -663,7 +663,7 @@ def _size(config: CARPConfig | ESMConfig) -> _Size:
         max_length=model.max_length,
     )
 
-
+# %% ../nbs/library/21_pretrained.ipynb #f776fb81
 _PROTBERT_SIZE = _Size(
     family="ProtBert",
     parameters=PROTBERT_SHAPE.n_parameters,
@@ -690,7 +690,7 @@ def _row(
         "cached": cached,
     }
 
-
+# %% ../nbs/library/21_pretrained.ipynb #22218d7f
 def _holds_protbert(folder: Path) -> bool:
     "Whether a folder has all files of ProtBERT-BFD."
     return all((folder / file).is_file() for file in PROTBERT_FILES)
