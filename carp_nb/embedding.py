@@ -44,7 +44,7 @@ def _numbered(
         return f"sequence {number}", record
     return record
 
-
+# %% ../nbs/library/51_embedding.ipynb #1a87287c
 def _named(source: Sequences) -> Iterable[tuple[object, str]]:  # ids as given, and sequences
     "The sequences of any kind of input with their ids."
     if isinstance(source, (str, Path)):
@@ -177,6 +177,7 @@ class Embeddings:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        # mapped into memory, so that opening does not depend on the size
         self._file = _open_embeddings(self.path)
         # model, layer, dtype, per, weights_sha, sequences_sha
         self.metadata: dict[str, str] = self._file.metadata()
@@ -209,7 +210,7 @@ class Embeddings:
         "All of them in memory."
         return self._file.get_tensor("embeddings").float().numpy()
 
-
+# %% ../nbs/library/51_embedding.ipynb #d62091b5
 def read_embeddings(
     path: str | Path,  # what `embed` wrote
 ) -> Embeddings:
@@ -223,11 +224,12 @@ def _pieces(
     layer: int,
 ) -> Iterable[tuple[int, Tensor]]:  # first position, [B, T, d]
     "The representations of a batch: tiles of a CARP, the whole of an ESM."
+    # attention sees every residue at once, so an ESM has no tiles
     if isinstance(model, ESM):
         return [(0, model.represent(tokens, layer=layer))]
     return model.tiles(tokens, layer=layer)
 
-
+# %% ../nbs/library/51_embedding.ipynb #7385851b
 def _means(
     pieces: Iterable[tuple[int, Tensor]],
     mask: Tensor,  # bool [B, L], True = residue
@@ -288,19 +290,23 @@ class _Layout:
 
     @property
     def first_rows(self) -> np.ndarray:  # int64 [N + 1] rows before each sequence, and all
-        return self.offsets if self.per == "residue" else np.arange(len(self.records) + 1)
+        if self.per == "residue":
+            return self.offsets
+        return np.arange(len(self.records) + 1)
 
-    def create(self, path: Path, metadata: dict[str, str]) -> None:
-        "Make the file with everything but the embeddings."
-        n = len(self.records)
-        ids = np.frombuffer("\n".join(self.records).encode(), np.uint8)
-        shapes: Shapes = {
-            "offsets": ("I64", [n + 1]),
-            "embeddings": (self.stored, [int(self.first_rows[-1]), self.width]),
-            "ids": ("U8", [len(ids)]),
-            "done": ("U8", [n]),
-        }
-        _create(path, shapes, {"offsets": self.offsets, "ids": ids}, metadata)
+# %% ../nbs/library/51_embedding.ipynb #e37a74a8
+def _begin(path: Path, layout: _Layout, metadata: dict[str, str]) -> None:
+    "Make the file of some sequences, none of which is done."
+    n = len(layout.records)
+    # as bytes, because safetensors has no text
+    ids = np.frombuffer("\n".join(layout.records).encode(), np.uint8)
+    shapes: Shapes = {
+        "offsets": ("I64", [n + 1]),
+        "embeddings": (layout.stored, [int(layout.first_rows[-1]), layout.width]),
+        "ids": ("U8", [len(ids)]),
+        "done": ("U8", [n]),
+    }
+    _create(path, shapes, {"offsets": layout.offsets, "ids": ids}, metadata)
 
 # %% ../nbs/library/51_embedding.ipynb #02afbb9f
 def _batches_to_do(
@@ -332,6 +338,23 @@ def _mark_done(
         file.write(b"\1")
     file.flush()
 
+# %% ../nbs/library/51_embedding.ipynb #89379012
+def _progress_bar(
+    name: str,  # of the model
+    lengths: np.ndarray,  # int [N] residues
+    done: np.ndarray,  # bool [N]
+    is_shown: bool,
+) -> tqdm:
+    "A bar that counts residues, those of an earlier call included."
+    return tqdm(
+        total=int(lengths.sum()),
+        initial=int(lengths[done].sum()),
+        unit=" residues",
+        unit_scale=True,
+        desc=f"{name}: embeddings",
+        disable=not is_shown,
+    )
+
 # %% ../nbs/library/51_embedding.ipynb #71c3a236
 @torch.inference_mode()
 def _fill(
@@ -351,19 +374,13 @@ def _fill(
     with safe_open(path, "np") as file:
         done = file.get_tensor("done").astype(bool)
     device = next(model.parameters()).device
-    bar = tqdm(
-        total=int(lengths.sum()),
-        initial=int(lengths[done].sum()),
-        unit=" residues",
-        unit_scale=True,
-        desc=f"{model.name}: embeddings",
-        disable=not progress,
-    )
+    bar = _progress_bar(model.name, lengths, done, progress)
     with path.open("r+b") as file, bar:
         for batch in _batches_to_do(lengths, done, batch_tokens):
             chosen = [names[i] for i in batch]
             tokens, mask = model.alphabet.batch([layout.records[name] for name in chosen], chosen)
             tokens, mask = tokens.to(device), mask.to(device)
+            # a long batch comes in pieces, which are written one by one to save memory
             for number, first, rows in _rows(model, layer, layout.per, tokens, mask):
                 row = int(first_rows[batch[number]]) + first
                 file.seek(starts["embeddings"] + row * row_bytes)
@@ -392,7 +409,7 @@ def _sample(model: CARP | ESM, layer: int) -> Tensor:  # [1, 1, d], or a frame m
     with torch.inference_mode():
         return model.represent(tokens.to(next(model.parameters()).device), layer=layer)
 
-
+# %% ../nbs/library/51_embedding.ipynb #d4532733
 def _metadata(
     model: CARP | ESM,
     layer: int,
@@ -426,12 +443,14 @@ def _complete(
     if part.exists():
         _refuse_other(part, metadata)
     else:
-        layout.create(part, metadata)
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    default = 2048 if on_cpu else 16384
+        _begin(part, layout, metadata)
+    if batch_tokens is None:
+        # large batches only slow a CPU down, whose cache they leave
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        batch_tokens = 2048 if on_cpu else 16384
     was_training = model.training
     try:
-        _fill(part, model.eval(), layer, layout, batch_tokens or default, progress)
+        _fill(part, model.eval(), layer, layout, batch_tokens, progress)
     finally:
         model.train(was_training)
     os.replace(part, path)
@@ -460,6 +479,7 @@ def embed(
         )
     records = _records(sequences)
     encoder = _encoder_for(model, records)
+    # the checksum is that of the model itself, whatever it is computed in
     working = as_dtype(encoder, dtype)
     sample = _sample(working, layer)
     # means are computed in fp32 and kept so
