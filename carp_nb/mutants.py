@@ -29,16 +29,30 @@ class Mutation(NamedTuple):
         return f"{self.wt}{self.number}{self.mt}"
 
 # %% ../nbs/library/03_mutants.ipynb #6e4ed27d
-_THREE: dict[str, str] = dict(
-    zip(
-        "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR SEC".split(),
-        AMINO_ACIDS + "U",
-    )
+_THREE_LETTERS = (
+    "ALA CYS ASP GLU PHE GLY HIS ILE LYS LEU MET ASN PRO GLN ARG SER THR VAL TRP TYR SEC"
 )
+# In the order of the one-letter names; selenocysteine occurs in wild types
+_THREE: dict[str, str] = dict(zip(_THREE_LETTERS.split(), AMINO_ACIDS + "U"))
+# A number may be negative: tags and signal peptides are counted backwards from the protein
 _ONE = re.compile(r"([A-Z]|[A-Z]{3})(-?\d+)([A-Z]|[A-Z]{3}|=)")
+_WILD_TYPE = {"WT", "_WT", "WILD-TYPE", "WILDTYPE", "="}
+
+# %% ../nbs/library/03_mutants.ipynb #818e2d41
 _INDEL = re.compile(r"DEL|INS|DUP|FS|EXT|\d_")
 STOP_CODON = re.compile(r"\d(?:\*|TER|X)(?![A-Z])")  # X is the older sign for a stop codon
-_WILD_TYPE = {"WT", "_WT", "WILD-TYPE", "WILDTYPE", "="}
+
+
+def _kind(part: str) -> str:  # a piece that does not parse, upper case
+    "What such a piece is, in a few words."
+    if _INDEL.search(part):
+        return "an insertion, deletion or frameshift"
+    # Before the stop codons, whose pattern it fits as well
+    if re.search(r"\dX$", part):
+        return "a change to X, which is no amino acid (older tables write a stop codon so)"
+    if STOP_CODON.search(part):
+        return "a stop codon"
+    return "not a substitution"
 
 
 def _unreadable(
@@ -46,17 +60,9 @@ def _unreadable(
     part: str,  # the piece that does not parse, upper case
 ) -> CarpError:
     "The one sentence for a string that is not a set of substitutions."
-    what = (
-        "an insertion, deletion or frameshift"
-        if _INDEL.search(part)
-        else "a change to X, which is no amino acid (older tables write a stop codon so)"
-        if re.search(r"\dX$", part)
-        else "a stop codon"
-        if STOP_CODON.search(part)
-        else "not a substitution"
-    )
     return CarpError(
-        f"mutant {mutant!r}: {part or 'an empty piece'} is {what}; write substitutions as A24C, several as A24C:D30E."
+        f"mutant {mutant!r}: {part or 'an empty piece'} is {_kind(part)}; "
+        "write substitutions as A24C, several as A24C:D30E."
     )
 
 # %% ../nbs/library/03_mutants.ipynb #d96a0df4
@@ -65,13 +71,15 @@ def _parse_one(
     mutant: str,  # the whole string, for messages
 ) -> Mutation:
     "One substitution. Raises CarpError for anything else."
-    found = _ONE.fullmatch(part)
-    if not found:
+    match = _ONE.fullmatch(part)
+    if not match:
         raise _unreadable(mutant, part)
-    wt, number, mt = found[1], int(found[2]), found[3]
+    wt, number, mt = match[1], int(match[2]), match[3]
+    # HGVS for "unchanged"
     if mt == "=":
-        mt = wt  # HGVS for "unchanged"
+        mt = wt
     wt, mt = _THREE.get(wt, wt), _THREE.get(mt, mt)
+    # Three letters that are still there are no amino acid; X is none as a change, but may be replaced
     if len(wt) > 1 or len(mt) > 1 or wt not in PROTEIN.residues or mt == "X":
         raise _unreadable(mutant, part)
     if mt not in AMINO_ACIDS and mt != wt:
@@ -84,20 +92,24 @@ def _parse_one(
 def parse_mutant(
     mutant: str,  # "A24C", "A24C:D30E", "A24C,D30E", "p.Ala24Cys" or "WT"
 ) -> tuple[Mutation, ...]:  # in the order written; empty for the wild type
-    "Read a mutant string. Raises CarpError for indels, stop codons, unreadable text, or a site given twice."
+    """Read a mutant string. Raises CarpError for indels, stop codons, unreadable text, or a site
+    given twice.
+    """
     text = mutant.strip().upper()
+    # HGVS: p. for protein, parentheses for a change that is only predicted
     if text.startswith("P."):
         text = text[2:].strip("([])")
     if text in _WILD_TYPE:
         return ()
     mutations = tuple(_parse_one(part.strip(), mutant) for part in re.split("[:,;]", text))
     numbers = [m.number for m in mutations]
+    # Two changes of one site contradict each other, and a score would count both
     for n in numbers:
         if numbers.count(n) > 1:
             raise CarpError(f"mutant {mutant!r}: site {n} appears twice; give each site once.")
     return mutations
 
-
+# %% ../nbs/library/03_mutants.ipynb #149518d9
 def format_mutant(
     mutations: Iterable[Mutation],  # any order
 ) -> str:  # "A24C:D30E", by position; "WT" for none
@@ -119,12 +131,12 @@ class Misplaced(CarpError):
         self.letter = letter
         self.first = first
         self.last = last
-        number = mutation.number
         if letter:
-            why = f"the wild type has {letter} at position {number}, not {mutation.wt}"
+            why = f"the wild type has {letter} at position {mutation.number}, not {mutation.wt}"
         else:
             why = (
-                f"position {number} is outside the wild type, which has residues {first} to {last}"
+                f"position {mutation.number} is outside the wild type, "
+                f"which has residues {first} to {last}"
             )
         super().__init__(f"{mutation}: {why}")
 
@@ -134,10 +146,13 @@ def place_mutant(
     wild_type: str,  # residues in capitals
     offset: int = 1,  # residue number of the first residue of `wild_type`
 ) -> tuple[tuple[int, str], ...]:  # 0-based position and new letter, by position
-    "Put mutations on a sequence; synonymous ones are checked and left out. Raises Misplaced for the first misfit."
+    """Put mutations on a sequence; synonymous ones are checked and left out. Raises Misplaced for
+    the first misfit.
+    """
     placed = []
     for m in mutations:
         i = m.number - offset
+        # A negative index would count from the end and read a letter of another site
         letter = wild_type[i] if 0 <= i < len(wild_type) else ""
         if letter != m.wt:
             raise Misplaced(m, letter, offset, offset + len(wild_type) - 1)
@@ -157,30 +172,50 @@ def mutate(
     return "".join(letters)
 
 # %% ../nbs/library/03_mutants.ipynb #baa77712
+def _substitutions(wild_type: str, sequence: str, offset: int) -> list[Mutation]:
+    "Where a sequence differs from a wild type of the same length."
+    pairs = enumerate(zip(wild_type, sequence, strict=True), offset)
+    return [Mutation(a, number, b) for number, (a, b) in pairs if a != b]
+
+
+def _mutant_of(
+    wild_type: str,
+    sequence: str,
+    offset: int,
+    name: str,  # for messages
+) -> str:  # "A24C:D30E"
+    "Write a sequence as a mutant. Raises CarpError for another length or a rare letter."
+    if len(sequence) != len(wild_type):
+        raise CarpError(
+            f"{name} has {len(sequence)} residues and the wild type {len(wild_type)}; "
+            "insertions and deletions cannot be scored."
+        )
+    mutations = _substitutions(wild_type, sequence, offset)
+    for mutation in mutations:
+        # The scan that equation 1 reads has columns for the 20 amino acids
+        if mutation.mt not in AMINO_ACIDS:
+            raise CarpError(
+                f"{name}: {mutation.mt} at position {mutation.number} is not one of the 20 "
+                "amino acids, so its odds are not defined."
+            )
+    return format_mutant(mutations)
+
+# %% ../nbs/library/03_mutants.ipynb #86290526
 def mutants_from_sequences(
     wild_type: str,
     sequences: Iterable[str],  # mutants of the wild type's length
     offset: int = 1,  # residue number of the first residue of `wild_type`
 ) -> list[str]:  # "A24C:D30E"; "WT" for the wild type itself
-    "Write sequences as mutants. Raises CarpError, with its number, for a sequence of another length."
-    wild_type, mutants = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type")), []
+    """Write sequences as mutants. Raises CarpError, with its number, for a sequence of another
+    length.
+    """
+    # Encoded and decoded again: capitals without blanks, and nothing but residue letters
+    wild_type = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type"))
+    mutants = []
     for k, sequence in enumerate(sequences, 1):
-        sequence = PROTEIN.decode(PROTEIN.encode(sequence, f"sequence {k}"))
-        if len(sequence) != len(wild_type):
-            raise CarpError(
-                f"sequence {k} has {len(sequence)} residues and the wild type {len(wild_type)}; "
-                "insertions and deletions cannot be scored."
-            )
-        changed = [
-            Mutation(a, i, b) for i, (a, b) in enumerate(zip(wild_type, sequence), offset) if a != b
-        ]
-        odd = next((m for m in changed if m.mt not in AMINO_ACIDS), None)
-        if odd:
-            raise CarpError(
-                f"sequence {k}: {odd.mt} at position {odd.number} is not one of the 20 amino acids, "
-                "so its odds are not defined."
-            )
-        mutants.append(format_mutant(changed))
+        name = f"sequence {k}"
+        sequence = PROTEIN.decode(PROTEIN.encode(sequence, name))
+        mutants.append(_mutant_of(wild_type, sequence, offset, name))
     return mutants
 
 # %% ../nbs/library/03_mutants.ipynb #9615cd73
@@ -188,13 +223,17 @@ def count_fits(
     wild_type: str,
     sites: set[tuple[int, str]],  # residue number, wild-type letter
 ) -> pd.Series:  # offset -> number of sites whose letter fits, by offset; empty without sites
-    "Sites that fit under each offset; offsets that fit none are left out, except the lowest if there is no other."
-    places = {}  # letter -> its 0-based positions
+    """Sites that fit under each offset; offsets that fit none are left out, except the lowest if
+    there is no other.
+    """
+    places: dict[str, list[int]] = {}  # letter -> its 0-based positions
     for i, letter in enumerate(wild_type):
         places.setdefault(letter, []).append(i)
-    fits = Counter()
+    fits: Counter[int] = Counter()
+    # Counted by letters and not by trying offsets, so that large numbers cost no more than small
     for number, wt in sites:
         fits.update(number - i for i in places.get(wt, ()))
+    # An offset is needed for the message that no site fits
     if sites and not fits:
         fits[min(number for number, _ in sites) - len(wild_type) + 1] = 0
     return pd.Series(fits, dtype=int).sort_index()
