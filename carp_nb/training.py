@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -70,6 +70,7 @@ def _save_checkpoint(folder: Path, step: int, state: dict) -> None:
     path = folder / f"{step:09d}.pt"
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
+    # The file just written stays, whatever its number
     older = sorted(p for p in folder.glob("*.pt") if p != path)
     for old in older[:-1]:
         old.unlink()
@@ -80,13 +81,14 @@ def _blames_machine(error: Exception) -> bool:
     # PyTorch reports a failed allocation as a RuntimeError
     return isinstance(error, (MemoryError, PermissionError)) or "allocate memory" in str(error)
 
-
+# %% ../nbs/library/42_training.ipynb #b2d0a113
 def _load_checkpoint(folder: Path) -> dict | None:
     """The newest readable checkpoint, or None if there is none. An unreadable one is renamed to
     `.damaged`, with a warning. Raises what is not the file's fault: MemoryError, PermissionError.
     """
     for path in sorted(folder.glob("*.pt"), reverse=True):
         try:
+            # To the CPU: the run may go on with another number of GPUs
             return torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:  # truncated by a full disk, damaged ...
             if _blames_machine(error):
@@ -114,6 +116,7 @@ def step_generator(
 # %% ../nbs/library/42_training.ipynb #d6b30175
 def _rows(batch, part: int, parts: int):
     "Every `parts`-th row of a batch, which is a tensor or a tuple of tensors."
+    # Rows come sorted by length: parts of neighbours would differ most in their residues
     if isinstance(batch, Tensor):
         return batch[part::parts]
     return tuple(_rows(piece, part, parts) for piece in batch)
@@ -124,6 +127,11 @@ def _n_rows(batch) -> int:
     while not isinstance(batch, Tensor):
         batch = batch[0]
     return len(batch)
+
+# %% ../nbs/library/42_training.ipynb #fd276e97
+def _n_parts(batch, accumulate: int, processes: int) -> int:
+    "Parts of the whole batch: up to `accumulate` for each process, none without a row."
+    return min(accumulate, max(1, _n_rows(batch) // processes)) * processes
 
 
 def _share(batch, part: int, parts: int) -> tuple[Any, bool]:
@@ -145,16 +153,22 @@ def processes() -> PartialState:
     return PartialState(cpu=told or not torch.cuda.is_available(), timeout=timedelta(days=1))
 
 # %% ../nbs/library/42_training.ipynb #d51e4498
+# (model, batch, generator) -> mean loss (scalar), tokens seen, terms in the mean (default: rows)
+_Loss = Callable[[nn.Module, Any, torch.Generator], tuple]
+
+
 def _forward(
-    model: nn.Module, share, loss, config: TrainConfig, generator: torch.Generator
+    model: nn.Module, share, loss: _Loss, config: TrainConfig, generator: torch.Generator
 ) -> tuple[Tensor, int, int]:
-    "Mean loss of a share, its tokens, and the terms in the mean (rows, unless the loss says)."
+    "Mean loss of a share, its tokens, and the terms in the mean."
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         value, tokens, *terms = loss(model, share, generator)
-    return value, tokens, terms[0] if terms else _n_rows(share)
+    if not terms:
+        terms = [_n_rows(share)]
+    return value, tokens, terms[0]
 
-
+# %% ../nbs/library/42_training.ipynb #589bfef7
 def _any_failed(total: Tensor, accelerator: Accelerator) -> bool:
     "Whether the loss of any process is not a finite number."
     failed = (~torch.isfinite(total)).float()
@@ -163,6 +177,16 @@ def _any_failed(total: Tensor, accelerator: Accelerator) -> bool:
     return bool(failed)
 
 # %% ../nbs/library/42_training.ipynb #603aeed8
+def _exchange(
+    model: nn.Module, accelerator: Accelerator, last: bool
+) -> AbstractContextManager[Any]:
+    "A context whose backward pass exchanges gradients, if it is that of the `last` part."
+    # Once an update: an exchange for every part would send as much each time
+    if last or accelerator.num_processes == 1:
+        return nullcontext()
+    return accelerator.no_sync(model)
+
+
 def _scale_gradients(model: nn.Module, factor: Tensor) -> None:
     "Multiply every gradient by a factor."
     for parameter in model.parameters():
@@ -171,21 +195,19 @@ def _scale_gradients(model: nn.Module, factor: Tensor) -> None:
 
 # %% ../nbs/library/42_training.ipynb #ba50934c
 def _gradients(
-    model: nn.Module, batch, loss, config: TrainConfig, step: int, accelerator: Accelerator
+    model: nn.Module, batch, loss: _Loss, config: TrainConfig, step: int, accelerator: Accelerator
 ) -> tuple[float, int]:
     """Leave the gradient of the mean loss over the whole batch in the parameters. Returns that
     loss and the tokens of the batch.
     """
     generator = step_generator(config.seed, step)
     ranks = accelerator.num_processes
-    parts = min(config.accumulate, max(1, _n_rows(batch) // ranks)) * ranks
-    device = next(model.parameters()).device
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, terms, tokens
+    parts = _n_parts(batch, config.accumulate, ranks)
+    # Loss, terms, tokens; in float64, which counts the tokens of a large batch exactly
+    sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
     for part in range(accelerator.process_index, parts, ranks):
         share, counts = _share(batch, part, parts)
-        # Processes exchange gradients only in the backward pass of their last part
-        last = part + ranks >= parts
-        with nullcontext() if last or ranks == 1 else accelerator.no_sync(model):
+        with _exchange(model, accelerator, last=part + ranks >= parts):
             value, tokens, terms = _forward(model, share, loss, config, generator)
             if not counts:
                 tokens = terms = 0
@@ -195,7 +217,8 @@ def _gradients(
             # Before the backward pass, in which every process waits for all others
             if _any_failed(sums[0], accelerator):
                 break
-            accelerator.backward(value if parts == 1 else value * terms)
+            # A mean over the share becomes a sum, because shares differ in their number of terms
+            accelerator.backward(value * terms if parts > 1 else value)
     if ranks > 1:
         sums = accelerator.reduce(sums, "sum")
     all_terms = sums[1].clamp(min=1)
@@ -208,6 +231,21 @@ def _gradients(
 # Columns of metrics.parquet; loss and tokens_per_second are over the updates since the row before
 METRICS = ["step", "tokens", "loss", "lr", "seconds", "tokens_per_second"]
 
+
+def _metrics_row(
+    at: Mapping[str, Any],  # counters of a run: step, tokens, seconds, rows so far, recent losses
+    lr: float,
+) -> list:  # in the order of METRICS
+    "The next row of metrics."
+    before = {"tokens": 0, "seconds": 0.0}
+    if at["rows"]:
+        before = dict(zip(METRICS, at["rows"][-1]))
+    # A coarse clock may stand still between two rows
+    seconds = max(at["seconds"] - before["seconds"], 1e-9)
+    rate = (at["tokens"] - before["tokens"]) / seconds
+    loss = float(np.mean(at["recent"]))
+    return [at["step"], at["tokens"], loss, lr, at["seconds"], rate]
+
 # %% ../nbs/library/42_training.ipynb #af6a7331
 def _common_checkpoint(folder: Path, accelerator: Accelerator) -> dict | None:
     """The checkpoint that all processes continue from, or None. Raises RuntimeError if they see
@@ -216,7 +254,9 @@ def _common_checkpoint(folder: Path, accelerator: Accelerator) -> dict | None:
     with accelerator.main_process_first():  # which may have to set a damaged file aside
         saved = _load_checkpoint(folder / "checkpoints")
     if accelerator.num_processes > 1:
-        step = saved["at"]["step"] if saved else 0
+        step = 0
+        if saved:
+            step = saved["at"]["step"]
         mine = torch.tensor([step], device=accelerator.device)
         steps = cast(Tensor, accelerator.gather(mine)).tolist()
         if len(set(steps)) > 1:
@@ -225,6 +265,13 @@ def _common_checkpoint(folder: Path, accelerator: Accelerator) -> dict | None:
                 "one folder that all of them see."
             )
     return saved
+
+# %% ../nbs/library/42_training.ipynb #cd13e41a
+def _adam(model: nn.Module, lr: float) -> torch.optim.Adam:
+    "The optimizer of section 4.3 for the weights that are not frozen."
+    trained = [p for p in model.parameters() if p.requires_grad]
+    # Not prepared by the accelerator: `_gradients` scales after the backward pass
+    return torch.optim.Adam(trained, lr=lr, fused=True)
 
 # %% ../nbs/library/42_training.ipynb #554cf4fb
 class _Run:
@@ -244,14 +291,15 @@ class _Run:
         self.config = config
         self.folder = Path(folder)
         self.memory = memory
+        self.accelerator = accelerator
         self.main = accelerator.is_main_process
         self.at = {"step": 0, "tokens": 0, "seconds": 0.0, "rows": [], "recent": []}
+        self.consistent = True  # weights, counters and `memory` are of one step
         distributed = accelerator.num_processes > 1
+        # Before the optimizer, which keeps its state on the device of the weights
         if distributed:
             model.to(accelerator.device)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        # Not prepared by the accelerator: `_gradients` scales after the backward pass
-        self.optimizer = torch.optim.Adam(trained, lr=config.lr, fused=True)
+        self.optimizer = _adam(model, config.lr)
         saved = _common_checkpoint(self.folder, accelerator)
         if saved:
             self._restore(saved)
@@ -265,8 +313,20 @@ class _Run:
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.at = saved["at"]
+        # In place: the actions of the run hold this very dict
         self.memory.clear()
         self.memory.update(saved["memory"])
+
+    @property
+    def ended(self) -> bool:
+        "Whether an action has ended the training."
+        return bool(self.at.get("ended"))
+
+    @property
+    def remaining(self) -> range:
+        "The updates still to make, counted from 0."
+        stop = 0 if self.ended else self.config.steps
+        return range(self.at["step"], stop)
 
     @contextmanager
     def clock_paused(self):
@@ -287,21 +347,11 @@ class _Run:
         self._since = now
         step = self.at["step"]
         if step % self.config.log_every == 0 or step == self.config.steps:
-            self._add_row()
+            row = _metrics_row(self.at, self.config.lr_at(step - 1))
+            self.at["rows"].append(row)
+            self.at["recent"] = []
 
-    def _add_row(self) -> None:
-        at = self.at
-        previous = {"tokens": 0, "seconds": 0.0}
-        if at["rows"]:
-            previous = dict(zip(METRICS, at["rows"][-1]))
-        seconds = max(at["seconds"] - previous["seconds"], 1e-9)
-        rate = (at["tokens"] - previous["tokens"]) / seconds
-        loss = float(np.mean(at["recent"]))
-        lr = self.config.lr_at(at["step"] - 1)
-        at["rows"].append([at["step"], at["tokens"], loss, lr, at["seconds"], rate])
-        at["recent"] = []
-
-    def save(self) -> pd.DataFrame:
+    def save(self) -> pd.DataFrame:  # as METRICS
         "Write a checkpoint and the metrics, by the first process; return the metrics."
         table = pd.DataFrame(self.at["rows"], columns=METRICS)
         if not self.main:
@@ -341,15 +391,16 @@ def _stop_training(batch, value: float, step: int, run: _Run) -> None:
     )
 
 # %% ../nbs/library/42_training.ipynb #d7d60a62
-def _prefetch(batches, first: int, stop: int) -> Iterator[tuple[int, Any]]:
-    "Steps from `first` to `stop` with their batches, each prepared while the last one is used."
-    if first >= stop:
+def _prefetch(batches, steps: range) -> Iterator[tuple[int, Any]]:
+    "Steps with their batches, each batch prepared while the one before it is used."
+    if not steps:
         return
+    # One thread, one batch ahead: a batch may not fit into memory many times
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(batches.__getitem__, first)
-        for step in range(first, stop):
+        coming = thread.submit(batches.__getitem__, steps[0])
+        for step in steps:
             batch = coming.result()
-            if step + 1 < stop:
+            if step + 1 in steps:
                 coming = thread.submit(batches.__getitem__, step + 1)
             yield step, batch
 
@@ -367,6 +418,7 @@ def recompute_activations(
             "so there is nothing to recompute."
         )
     for block in blocks:
+        # The variant without reentry also works where the input of a block needs no gradient
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return model
 
@@ -384,13 +436,49 @@ def _run_callback(
         ends = bool(accelerator.reduce(torch.tensor(float(ends), device=accelerator.device), "sum"))
     return ends
 
+# %% ../nbs/library/42_training.ipynb #d9039927
+def _start(model: nn.Module, config: TrainConfig, folder: Path, memory: dict | None) -> _Run:
+    "A run at its last checkpoint, or at its beginning."
+    # Before the accelerator, which would not look for other processes on a CPU
+    processes()
+    # Without its mixed precision: `config.dtype` decides
+    accelerator = Accelerator(mixed_precision="no")
+    # Not `memory or {}`: the caller's dict may still be empty, and its actions write into it
+    if memory is None:
+        memory = {}
+    return _Run(model, config, folder, memory, accelerator)
+
+
+def _progress_bar(run: _Run, shown: bool) -> tqdm:
+    "A bar over all planned updates, which stands where the run does; of one process only."
+    return tqdm(
+        total=run.config.steps,
+        initial=run.at["step"],
+        disable=not (shown and run.main),
+        desc="updates",
+        mininterval=5,
+    )
+
+# %% ../nbs/library/42_training.ipynb #5d344fd5
+def _update(run: _Run, batch, loss: _Loss, step: int) -> float:
+    "Make an update of the weights. Returns the loss of the whole batch before it."
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.config.lr_at(step)
+    run.optimizer.zero_grad(set_to_none=True)
+    value, tokens = _gradients(run.wrapped, batch, loss, run.config, step, run.accelerator)
+    if not np.isfinite(value):
+        _stop_training(batch, value, step, run)
+    # From here to the end of the step's action, an interruption must not save
+    run.consistent = False
+    run.optimizer.step()
+    run.advance(value, tokens)
+    return value
+
 # %% ../nbs/library/42_training.ipynb #f7d0381c
 def train(
     model: nn.Module,  # trained in place, left in eval mode
     batches,  # batches[step] -> tensor or tuple of tensors, rows first; depends on the step alone
-    loss: Callable[
-        [nn.Module, Any, torch.Generator], tuple
-    ],  # -> mean loss (scalar), tokens seen, terms in the mean (default: rows)
+    loss: _Loss,  # -> mean loss (scalar), tokens seen, terms in the mean (default: rows)
     config: TrainConfig,
     folder: Path,  # run folder: checkpoints/ and metrics.parquet
     after: Mapping[int, Callable[[], bool | None]] | None = None,  # update -> call; True: stop
@@ -404,41 +492,27 @@ def train(
     on CPUs, every process takes its share of each batch, and the first one writes; on several
     machines `folder` must be on a disk that they share. Raises NonFiniteLoss.
     """
-    processes()  # before the accelerator, which would not look for them on a CPU
-    accelerator = Accelerator(mixed_precision="no")  # `config.dtype` decides
-    run = _Run(model, config, folder, {} if memory is None else memory, accelerator)
-    after = after or {}
-    first = run.at["step"]
-    stop = first if run.at.get("ended") else config.steps
-    hidden = not progress or not run.main
-    bar = tqdm(total=config.steps, initial=first, disable=hidden, desc="updates", mininterval=5)
-    consistent = True  # weights, counters and `memory` are of one step
+    run = _start(model, config, folder, memory)
+    actions = after or {}
+    bar = _progress_bar(run, progress)
     model.train()
     try:
-        for step, batch in _prefetch(batches, first, stop):
-            for group in run.optimizer.param_groups:
-                group["lr"] = config.lr_at(step)
-            run.optimizer.zero_grad(set_to_none=True)
-            value, tokens = _gradients(run.wrapped, batch, loss, config, step, accelerator)
-            if not np.isfinite(value):
-                _stop_training(batch, value, step, run)
-            consistent = False
-            run.optimizer.step()
-            run.advance(value, tokens)
-            if step + 1 in after:
+        for step, batch in _prefetch(batches, run.remaining):
+            value = _update(run, batch, loss, step)
+            if step + 1 in actions:
                 with run.clock_paused():
-                    run.at["ended"] = _run_callback(after[step + 1], model, accelerator)
-            consistent = True
+                    run.at["ended"] = _run_callback(actions[step + 1], model, run.accelerator)
+            run.consistent = True
             bar.update()
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
             if step + 1 in save_at:
                 run.save()
-            if run.at.get("ended"):
+            if run.ended:
                 break
             run.save_when_due()
         return run.save()
     except KeyboardInterrupt:
-        if consistent:
+        if run.consistent:
             run.save()
         raise
     finally:
