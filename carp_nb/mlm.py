@@ -45,6 +45,7 @@ def corrupt(
     "Corrupt sequences for masked language modelling (section 4.2)."
     letters = 26 if reference else len(AMINO_ACIDS)
     selected = _select(mask & (tokens < letters), generator)
+    # Drawn at every position, also where nothing is selected: no draw depends on another
     fate = torch.rand(tokens.shape, generator=generator)
     # A shift by 1 to letters - 1 reaches every letter but the original
     other = (tokens + torch.randint(1, letters, tokens.shape, generator=generator)) % letters
@@ -60,6 +61,7 @@ def mlm_loss(
     count: int | None = None,  # selected tokens of the global batch; None: of this one
 ) -> Tensor:  # scalar, nats per selected token
     "Mean cross-entropy over the selected tokens (section 4.2)."
+    # In float32, because bfloat16 has too few digits for the sum over 30 classes
     total = F.cross_entropy(logits[selected].float(), targets[selected], reduction="sum")
     if count is None:
         return total / selected.sum().clamp(min=1)  # nothing to predict: a loss of zero
@@ -92,13 +94,14 @@ def corrupt_each(
 # Residues; 1022 is the limit of ESM-1b
 LENGTH_EDGES = (0, 64, 128, 256, 512, 1022, 2048, 4096, 10**9)
 
-
+# %% ../nbs/library/40_mlm.ipynb #835398f7
 @dataclass(frozen=True)
 class Evaluation:
     """What a model scores on held-out sequences. `answers` has a row per selected token:
     sequence, length, residue, nats, nats_20, correct.
     """
 
+    # Single answers rather than means, so that an interval can be taken from them too
     answers: pd.DataFrame
 
     @property
@@ -140,9 +143,17 @@ def _nats(
     log_probs: Tensor,  # [n, tokens], natural log
     targets: Tensor,  # int64 [n]
 ) -> np.ndarray:  # float64 [n]
+    "Minus the log-probability of each target."
     return -log_probs.gather(1, targets[:, None])[:, 0].double().numpy()
 
 
+def _among_20(log_probs: Tensor) -> Tensor:  # [n, tokens] -> the same shape
+    "Log-probabilities between the 20 amino acids alone."
+    # A rare letter is none of the 20 amino acids, and has no loss among them
+    others = log_probs.shape[1] - 20
+    return F.pad(log_probs[:, :20].log_softmax(-1), (0, others), value=torch.nan)
+
+# %% ../nbs/library/40_mlm.ipynb #9fdc15dd
 def _graded(
     questions: list[tuple[Tensor, Tensor, Tensor]],  # of `corrupt_each`
     rows: list[int],  # which of them
@@ -156,16 +167,13 @@ def _graded(
         targets.append(tokens[selected])
         counts.append(int(selected.sum()))
     target = torch.cat(targets)
-    # A rare letter is none of the 20 amino acids, and has no loss among them
-    others = log_probs.shape[1] - 20
-    of_20 = F.pad(log_probs[:, :20].log_softmax(-1), (0, others), value=torch.nan)
     return pd.DataFrame(
         {
             "sequence": np.repeat(rows, counts),
             "length": np.repeat([len(questions[i][0]) for i in rows], counts),
             "residue": [PROTEIN.tokens[t] for t in target],
             "nats": _nats(log_probs, target),
-            "nats_20": _nats(of_20, target),
+            "nats_20": _nats(_among_20(log_probs), target),
             "correct": (log_probs.argmax(1) == target).numpy(),
         }
     )
@@ -179,9 +187,10 @@ def _asked(
     if alphabet is PROTEIN:
         tokens = pad_sequence(corrupted, batch_first=True, padding_value=PROTEIN.pad_idx)
         return tokens, tokens != PROTEIN.pad_idx
+    # By way of letters, which also puts start and stop tokens around them
     return alphabet.batch([PROTEIN.decode(ids) for ids in corrupted], allow_mask=True)
 
-
+# %% ../nbs/library/40_mlm.ipynb #aa17eb79
 def _answered(
     alphabet: Alphabet,
     logits: Tensor,  # [n, tokens of the alphabet]
@@ -195,13 +204,25 @@ def _answered(
     ours[:, : len(columns)] = log_probs[:, columns]
     return ours
 
+# %% ../nbs/library/40_mlm.ipynb #c3b86f91
+def _check_lengths(name: str, lengths: list[int], limit: int) -> None:
+    "Raise CarpError with the first sequence that is longer than a model reads."
+    too_long = [i for i, length in enumerate(lengths) if length > limit]
+    if too_long:
+        raise CarpError(
+            f"sequence {too_long[0] + 1} has {lengths[too_long[0]]} residues and "
+            f"{name} reads at most {limit}, as for {len(too_long)} of "
+            f"{len(lengths)} sequences; pass max_length={limit} for random windows, "
+            "or leave them out."
+        )
+
 # %% ../nbs/library/40_mlm.ipynb #3ef6e05a
 def _checked(model, questions: list[tuple[Tensor, Tensor, Tensor]]) -> Alphabet:
     """The model's alphabet. Raises CarpError for a scorer without logits, for nothing to
     score, and for more residues than the model reads.
     """
     name = getattr(model, "name", "the model")
-    limit = getattr(model, "max_length", None)
+    # An ensemble scores mutants with several models and has no logits of its own
     if hasattr(model, "log_probs") and not hasattr(model, "alphabet"):
         raise CarpError(
             f"{name} scores mutants and gives no logits of its tokens, so it has no loss; "
@@ -209,15 +230,10 @@ def _checked(model, questions: list[tuple[Tensor, Tensor, Tensor]]) -> Alphabet:
         )
     if not any(selected.any() for _, _, selected in questions):
         raise CarpError("evaluate got no canonical residue to score; give at least one sequence.")
-    lengths = [len(tokens) for tokens, _, _ in questions]
-    too_long = [i for i, length in enumerate(lengths) if limit and length > limit]
-    if too_long:
-        raise CarpError(
-            f"sequence {too_long[0] + 1} has {lengths[too_long[0]]} residues and "
-            f"{name} reads at most {limit}, as for {len(too_long)} of "
-            f"{len(questions)} sequences; pass max_length={limit} for random windows, "
-            "or leave them out."
-        )
+    # A convolution has no longest length
+    limit = getattr(model, "max_length", None)
+    if limit:
+        _check_lengths(name, [len(tokens) for tokens, _, _ in questions], limit)
     return getattr(model, "alphabet", PROTEIN)
 
 # %% ../nbs/library/40_mlm.ipynb #b55952f7
@@ -228,12 +244,30 @@ def _by_cost(
     "Batches of sequences under a token budget, longest first."
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     batches = []
+    # The longest first: if memory does not suffice, that shows at once
     while order:
         rows = max(1, batch_tokens // lengths[order[-1]])
         batches.append([order.pop() for _ in range(min(len(order), rows))])
     return batches
 
+# %% ../nbs/library/40_mlm.ipynb #4ab9cc47
+def _answers(
+    model,
+    alphabet: Alphabet,
+    questions: list[tuple[Tensor, Tensor, Tensor]],  # of `corrupt_each`
+    rows: list[int],  # which of them are one batch
+    device: torch.device,
+) -> pd.DataFrame:  # as `Evaluation.answers`
+    "Ask a model the questions of one batch."
+    tokens, mask = _asked(alphabet, [questions[i][1] for i in rows])
+    logits = model(tokens.to(device), mask.to(device)).cpu()
+    picked = []
+    for i, row, inside in zip(rows, logits, mask):
+        # Residues only, without start and stop tokens; then the selected ones
+        picked.append(row[inside][questions[i][2]])
+    return _graded(questions, rows, _answered(alphabet, torch.cat(picked)))
 
+# %% ../nbs/library/40_mlm.ipynb #69bbf253
 @torch.inference_mode()
 def evaluate(
     model,  # maps (tokens [B, L], mask [B, L]) to logits [B, L, tokens of model.alphabet]
@@ -254,18 +288,14 @@ def evaluate(
     graded = []
     with tqdm(total=len(questions), disable=not progress, desc="held-out sequences") as bar:
         for rows in batches:
-            tokens, mask = _asked(alphabet, [questions[i][1] for i in rows])
-            logits = model(tokens.to(device), mask.to(device)).cpu()
-            picked = []
-            for i, row, inside in zip(rows, logits, mask):
-                # Residues only, without start and stop tokens; then the selected ones
-                picked.append(row[inside][questions[i][2]])
-            graded.append(_graded(questions, rows, _answered(alphabet, torch.cat(picked))))
+            graded.append(_answers(model, alphabet, questions, rows, device))
             bar.update(len(rows))
     answers = pd.concat(graded, ignore_index=True)
+    # Back in the order of the sequences, whatever the batches
     return Evaluation(answers.sort_values("sequence", kind="stable", ignore_index=True))
 
 # %% ../nbs/library/40_mlm.ipynb #d669978a
+# A number of its own, so that one table holds trigrams with both neighbours, one or none
 _UNKNOWN = len(AMINO_ACIDS)  # context symbol for an end, a masked neighbour or a rare letter
 
 
@@ -287,6 +317,14 @@ def ngram_counts(
     counts[:, :, _UNKNOWN] = counts.sum(2)
     return counts
 
+# %% ../nbs/library/40_mlm.ipynb #81d07b05
+def _ngram_log_probs(counts: np.ndarray) -> Tensor:  # float64 [21, 21, 30]: left, right, residue
+    "Log-probabilities of a residue between two neighbours; -inf for what is no amino acid."
+    smoothed = torch.from_numpy(counts + 0.5)  # Jeffreys prior: no zero probabilities
+    table = torch.full((21, 21, 30), -torch.inf, dtype=torch.float64)
+    table[..., :20] = (smoothed / smoothed.sum(1, keepdim=True)).log().movedim(1, 2)
+    return table
+
 # %% ../nbs/library/40_mlm.ipynb #ce1539f4
 def evaluate_ngram(
     counts: np.ndarray,  # of the training set, as `ngram_counts` gives them
@@ -301,9 +339,7 @@ def evaluate_ngram(
     if order not in (1, 3):
         raise CarpError(f"order is {order}; it is 1 (residue frequencies) or 3 (trigram).")
     questions = corrupt_each(sequences, seed, max_length)
-    smoothed = torch.from_numpy(counts + 0.5)  # Jeffreys prior: no zero probabilities
-    table = torch.full((21, 21, 30), -torch.inf, dtype=torch.float64)
-    table[..., :20] = (smoothed / smoothed.sum(1, keepdim=True)).log().movedim(1, 2)
+    table = _ngram_log_probs(counts)
     graded = []
     for i, (_, corrupted, selected) in enumerate(questions):
         context = F.pad(corrupted.clamp(max=_UNKNOWN), (1, 1), value=_UNKNOWN)
