@@ -9,6 +9,7 @@ __all__ = ['RANGES', 'spearman', 'auroc', 'accuracy', 'ndcg', 'top_recall', 'boo
 # %% ../nbs/library/04_metrics.ipynb #d0fdf6a2
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ def spearman(
     if len(x) < 2:
         return float("nan")
     x, y = rankdata(x), rankdata(y)
+    # A correlation with a constant is 0 divided by 0, of which NumPy warns
     if x.std() == 0 or y.std() == 0:
         return float("nan")
     return float(np.corrcoef(x, y)[0, 1])
@@ -40,7 +42,7 @@ def auroc(
     m = (~positive).sum()
     if not n or not m:
         return float("nan")
-    # the positives' ranks, less those that they have among themselves: pairs in the right order
+    # The positives' ranks, less those that they have among themselves: pairs in the right order
     pairs = rankdata(predicted)[positive].sum() - n * (n + 1) / 2
     return float(pairs / (n * m))
 
@@ -50,7 +52,9 @@ def accuracy(
     predicted: np.ndarray,  # [N] probability of the second class, or [N, classes]
 ) -> float:  # 0 to 1
     "Share of predictions that name the right class."
-    chosen = predicted.argmax(1) if predicted.ndim == 2 else predicted > 0.5
+    chosen = predicted > 0.5
+    if predicted.ndim == 2:
+        chosen = predicted.argmax(1)
     return float((chosen == target).mean())
 
 # %% ../nbs/library/04_metrics.ipynb #2dadffa8
@@ -60,11 +64,12 @@ def ndcg(
     k: int,  # how many picks count
 ) -> float:  # 0 to 1
     "Normalised discounted cumulative gain of the k scored best; NaN with fewer than two."
-    # only this function needs scikit-learn, which takes long to import
+    # Only this function needs scikit-learn, which takes long to import
     from sklearn.metrics import ndcg_score
 
     if len(scores) < 2:
         return float("nan")
+    # Measurements that are all equal gain nothing, in any order
     gain = (measured - measured.min()) / (np.ptp(measured) or 1.0)
     return float(ndcg_score([gain], [scores], k=k))
 
@@ -85,6 +90,7 @@ def top_recall(
     cut = np.sort(scores)[-k]
     above = scores > cut
     tied = scores == cut
+    # The places that are left are shared out among the tied
     chosen = above + tied * (k - above.sum()) / tied.sum()
     return float(chosen[measured >= np.sort(measured)[-k]].sum() / k)
 
@@ -102,7 +108,10 @@ def interval(
     samples: np.ndarray,  # [n_boot] a number computed from each draw
 ) -> tuple[float, float]:
     """The 95 % interval of bootstrap samples, from their 2.5th to their 97.5th percentile.
-    A NaN, which is what a draw without variation gives, does not count; NaN and NaN where nothing else is left."""
+
+    A NaN, which is what a draw without variation gives, does not count; NaN and NaN where nothing
+    else is left.
+    """
     samples = np.asarray(samples)
     if not np.isfinite(samples).any():
         return float("nan"), float("nan")
@@ -116,9 +125,9 @@ def _position_weights(
     seed: int,
 ) -> Iterator[np.ndarray]:  # n_boot times: how often each mutant counts, [N]
     "Draw positions with replacement; a mutant counts the product of its positions' counts."
-    positions = sorted({p for s in sites for p in s})
+    positions = sorted(set(chain(*sites)))
     column = {p: i for i, p in enumerate(positions)}
-    # a row lists the columns of its positions; the last column stands for none and counts once
+    # A row lists the columns of its positions; the last column stands for none and counts once
     table = np.full((len(sites), max(1, max(map(len, sites)))), len(positions))
     for row, s in zip(table, sites):
         row[: len(s)] = [column[p] for p in s]
@@ -134,19 +143,26 @@ def spearman_interval(
     n_boot: int = 500,  # bootstrap samples
     seed: int = 0,
 ) -> tuple[float, float, float]:  # Spearman, and the bounds of its 95 % interval
-    "Spearman's correlation with a bootstrap over positions. NaN bounds when there is one position only."
+    """Spearman's correlation with a bootstrap over positions. NaN bounds when there is one
+    position only.
+    """
     scores, measured = np.asarray(scores, float), np.asarray(measured, float)
     rho = spearman(scores, measured)
-    if len({p for s in sites for p in s}) < 2:
+    if len(set(chain(*sites))) < 2:
         return rho, float("nan"), float("nan")
-    rows = (
-        np.repeat(np.arange(len(scores)), weights)
-        for weights in _position_weights(sites, n_boot, seed)
-    )
-    samples = np.array([spearman(scores[r], measured[r]) for r in rows])
-    return rho, *interval(samples)
+    samples = []
+    for weights in _position_weights(sites, n_boot, seed):
+        # A mutant that counts twice stands twice, because ranks know no weights
+        rows = np.repeat(np.arange(len(scores)), weights)
+        samples.append(spearman(scores[rows], measured[rows]))
+    return rho, *interval(np.array(samples))
 
 # %% ../nbs/library/04_metrics.ipynb #5affb06c
+def _mean_squared_error(target: np.ndarray, predicted: np.ndarray) -> float:
+    "Mean squared difference, in the square of the targets' unit."
+    return float(((target - predicted) ** 2).mean())
+
+
 def _metrics(kind: str, two_classes: bool) -> dict[str, Callable]:
     "The metrics of a kind of task, by name; AUROC is defined for two classes."
     if kind == "regression":
@@ -155,12 +171,7 @@ def _metrics(kind: str, two_classes: bool) -> dict[str, Callable]:
         return {"accuracy": accuracy, "auroc": auroc}
     return {"accuracy": accuracy}
 
-
-def _mean_squared_error(target: np.ndarray, predicted: np.ndarray) -> float:
-    "Mean squared difference, in the square of the targets' unit."
-    return float(((target - predicted) ** 2).mean())
-
-
+# %% ../nbs/library/04_metrics.ipynb #d4fa5497
 def _check_predictions(target: Sequence, predicted: np.ndarray) -> None:
     "Raise CarpError for predictions of another length or that are not finite."
     if len(predicted) != len(target):
@@ -171,13 +182,23 @@ def _check_predictions(target: Sequence, predicted: np.ndarray) -> None:
     if infinite:
         raise CarpError(f"{infinite} predictions are not finite numbers; the model has diverged.")
 
-
+# %% ../nbs/library/04_metrics.ipynb #de76bd8a
 def _number_classes(target: Sequence, classes: Sequence | None) -> np.ndarray:  # int64 [N]
     "Targets as columns of the predictions; -1 for a class that training never met."
     if classes is None:
         classes = sorted(set(target))
     number = {c: i for i, c in enumerate(classes)}
     return np.array([number.get(t, -1) for t in target])
+
+
+def _measured(
+    target: Sequence, kind: str, classes: Sequence | None
+) -> tuple[np.ndarray, int]:  # [N]; how many are of a class that training never met
+    "Targets as numbers."
+    if kind != "classification":
+        return np.asarray(target, float), 0
+    numbers = _number_classes(target, classes)
+    return numbers, int((numbers == -1).sum())
 
 # %% ../nbs/library/04_metrics.ipynb #077b330e
 def evaluate_predictions(
@@ -196,18 +217,15 @@ def evaluate_predictions(
     """
     predicted = np.asarray(predicted, float)
     _check_predictions(target, predicted)
-    unseen = 0
-    if kind == "classification":
-        measured = _number_classes(target, classes)
-        unseen = int((measured == -1).sum())
-    else:
-        measured = np.asarray(target, float)
+    measured, unseen = _measured(target, kind, classes)
+    # AUROC orders two classes; a third has no place in it
     if unseen and predicted.ndim == 1:
         warnings.warn(
             f"{unseen} of {len(target)} targets are of a class that the model does not know; "
             "they count as wrong, and there is no AUROC.",
             stacklevel=2,
         )
+    # Drawn once, so that the intervals of all metrics are of the same samples
     draws = bootstrap(len(target), n_boot, np.random.default_rng(seed))
     rows = []
     for name, metric in _metrics(kind, predicted.ndim == 1 and not unseen).items():
@@ -224,11 +242,8 @@ RANGES = {  # separation in residues, the end excluded
 _TOP = {"L": 1, "L/2": 2, "L/5": 5}
 
 
-def contact_precision(
-    scores: np.ndarray,  # [L, L] symmetric; higher: more likely a contact
-    contacts: np.ndarray,  # [L, L] as contact_map gives them
-) -> pd.DataFrame:  # range, top (L, L/2, L/5), value, chance, n (pairs judged)
-    "Precision of the best pairs of one chain. Raises CarpError for unequal maps or infinite scores."
+def _check_maps(scores: np.ndarray, contacts: np.ndarray) -> None:
+    "Raise CarpError for unequal maps or infinite scores."
     if scores.shape != contacts.shape:
         raise CarpError(
             f"the scores are {scores.shape} and the contacts {contacts.shape}; "
@@ -236,6 +251,16 @@ def contact_precision(
         )
     if not np.isfinite(scores).all():
         raise CarpError("some scores are not finite numbers; the model has diverged.")
+
+# %% ../nbs/library/04_metrics.ipynb #17282393
+def contact_precision(
+    scores: np.ndarray,  # [L, L] symmetric; higher: more likely a contact
+    contacts: np.ndarray,  # [L, L] as contact_map gives them
+) -> pd.DataFrame:  # range, top (L, L/2, L/5), value, chance, n (pairs judged)
+    """Precision of the best pairs of one chain. Raises CarpError for unequal maps or infinite
+    scores.
+    """
+    _check_maps(scores, contacts)
     resolved = int((~np.isnan(contacts.diagonal())).sum())
     i, j = np.triu_indices(len(scores), 1)
     rows = []
@@ -244,8 +269,9 @@ def contact_precision(
         if stop:
             inside &= j - i < stop
         truth = contacts[i, j][inside]
-        # a chain without a contact in the range has no precision there
+        # A chain without a contact in the range has no precision there
         chance = float(truth.mean()) if truth.sum() else np.nan
+        # Stable: pairs with equal scores stay in the order of the chain, on every machine
         ranked = truth[np.argsort(-scores[i, j][inside], kind="stable")]
         for top, share in _TOP.items():
             best = ranked[: max(1, resolved // share)]
