@@ -40,7 +40,9 @@ def _refuse(
 
 # %% ../nbs/library/02_alphabet.ipynb #cf2b4633
 class Alphabet:
-    "A token vocabulary: single-character tokens in a fixed order, of which some are residues (section 4.1)."
+    """A token vocabulary: single-character tokens in a fixed order, of which some are residues
+    (section 4.1).
+    """
 
     def __init__(
         self,
@@ -53,7 +55,7 @@ class Alphabet:
         self.residues = residues
         self.pad_idx = tokens.index(pad)
         self.mask_idx = tokens.index(mask)
-        # the id of every byte; 255 for what is no residue
+        # The id of every byte; 255 for what is no residue
         self._ids = np.full(256, 255, dtype=np.uint8)
         for letter in residues:
             self._ids[ord(letter)] = self._ids[ord(letter.lower())] = tokens.index(letter)
@@ -79,7 +81,7 @@ class Alphabet:
         sequence = sequence.strip()
         if not sequence:
             raise CarpError(f"{name}: the sequence is empty; give at least one residue.")
-        # a letter outside Latin-1 becomes "?", which is refused like any other symbol
+        # A letter outside Latin-1 becomes "?", which is refused like any other symbol
         raw = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
         ids = self._ids[raw]
         if allow_mask:
@@ -127,6 +129,7 @@ class Alphabet:
         rows = self._encode_all(sequences, names, allow_mask)
         lengths = torch.tensor([len(row) for row in rows])
         segments = torch.arange(1, len(rows) + 1).repeat_interleave(lengths)
+        # As a batch of one row, which is what the models take
         return torch.cat(rows)[None], segments[None]
 
     def _encode_all(
@@ -134,6 +137,7 @@ class Alphabet:
     ) -> list[Tensor]:  # int64 [L] each
         "Encode every sequence under its name."
         if isinstance(sequences, str):
+            # Otherwise every letter would be a sequence of its own
             raise TypeError("a list of sequences is needed, got one string; wrap it in a list.")
         if not sequences:
             raise CarpError("got no sequences; give at least one.")
@@ -141,5 +145,5 @@ class Alphabet:
         return [self.encode(s, n, allow_mask) for s, n in zip(sequences, names, strict=True)]
 
 # %% ../nbs/library/02_alphabet.ipynb #e759e7bd
-# the vocabulary of every published CARP
+# The vocabulary of every published CARP
 PROTEIN = Alphabet(TOKENS, residues=AMINO_ACIDS + AMBIGUOUS)
