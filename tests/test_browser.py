@@ -24,7 +24,7 @@ import pandas as pd
 import pytest
 
 from carp_nb.datasets import load_dataset
-from carp_nb.explorer import History, Mutant, read_state
+from carp_nb.editing import History, Mutant, read_state
 from carp_nb.pretrained import load_model
 from carp_nb.scoring import rank_mutants, score_mutants
 
