@@ -141,55 +141,55 @@ class Mutant:
         return replace(self, mutations=tuple(sorted(changes.items())))
 
 # %% ../nbs/library/80_editing.ipynb #d104da5b
-def _toggle(m: Mutant, number: int, letter: str) -> Mutant:
+def _toggle(mutant: Mutant, number: int, letter: str) -> Mutant:
     "Put a letter in, or take it back if it is there: a click on a cell."
-    position = number - m.offset
-    if dict(m.mutations).get(position) == letter.upper():
-        letter = m.wild_type[position]
-    return m.put(number, letter)
+    position = number - mutant.offset
+    if dict(mutant.mutations).get(position) == letter.upper():
+        letter = mutant.wild_type[position]
+    return mutant.put(number, letter)
 
 # %% ../nbs/library/80_editing.ipynb #9e435d2c
-def _parse_mutations(m: Mutant, text: str) -> tuple[Mutation, ...]:
+def _parse_mutations(mutant: Mutant, text: str) -> tuple[Mutation, ...]:
     "Read mutations separated by colons, commas or blanks. Raises CarpError where the wild type has another letter."
     mutations = parse_mutant(re.sub(r"(?<=\w)\s+(?=\w)", ",", text.strip()))
     try:
-        place_mutant(mutations, m.wild_type, m.offset)
+        place_mutant(mutations, mutant.wild_type, mutant.offset)
     except Misplaced as error:
         raise CarpError(
-            f"{error}; check the number of the first residue, {m.offset} now."
+            f"{error}; check the number of the first residue, {mutant.offset} now."
         ) from error
     return mutations
 
 
-def _add(m: Mutant, text: str) -> Mutant:
+def _add(mutant: Mutant, text: str) -> Mutant:
     "Add mutations, all of them or none."
-    for mutation in _parse_mutations(m, text):
-        m = m.put(mutation.number, mutation.mt)
-    return m
+    for mutation in _parse_mutations(mutant, text):
+        mutant = mutant.put(mutation.number, mutation.mt)
+    return mutant
 
 
-def _remove(m: Mutant, text: str) -> Mutant:
+def _remove(mutant: Mutant, text: str) -> Mutant:
     "Take mutations back, all of them or none."
-    for mutation in _parse_mutations(m, text):
-        if dict(m.mutations).get(mutation.number - m.offset) != mutation.mt:
-            raise CarpError(f"{mutation} is not in the mutant, which is {m.text}.")
-        m = m.put(mutation.number, mutation.wt)
-    return m
+    for mutation in _parse_mutations(mutant, text):
+        if dict(mutant.mutations).get(mutation.number - mutant.offset) != mutation.mt:
+            raise CarpError(f"{mutation} is not in the mutant, which is {mutant.text}.")
+        mutant = mutant.put(mutation.number, mutation.wt)
+    return mutant
 
 # %% ../nbs/library/80_editing.ipynb #322155f9
-def _reset(m: Mutant, text: str = "") -> Mutant:
+def _reset(mutant: Mutant, text: str = "") -> Mutant:
     "Keep the mutations at frozen positions, and add those in the text."
-    kept = tuple(change for change in m.mutations if change[0] in m.frozen)
-    m = replace(m, mutations=kept)
-    return _add(m, text) if text.strip() else m
+    kept = tuple(change for change in mutant.mutations if change[0] in mutant.frozen)
+    mutant = replace(mutant, mutations=kept)
+    return _add(mutant, text) if text.strip() else mutant
 
 # %% ../nbs/library/80_editing.ipynb #d1f8358c
-def _freeze(m: Mutant, text: str) -> Mutant:
+def _freeze(mutant: Mutant, text: str) -> Mutant:
     "Set the positions that stay as they are."
-    return replace(m, frozen=parse_positions(text, m.offset, len(m.wild_type)))
+    return replace(mutant, frozen=parse_positions(text, mutant.offset, len(mutant.wild_type)))
 
 
-def _allow(m: Mutant, letters: str) -> Mutant:
+def _allow(mutant: Mutant, letters: str) -> Mutant:
     "Set the residues that may be put in; mutations already in stay."
     wanted = set(re.sub(r"[,\s]", "", letters.upper()))
     unknown = sorted(wanted - set(AMINO_ACIDS))
@@ -197,10 +197,10 @@ def _allow(m: Mutant, letters: str) -> Mutant:
         raise CarpError(f"{unknown[0]!r} is not one of the 20 amino acids {AMINO_ACIDS}.")
     if not wanted:
         raise CarpError("no residue would be allowed; give at least one letter.")
-    return replace(m, allowed="".join(a for a in AMINO_ACIDS if a in wanted))
+    return replace(mutant, allowed="".join(a for a in AMINO_ACIDS if a in wanted))
 
 
-def _renumber(m: Mutant, offset: int | float | str) -> Mutant:
+def _renumber(mutant: Mutant, offset: int | float | str) -> Mutant:
     "Give the first residue another number."
     text = str(offset).strip()
     # a browser sends 7 as 7.0
@@ -208,7 +208,7 @@ def _renumber(m: Mutant, offset: int | float | str) -> Mutant:
         raise CarpError(
             f"the number of the first residue is {text!r}; give a whole number, such as 24."
         )
-    return replace(m, offset=int(text.partition(".")[0]))
+    return replace(mutant, offset=int(text.partition(".")[0]))
 
 # %% ../nbs/library/80_editing.ipynb #6eafabcb
 ACTIONS: dict[str, Callable[..., Mutant]] = {
@@ -266,18 +266,18 @@ _STATE_FIELDS = ("residues", "offset", "mutant", "frozen", "allowed", "wild_type
 
 
 def write_state(
-    m: Mutant,
+    mutant: Mutant,
     **settings: str,  # whatever else belongs to the state, such as model
 ) -> str:  # one line
     "Write a mutant, and settings, as one string."
     fields = {
-        "residues": len(m.wild_type),
+        "residues": len(mutant.wild_type),
         **{name: value for name, value in settings.items() if value},
-        "offset": m.offset,
-        "mutant": m.text,
-        "frozen": format_positions(m.frozen, m.offset).replace(" ", ""),
-        "allowed": m.allowed,
-        "wild_type": m.wild_type,
+        "offset": mutant.offset,
+        "mutant": mutant.text,
+        "frozen": format_positions(mutant.frozen, mutant.offset).replace(" ", ""),
+        "allowed": mutant.allowed,
+        "wild_type": mutant.wild_type,
     }
     return _STATE_HEADER + urlencode(fields, safe=":,/")
 
@@ -309,8 +309,8 @@ def read_state(
     for key in ("offset", "scan_offset"):
         if not re.fullmatch(r"-?\d+", fields.get(key, "1")):
             raise CarpError(f"the state says {key}={fields[key]!r}, which is not a whole number.")
-    m = Mutant(wild_type, int(fields.pop("offset")))
-    m = _add(m, fields.pop("mutant"))
-    m = _freeze(m, fields.pop("frozen"))
-    m = _allow(m, fields.pop("allowed"))
-    return m, fields
+    mutant = Mutant(wild_type, int(fields.pop("offset")))
+    mutant = _add(mutant, fields.pop("mutant"))
+    mutant = _freeze(mutant, fields.pop("frozen"))
+    mutant = _allow(mutant, fields.pop("allowed"))
+    return mutant, fields
