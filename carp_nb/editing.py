@@ -17,6 +17,7 @@ from .mutants import Misplaced, Mutation, format_mutant, mutate, parse_mutant, p
 from .scoring import clean_sequence
 
 # %% ../nbs/library/80_editing.ipynb #afe72b17
+# a dash that stands between two numbers, and is not the sign of one
 _DASH = re.compile(r"(?<=\d)\s*(?:-|–|to)\s*(?=-?\d)")
 _RANGE = re.compile(r"(-?\d+)(?:-(-?\d+))?")
 
@@ -67,7 +68,10 @@ def format_positions(
     ends = sorted(n for n in numbers if n + 1 not in numbers)
     ranges = []
     for start, end in zip(starts, ends):
-        ranges.append(str(start) if start == end else f"{start}-{end}")
+        text = f"{start}-{end}"
+        if start == end:
+            text = str(start)
+        ranges.append(text)
     return ", ".join(ranges)
 
 # %% ../nbs/library/80_editing.ipynb #c83b2153
@@ -118,7 +122,8 @@ class Mutant:
         return mutate(self.wild_type, self.mutations)
 
     def put(self, number: int, letter: str) -> "Mutant":
-        "Put a letter at a residue number; the wild type's undoes a mutation. Raises CarpError where it may not."
+        """Return the mutant with a letter at a residue number; the wild type's letter undoes a
+        mutation. Raises CarpError for a letter or a position that may not be changed."""
         position = number - self.offset
         letter = letter.upper()
         if not 0 <= position < len(self.wild_type):
@@ -138,6 +143,7 @@ class Mutant:
         if letter != wt:
             _check_new_letter(number, wt, letter, self.allowed)
             changes[position] = letter
+        # by position, so that the same mutations are the same value in whatever order they came
         return replace(self, mutations=tuple(sorted(changes.items())))
 
 # %% ../nbs/library/80_editing.ipynb #d104da5b
@@ -151,6 +157,7 @@ def _toggle(mutant: Mutant, number: int, letter: str) -> Mutant:
 # %% ../nbs/library/80_editing.ipynb #9e435d2c
 def _parse_mutations(mutant: Mutant, text: str) -> tuple[Mutation, ...]:
     "Read mutations separated by colons, commas or blanks. Raises CarpError where the wild type has another letter."
+    # blanks between mutations separate them too, which `parse_mutant` does not know
     mutations = parse_mutant(re.sub(r"(?<=\w)\s+(?=\w)", ",", text.strip()))
     try:
         place_mutant(mutations, mutant.wild_type, mutant.offset)
@@ -160,14 +167,14 @@ def _parse_mutations(mutant: Mutant, text: str) -> tuple[Mutation, ...]:
         ) from error
     return mutations
 
-
+# %% ../nbs/library/80_editing.ipynb #07301598
 def _add(mutant: Mutant, text: str) -> Mutant:
     "Add mutations, all of them or none."
     for mutation in _parse_mutations(mutant, text):
         mutant = mutant.put(mutation.number, mutation.mt)
     return mutant
 
-
+# %% ../nbs/library/80_editing.ipynb #e590276b
 def _remove(mutant: Mutant, text: str) -> Mutant:
     "Take mutations back, all of them or none."
     for mutation in _parse_mutations(mutant, text):
@@ -181,14 +188,16 @@ def _reset(mutant: Mutant, text: str = "") -> Mutant:
     "Keep the mutations at frozen positions, and add those in the text."
     kept = tuple(change for change in mutant.mutations if change[0] in mutant.frozen)
     mutant = replace(mutant, mutations=kept)
-    return _add(mutant, text) if text.strip() else mutant
+    if not text.strip():
+        return mutant
+    return _add(mutant, text)
 
 # %% ../nbs/library/80_editing.ipynb #d1f8358c
 def _freeze(mutant: Mutant, text: str) -> Mutant:
     "Set the positions that stay as they are."
     return replace(mutant, frozen=parse_positions(text, mutant.offset, len(mutant.wild_type)))
 
-
+# %% ../nbs/library/80_editing.ipynb #a43ed275
 def _allow(mutant: Mutant, letters: str) -> Mutant:
     "Set the residues that may be put in; mutations already in stay."
     wanted = set(re.sub(r"[,\s]", "", letters.upper()))
@@ -199,7 +208,7 @@ def _allow(mutant: Mutant, letters: str) -> Mutant:
         raise CarpError("no residue would be allowed; give at least one letter.")
     return replace(mutant, allowed="".join(a for a in AMINO_ACIDS if a in wanted))
 
-
+# %% ../nbs/library/80_editing.ipynb #349672f6
 def _renumber(mutant: Mutant, offset: int | float | str) -> Mutant:
     "Give the first residue another number."
     text = str(offset).strip()
@@ -240,6 +249,7 @@ class History:
         if action not in ACTIONS:
             raise CarpError(f"there is no action {action!r}; there are {', '.join(ACTIONS)}.")
         mutant = ACTIONS[action](self.now, *arguments)
+        # what changes nothing leaves no step to undo, and keeps those to redo
         if mutant != self.now:
             self.past = [*self.past, self.now]
             self.future = []
@@ -261,6 +271,7 @@ class History:
         return self.now
 
 # %% ../nbs/library/80_editing.ipynb #af641763
+# the 1 is the version of the format
 _STATE_HEADER = "carp-nb-mutant-1?"
 _STATE_FIELDS = ("residues", "offset", "mutant", "frozen", "allowed", "wild_type")
 
@@ -279,6 +290,7 @@ def write_state(
         "allowed": mutant.allowed,
         "wild_type": mutant.wild_type,
     }
+    # these need no escape in a query, and a person can read them
     return _STATE_HEADER + urlencode(fields, safe=":,/")
 
 # %% ../nbs/library/80_editing.ipynb #9283f972
@@ -310,6 +322,7 @@ def read_state(
         if not re.fullmatch(r"-?\d+", fields.get(key, "1")):
             raise CarpError(f"the state says {key}={fields[key]!r}, which is not a whole number.")
     mutant = Mutant(wild_type, int(fields.pop("offset")))
+    # mutations first: what is frozen, or no longer allowed, could not be put in afterwards
     mutant = _add(mutant, fields.pop("mutant"))
     mutant = _freeze(mutant, fields.pop("frozen"))
     mutant = _allow(mutant, fields.pop("allowed"))
