@@ -154,7 +154,7 @@ class MapAgreement(NamedTuple):
     n: int  # single mutants
 
 
-def _map_agreement(
+def _measure_agreement(
     predicted: np.ndarray,  # [L, 20]
     measured: np.ndarray,  # [L, 20], higher is fitter
 ) -> MapAgreement:
@@ -182,31 +182,31 @@ class MutantSummary(TypedDict):
     measured: float | None  # in the scan's own units and direction
 
 # %% ../nbs/library/81_explorer.ipynb #8c8dd663
-def _single_effects(scan: _PartialScan) -> np.ndarray:  # nats
+def _collect_effects(scan: _PartialScan) -> np.ndarray:  # nats
     "Collect the log-odds of all single mutants computed so far."
     is_wild_type = np.array(list(scan.sequence))[:, None] == np.array(list(AMINO_ACIDS))  # [L, 20]
     return scan.values[~is_wild_type & np.isfinite(scan.values)]
 
 # %% ../nbs/library/81_explorer.ipynb #3bd2f4c5
 def _summarise_mutant(
-    m: Mutant,
+    mutant: Mutant,
     scan: _PartialScan,  # of the wild type
     score: float | None,
     measured: float | None,
 ) -> MutantSummary:
     "Put the numbers of a mutant together."
-    singles = _single_effects(scan)
+    singles = _collect_effects(scan)
     total = difference = percentile = None
-    if scan.done[[i for i, _ in m.mutations]].all():
-        total = float(sum(scan.values[i, AMINO_ACIDS.index(a)] for i, a in m.mutations))
+    if scan.done[[i for i, _ in mutant.mutations]].all():
+        total = float(sum(scan.values[i, AMINO_ACIDS.index(a)] for i, a in mutant.mutations))
     if score is not None and total is not None:
         difference = score - total
-    if score is not None and m.mutations and len(singles):
+    if score is not None and mutant.mutations and len(singles):
         percentile = 100 * float((singles <= score).mean())
     return {
-        "mutant": m.text,
-        "sequence": m.sequence,
-        "n": len(m.mutations),
+        "mutant": mutant.text,
+        "sequence": mutant.sequence,
+        "n": len(mutant.mutations),
         "score": score,
         "sum": total,
         "difference": difference,
@@ -216,23 +216,23 @@ def _summarise_mutant(
     }
 
 # %% ../nbs/library/81_explorer.ipynb #a9019440
-def _addable(m: Mutant) -> np.ndarray:  # bool [L, 20]
+def _find_addable(mutant: Mutant) -> np.ndarray:  # bool [L, 20]
     "Find the substitutions that may be added to a mutant."
     letters = np.array(list(AMINO_ACIDS))
-    addable = np.array(list(m.wild_type))[:, None] != letters
-    addable &= np.array([letter in m.allowed for letter in AMINO_ACIDS])
-    mutated = {i for i, _ in m.mutations}
-    addable[sorted(m.frozen | mutated)] = False
+    addable = np.array(list(mutant.wild_type))[:, None] != letters
+    addable &= np.array([letter in mutant.allowed for letter in AMINO_ACIDS])
+    mutated = {i for i, _ in mutant.mutations}
+    addable[sorted(mutant.frozen | mutated)] = False
     return addable
 
 # %% ../nbs/library/81_explorer.ipynb #c3d633ee
-def _best_additions(
-    m: Mutant,
+def _choose_additions(
+    mutant: Mutant,
     effects: np.ndarray,  # [L, 20] nats, NaN where unknown
     most: int,
 ) -> pd.DataFrame:  # mutation, effect (nats), best first
     "Choose the best single substitutions to add."
-    effects = np.where(_addable(m), effects, np.nan)
+    effects = np.where(_find_addable(mutant), effects, np.nan)
     ranked = np.where(np.isnan(effects), -np.inf, effects)
     # a stable sort, so that ties come in the order of the sequence
     order = np.argsort(-ranked, axis=None, kind="stable")
@@ -240,68 +240,70 @@ def _best_additions(
     for cell in order[:most]:
         i, k = divmod(int(cell), 20)
         if np.isfinite(effects[i, k]):
-            name = f"{m.wild_type[i]}{i + m.offset}{AMINO_ACIDS[k]}"
+            name = f"{mutant.wild_type[i]}{i + mutant.offset}{AMINO_ACIDS[k]}"
             rows.append({"mutation": name, "effect": effects[i, k]})
     return pd.DataFrame(rows, columns=["mutation", "effect"])
 
 # %% ../nbs/library/81_explorer.ipynb #bae1d99c
 def _tabulate_substitutions(
-    m: Mutant,
+    mutant: Mutant,
     scan: _PartialScan,  # of the wild type
 ) -> tuple[pd.DataFrame, tuple[np.ndarray, np.ndarray]]:  # a row each; where in the scan it stands
     "List every single substitution computed so far."
     summary = summarise_positions(scan.values, scan.sequence)
     letters = np.array(list(AMINO_ACIDS))
-    residues = np.array(list(m.wild_type))
+    residues = np.array(list(mutant.wild_type))
     is_known = scan.done[:, None] & np.isfinite(scan.values)
     i, k = np.nonzero(is_known & (residues[:, None] != letters))
     changes = [(int(position), AMINO_ACIDS[column]) for position, column in zip(i, k)]
     table = pd.DataFrame(
-        {"position": i + m.offset, "wild_type": residues[i], "amino_acid": letters[k]}
+        {"position": i + mutant.offset, "wild_type": residues[i], "amino_acid": letters[k]}
     )
     table["mutant"] = table.wild_type + table.position.astype(str) + table.amino_acid
     table["log_odds"] = scan.values[i, k]
     table["mean_effect"] = summary.mean_effect.to_numpy()[i]
     table["entropy"] = summary.entropy.to_numpy()[i]
-    table["in_mutant"] = [change in m.mutations for change in changes]
-    table["frozen"] = [position in m.frozen for position, _ in changes]
+    table["in_mutant"] = [change in mutant.mutations for change in changes]
+    table["frozen"] = [position in mutant.frozen for position, _ in changes]
     return table, (i, k)
 
 # %% ../nbs/library/81_explorer.ipynb #33d511b5
-def _write_fasta(m: Mutant, label: str) -> str:
+def _write_fasta(mutant: Mutant, label: str) -> str:
     "Write the wild type, and the mutant if there is one."
-    text = fasta_record(label, m.wild_type, 60)
-    if m.mutations:
-        text += fasta_record(f"{label}_{m.text.replace(':', '_')}", m.sequence, 60)
+    text = fasta_record(label, mutant.wild_type, 60)
+    if mutant.mutations:
+        text += fasta_record(f"{label}_{mutant.text.replace(':', '_')}", mutant.sequence, 60)
     return text
 
 # %% ../nbs/library/81_explorer.ipynb #61a57a7e
 _ROW_LENGTH = 120  # positions in a row of the picture
 
 
-def _draw_map(m: Mutant, values: np.ndarray, label: str) -> Figure:
+def _draw_map(mutant: Mutant, values: np.ndarray, label: str) -> Figure:
     "Draw a map with the mutations in boxes."
-    scan = pd.DataFrame(values, index=range(m.offset, m.last + 1), columns=list(AMINO_ACIDS))
-    figure = scan_figure(scan, m.wild_type, _ROW_LENGTH)
+    scan = pd.DataFrame(
+        values, index=range(mutant.offset, mutant.last + 1), columns=list(AMINO_ACIDS)
+    )
+    figure = scan_figure(scan, mutant.wild_type, _ROW_LENGTH)
     rows = -(-len(scan) // _ROW_LENGTH)
     # the axes after those of the rows are the colour bar's
     for row, axes in enumerate(figure.axes[:rows]):
         boxes = [
-            (i + m.offset, AMINO_ACIDS.index(letter))
-            for i, letter in m.mutations
+            (i + mutant.offset, AMINO_ACIDS.index(letter))
+            for i, letter in mutant.mutations
             if i // _ROW_LENGTH == row
         ]
         if boxes:
             x, y = zip(*boxes)
             axes.scatter(x, y, s=30, marker="s", facecolor="none", edgecolor="black", lw=1.2)
-    title = f"{label}  {m.text}"
-    if len(m.text) >= 60:
-        title = f"{label}, {len(m.mutations)} mutations"
+    title = f"{label}  {mutant.text}"
+    if len(mutant.text) >= 60:
+        title = f"{label}, {len(mutant.mutations)} mutations"
     figure.axes[0].set_title(title, fontsize=8, loc="left")
     return figure
 
 # %% ../nbs/library/81_explorer.ipynb #2d1c37aa
-def _model_source(model) -> str:
+def _find_source(model) -> str:
     "Find what opens a model again: its name, or the file that it was read from."
     path: Path | None = getattr(model, "path", None)
     if path is None:
@@ -337,7 +339,7 @@ class Explorer:
                 f"{len(mutant.wild_type)}; cut it to a domain and set the offset."
             )
         self.model = model
-        self.source = _model_source(model)
+        self.source = _find_source(model)
         self.label = label or "protein"
         self.history = History(mutant)
         self.measured = measured
@@ -379,20 +381,20 @@ class Explorer:
 
     def _next_job(self) -> Callable[[], None] | None:
         "Choose what to compute next; None when nothing is left to do."
-        m = self.mutant
+        mutant = self.mutant
         most = self._step_size.positions
-        if m.mutations == self.given_up:
+        if mutant.mutations == self.given_up:
             return None
-        if m.mutations not in self._scores:
-            return partial(self._score, m)
+        if mutant.mutations not in self._scores:
+            return partial(self._score, mutant)
         # the sum of its single mutants is shown beside the score
-        mutated = np.array([i for i, _ in m.mutations if not self.map.done[i]], int)
+        mutated = np.array([i for i, _ in mutant.mutations if not self.map.done[i]], int)
         if len(mutated):
             return partial(self._fill, self.map, mutated)
         if self.cancelled:
             return None
-        if self.given == "mutant" and m.mutations:
-            scan = self._scan_mutant(m.sequence)
+        if self.given == "mutant" and mutant.mutations:
+            scan = self._scan_mutant(mutant.sequence)
             missing = scan.missing(0, most)
             if len(missing):
                 return partial(self._fill, scan, missing)
@@ -403,10 +405,10 @@ class Explorer:
             return partial(self._compare, self.measured_map)
         return None
 
-    def _score(self, m: Mutant) -> None:
+    def _score(self, mutant: Mutant) -> None:
         "Compute the score of a mutant."
-        scores = score_mutants(self._computing, m.wild_type, [m.text], m.offset)
-        self._scores[m.mutations] = float(scores[0])
+        scores = score_mutants(self._computing, mutant.wild_type, [mutant.text], mutant.offset)
+        self._scores[mutant.mutations] = float(scores[0])
 
     def _fill(self, scan: _PartialScan, positions: np.ndarray) -> None:
         "Compute some positions of a scan."
@@ -418,7 +420,7 @@ class Explorer:
 
     def _compare(self, measured: np.ndarray) -> None:
         "Compute how far the map agrees with the measurements."
-        self.agreement = _map_agreement(self.map.values, measured)
+        self.agreement = _measure_agreement(self.map.values, measured)
 
     def _scan_mutant(self, sequence: str) -> _PartialScan:
         "Take up the scan of a mutant, or begin it."
@@ -429,17 +431,17 @@ class Explorer:
     @property
     def summary(self) -> MutantSummary:
         "The numbers of the mutant."
-        m = self.mutant
-        score = self._scores.get(m.mutations)
-        return _summarise_mutant(m, self.map, score, self._by_mutant.get(m.mutations))
+        mutant = self.mutant
+        score = self._scores.get(mutant.mutations)
+        return _summarise_mutant(mutant, self.map, score, self._by_mutant.get(mutant.mutations))
 
     @property
     def _additions_scan(self) -> _PartialScan | None:
         "The scan that the list of additions is read off; None if it has not begun."
-        m = self.mutant
-        if self.given != "mutant" or not m.mutations:
+        mutant = self.mutant
+        if self.given != "mutant" or not mutant.mutations:
             return self.map
-        if self._mutant_scan is None or self._mutant_scan.sequence != m.sequence:
+        if self._mutant_scan is None or self._mutant_scan.sequence != mutant.sequence:
             return None
         return self._mutant_scan
 
@@ -456,10 +458,10 @@ class Explorer:
         most: int = 10,
     ) -> pd.DataFrame:  # mutation, effect (nats), best first
         "The best single substitutions to add, among those computed so far."
-        m = self.mutant
+        mutant = self.mutant
         scan = self._additions_scan
-        effects = np.full((len(m.wild_type), 20), np.nan) if scan is None else scan.values
-        return _best_additions(m, effects, most)
+        effects = np.full((len(mutant.wild_type), 20), np.nan) if scan is None else scan.values
+        return _choose_additions(mutant, effects, most)
 
     def table(self) -> pd.DataFrame:
         "Every single substitution computed so far, with log-odds (nats), entropy (bits) and any measurement."
