@@ -68,16 +68,14 @@ class _PartialScan:
 # %% ../nbs/library/81_explorer.ipynb #fda4bca3
 def summarise_positions(
     scan: np.ndarray,  # [L, 20] log-odds, NaN where unknown
-    sequence: str,  # the residues that they refer to
-) -> (
-    pd.DataFrame
-):  # mean_effect: log-odds of the 19 others, nats; entropy: of 20 probabilities, bits
+) -> pd.DataFrame:  # mean_effect (nats) of the 19 others, entropy (bits) of the 20 probabilities
     "Reduce each position to two numbers. Probabilities are over the 20 amino acids."
     is_known = np.isfinite(scan).all(1)
     odds = scan[is_known]
     table = pd.DataFrame({"mean_effect": np.nan, "entropy": np.nan}, index=range(len(scan)))
     # the residue's own entry is zero, so it adds nothing to the sum
     table.loc[is_known, "mean_effect"] = odds.sum(1) / 19
+    # the largest becomes 1, so that no exponential overflows
     weights = np.exp(odds - odds.max(1, keepdims=True))
     p = weights / weights.sum(1, keepdims=True)
     # 0 log 0 counts as 0
@@ -93,6 +91,7 @@ def _positions_per_step(
     eight: float,  # seconds for eight
 ) -> int:
     "Fit positions into a quarter of a second, and no fewer than cost as much as the call itself."
+    # a noisy clock may find eight faster than one
     each = max((eight - one) / 7, 1e-4)
     call = one - each
     return int(np.clip(round(max(0.25, call) / each), 1, 64))
@@ -142,7 +141,9 @@ def _measured_map(
         if len(changes) == 1:
             position, letter = changes[0]
             values[position, AMINO_ACIDS.index(letter)] = direction * score
-    return values if np.isfinite(values).any() else None
+    if not np.isfinite(values).any():
+        return None
+    return values
 
 # %% ../nbs/library/81_explorer.ipynb #260861ca
 class MapAgreement(NamedTuple):
@@ -181,11 +182,18 @@ class MutantSummary(TypedDict):
     singles: int  # single mutants computed so far
     measured: float | None  # in the scan's own units and direction
 
+# %% ../nbs/library/81_explorer.ipynb #d51226b2
+_LETTERS = np.array(list(AMINO_ACIDS))
+
+
+def _mark_substitutions(sequence: str) -> np.ndarray:  # bool [L, 20]
+    "Mark the cells of a map that are a substitution, which is all but a residue's own letter."
+    return np.array(list(sequence))[:, None] != _LETTERS
+
 # %% ../nbs/library/81_explorer.ipynb #8c8dd663
 def _collect_effects(scan: _PartialScan) -> np.ndarray:  # nats
     "Collect the log-odds of all single mutants computed so far."
-    is_wild_type = np.array(list(scan.sequence))[:, None] == np.array(list(AMINO_ACIDS))  # [L, 20]
-    return scan.values[~is_wild_type & np.isfinite(scan.values)]
+    return scan.values[_mark_substitutions(scan.sequence) & np.isfinite(scan.values)]
 
 # %% ../nbs/library/81_explorer.ipynb #3bd2f4c5
 def _summarise_mutant(
@@ -218,8 +226,7 @@ def _summarise_mutant(
 # %% ../nbs/library/81_explorer.ipynb #a9019440
 def _find_addable(mutant: Mutant) -> np.ndarray:  # bool [L, 20]
     "Find the substitutions that may be added to a mutant."
-    letters = np.array(list(AMINO_ACIDS))
-    addable = np.array(list(mutant.wild_type))[:, None] != letters
+    addable = _mark_substitutions(mutant.wild_type)
     addable &= np.array([letter in mutant.allowed for letter in AMINO_ACIDS])
     mutated = {i for i, _ in mutant.mutations}
     addable[sorted(mutant.frozen | mutated)] = False
@@ -250,14 +257,14 @@ def _tabulate_substitutions(
     scan: _PartialScan,  # of the wild type
 ) -> tuple[pd.DataFrame, tuple[np.ndarray, np.ndarray]]:  # a row each; where in the scan it stands
     "List every single substitution computed so far."
-    summary = summarise_positions(scan.values, scan.sequence)
-    letters = np.array(list(AMINO_ACIDS))
+    summary = summarise_positions(scan.values)
     residues = np.array(list(mutant.wild_type))
+    # `done`, because another thread may be writing a row; finite, because X has no odds
     is_known = scan.done[:, None] & np.isfinite(scan.values)
-    i, k = np.nonzero(is_known & (residues[:, None] != letters))
+    i, k = np.nonzero(is_known & _mark_substitutions(mutant.wild_type))
     changes = [(int(position), AMINO_ACIDS[column]) for position, column in zip(i, k)]
     table = pd.DataFrame(
-        {"position": i + mutant.offset, "wild_type": residues[i], "amino_acid": letters[k]}
+        {"position": i + mutant.offset, "wild_type": residues[i], "amino_acid": _LETTERS[k]}
     )
     table["mutant"] = table.wild_type + table.position.astype(str) + table.amino_acid
     table["log_odds"] = scan.values[i, k]
@@ -285,6 +292,7 @@ def _draw_map(mutant: Mutant, values: np.ndarray, label: str) -> Figure:
         values, index=range(mutant.offset, mutant.last + 1), columns=list(AMINO_ACIDS)
     )
     figure = scan_figure(scan, mutant.wild_type, _ROW_LENGTH)
+    # rounded up
     rows = -(-len(scan) // _ROW_LENGTH)
     # the axes after those of the rows are the colour bar's
     for row, axes in enumerate(figure.axes[:rows]):
@@ -296,6 +304,7 @@ def _draw_map(mutant: Mutant, values: np.ndarray, label: str) -> Figure:
         if boxes:
             x, y = zip(*boxes)
             axes.scatter(x, y, s=30, marker="s", facecolor="none", edgecolor="black", lw=1.2)
+    # a longer name would run off the page
     title = f"{label}  {mutant.text}"
     if len(mutant.text) >= 60:
         title = f"{label}, {len(mutant.mutations)} mutations"
@@ -316,10 +325,65 @@ def _find_source(model) -> str:
         return model.name
     return str(path.resolve())
 
-# %% ../nbs/library/81_explorer.ipynb #2f675145
+# %% ../nbs/library/81_explorer.ipynb #71ab8ceb
+def _check_length(model, wild_type: str) -> None:
+    "Raises CarpError for a protein that the model cannot read in one piece."
+    if model.max_length and len(wild_type) > model.max_length:
+        raise CarpError(
+            f"{model.name} takes at most {model.max_length} residues and the protein has "
+            f"{len(wild_type)}; cut it to a domain and set the offset."
+        )
+
+# %% ../nbs/library/81_explorer.ipynb #837833d2
+class _Answers:
+    "What a model has said of a protein and its mutants so far."
+
+    def __init__(self, model, wild_type: str):
+        self.model = model
+        self.map = _PartialScan(wild_type)
+        self.mutant_scan: _PartialScan | None = None
+        # nats; the wild type's is 0 by definition and never computed
+        self.scores: dict[Changes, float] = {(): 0.0}
+        self.step_size = _StepSize()
+
+    def score(self, mutant: Mutant) -> None:
+        "Compute the score of a mutant."
+        scores = score_mutants(self.model, mutant.wild_type, [mutant.text], mutant.offset)
+        self.scores[mutant.mutations] = float(scores[0])
+
+    def fill(self, scan: _PartialScan, positions: np.ndarray) -> None:
+        "Compute some positions of a scan."
+        began = time.perf_counter()
+        scan.fill(self.model, positions)
+        # a smaller step says nothing about how long a full one takes
+        if len(positions) == self.step_size.positions:
+            self.step_size.record(time.perf_counter() - began)
+
+    def find_scan(self, mutant: Mutant) -> _PartialScan | None:
+        "Return the scan of a mutant's own sequence; None if it has not begun."
+        if self.mutant_scan is None or self.mutant_scan.sequence != mutant.sequence:
+            return None
+        return self.mutant_scan
+
+    def begin_scan(self, mutant: Mutant) -> _PartialScan:
+        "Return the scan of a mutant's own sequence, an empty one if it has not begun."
+        scan = self.find_scan(mutant)
+        if scan is None:
+            scan = self.mutant_scan = _PartialScan(mutant.sequence)
+        return scan
+
+# %% ../nbs/library/81_explorer.ipynb #af908f23
+# kind of export -> suffix of the file
 _SUFFIXES = {"csv": "csv", "fasta": "fasta", "state": "txt", "png": "png", "svg": "svg"}
 
 
+def _render_figure(figure: Figure, kind: str) -> bytes:
+    "Write a figure as png or svg."
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, bbox_inches="tight", dpi=150)
+    return buffer.getvalue()
+
+# %% ../nbs/library/81_explorer.ipynb #2f675145
 class Explorer:
     "A mutant and what a model says of it. `step` computes, everything else only reads."
 
@@ -333,34 +397,28 @@ class Explorer:
         label: str = "",  # the protein's name, for files and titles
         scan: str = "",  # the measurements' name or file; without it the state string lacks them
     ):
-        if model.max_length and len(mutant.wild_type) > model.max_length:
-            raise CarpError(
-                f"{model.name} takes at most {model.max_length} residues and the protein has "
-                f"{len(mutant.wild_type)}; cut it to a domain and set the offset."
-            )
+        _check_length(model, mutant.wild_type)
         self.model = model
         self.source = _find_source(model)
         self.label = label or "protein"
         self.history = History(mutant)
         self.measured = measured
         self.direction = direction
-        self.scan = scan if measured is not None else ""
+        self.scan = ""
         self.given = "wild type"  # or "mutant": what the list of additions starts from
         self.focus = 0  # 0-based position from which on the map is filled
         self.cancelled = False
         # mutations at which computing failed; nothing is tried again for them
         self.given_up: Changes | None = None
-        self.map = _PartialScan(mutant.wild_type)
+        # converted once, not for every step
+        self._answers = _Answers(as_dtype(model, dtype), mutant.wild_type)
+        self.map = self._answers.map
         self.agreement: MapAgreement | None = None
         self._by_mutant: dict[Changes, float] = {}
         if measured is not None:
             self._by_mutant = _index_measurements(measured, mutant.wild_type)
+            self.scan = scan
         self.measured_map = _measured_map(len(mutant.wild_type), self._by_mutant, direction)
-        # converted once, not for every step
-        self._computing = as_dtype(model, dtype)
-        self._step_size = _StepSize()
-        self._mutant_scan: _PartialScan | None = None
-        self._scores: dict[Changes, float] = {(): 0.0}
 
     @property
     def mutant(self) -> Mutant:
@@ -382,57 +440,39 @@ class Explorer:
     def _next_job(self) -> Callable[[], None] | None:
         "Choose what to compute next; None when nothing is left to do."
         mutant = self.mutant
-        most = self._step_size.positions
+        answers = self._answers
+        most = answers.step_size.positions
         if mutant.mutations == self.given_up:
             return None
-        if mutant.mutations not in self._scores:
-            return partial(self._score, mutant)
+        if mutant.mutations not in answers.scores:
+            return partial(answers.score, mutant)
         # the sum of its single mutants is shown beside the score
         mutated = np.array([i for i, _ in mutant.mutations if not self.map.done[i]], int)
         if len(mutated):
-            return partial(self._fill, self.map, mutated)
+            return partial(answers.fill, self.map, mutated)
         if self.cancelled:
             return None
         if self.given == "mutant" and mutant.mutations:
-            scan = self._scan_mutant(mutant.sequence)
+            scan = answers.begin_scan(mutant)
             missing = scan.missing(0, most)
             if len(missing):
-                return partial(self._fill, scan, missing)
+                return partial(answers.fill, scan, missing)
         missing = self.map.missing(self.focus, most)
         if len(missing):
-            return partial(self._fill, self.map, missing)
+            return partial(answers.fill, self.map, missing)
         if self.agreement is None and self.measured_map is not None:
             return partial(self._compare, self.measured_map)
         return None
-
-    def _score(self, mutant: Mutant) -> None:
-        "Compute the score of a mutant."
-        scores = score_mutants(self._computing, mutant.wild_type, [mutant.text], mutant.offset)
-        self._scores[mutant.mutations] = float(scores[0])
-
-    def _fill(self, scan: _PartialScan, positions: np.ndarray) -> None:
-        "Compute some positions of a scan."
-        began = time.perf_counter()
-        scan.fill(self._computing, positions)
-        # a smaller step says nothing about how long a full one takes
-        if len(positions) == self._step_size.positions:
-            self._step_size.record(time.perf_counter() - began)
 
     def _compare(self, measured: np.ndarray) -> None:
         "Compute how far the map agrees with the measurements."
         self.agreement = _measure_agreement(self.map.values, measured)
 
-    def _scan_mutant(self, sequence: str) -> _PartialScan:
-        "Take up the scan of a mutant, or begin it."
-        if self._mutant_scan is None or self._mutant_scan.sequence != sequence:
-            self._mutant_scan = _PartialScan(sequence)
-        return self._mutant_scan
-
     @property
     def summary(self) -> MutantSummary:
         "The numbers of the mutant."
         mutant = self.mutant
-        score = self._scores.get(mutant.mutations)
+        score = self._answers.scores.get(mutant.mutations)
         return _summarise_mutant(mutant, self.map, score, self._by_mutant.get(mutant.mutations))
 
     @property
@@ -441,9 +481,7 @@ class Explorer:
         mutant = self.mutant
         if self.given != "mutant" or not mutant.mutations:
             return self.map
-        if self._mutant_scan is None or self._mutant_scan.sequence != mutant.sequence:
-            return None
-        return self._mutant_scan
+        return self._answers.find_scan(mutant)
 
     @property
     def additions_done(self) -> float:
@@ -451,17 +489,17 @@ class Explorer:
         scan = self._additions_scan
         if scan is None:
             return 0.0
-        return 1.0 if scan is self.map else float(scan.done.mean())
+        if scan is self.map:
+            return 1.0
+        return float(scan.done.mean())
 
     def additions(
         self,
         most: int = 10,
     ) -> pd.DataFrame:  # mutation, effect (nats), best first
         "The best single substitutions to add, among those computed so far."
-        mutant = self.mutant
-        scan = self._additions_scan
-        effects = np.full((len(mutant.wild_type), 20), np.nan) if scan is None else scan.values
-        return _choose_additions(mutant, effects, most)
+        scan = self._additions_scan or _PartialScan(self.mutant.wild_type)
+        return _choose_additions(self.mutant, scan.values, most)
 
     def table(self) -> pd.DataFrame:
         "Every single substitution computed so far, with log-odds (nats), entropy (bits) and any measurement."
@@ -495,9 +533,7 @@ class Explorer:
 
     def picture(self, kind: str) -> bytes:
         "The figure as png or svg."
-        buffer = io.BytesIO()
-        self.figure().savefig(buffer, format=kind, bbox_inches="tight", dpi=150)
-        return buffer.getvalue()
+        return _render_figure(self.figure(), kind)
 
     def export(
         self,
@@ -540,8 +576,10 @@ def _open_protein(
     "Find the protein that is meant; of a FASTA file it is the first record."
     records, scan = read_proteins(sequence)
     label, residues = next(records)
-    first = scan.offset if scan else offset
-    return ACTIONS["renumber"](Mutant(residues), first), label, scan
+    if scan:
+        offset = scan.offset
+    # not given to `Mutant` itself, because the action refuses what is not a whole number
+    return ACTIONS["renumber"](Mutant(residues), offset), label, scan
 
 # %% ../nbs/library/81_explorer.ipynb #166737ea
 def _open_scan(name: str, wild_type: str) -> DMS:
@@ -587,9 +625,13 @@ def explore(
     else:
         mutant, label, named = _open_protein(sequence, offset)
         settings = {"label": label}
-    # a file keeps its numbers when the protein gets others
-    scan_offset = mutant.offset if scan else int(settings.get("scan_offset", mutant.offset))
-    scan = scan or settings.get("scan", "") or (named.name if named else "")
+        if named:
+            settings["scan"] = named.name
+    scan_offset = mutant.offset
+    if not scan:
+        scan = settings.get("scan", "")
+        # a file keeps its numbers when the protein gets others
+        scan_offset = int(settings.get("scan_offset", mutant.offset))
     measured, direction, scan = _open_measurements(scan, mutant.wild_type, scan_offset, named)
     if isinstance(model, (str, Path)):
         model = load_model(model or settings.get("model") or "carp_600k_sprot50", device)

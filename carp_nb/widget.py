@@ -66,7 +66,7 @@ def _pack_rows(
     rows: np.ndarray,  # 0-based positions to send
 ) -> list[bytes]:  # int32 positions; float32 [rows, 22]: log-odds, mean effect, entropy
     "Pack rows of the map for the page."
-    summary = summarise_positions(values[rows], "").to_numpy()
+    summary = summarise_positions(values[rows]).to_numpy()
     packed = np.column_stack([values[rows], summary]).astype(np.float32)
     return [rows.astype(np.int32).tobytes(), packed.tobytes()]
 
