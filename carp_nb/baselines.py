@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -54,6 +55,7 @@ class Blosum62:
         half_bits = []
         for wild_type in AMINO_ACIDS + "X":
             half_bits.append([matrix.get_score(wild_type, b) for b in AMINO_ACIDS])
+        # from half-bits to nats
         self._nats = torch.tensor(half_bits, dtype=torch.float32) * np.log(2) / 2
 
     def log_probs(
@@ -63,21 +65,25 @@ class Blosum62:
         at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
     ) -> list[Tensor]:  # float32 [len(at_i), 20]
         "Return the rows of the matrix for the wild-type residues, in nats, up to a constant."
+        if at is None:
+            at = masked
         rows = PROTEIN.encode(wild_type, "wild type").clamp(max=len(AMINO_ACIDS))
-        return [self._nats[rows[list(positions)]] for positions in (masked if at is None else at)]
+        return [self._nats[rows[list(positions)]] for positions in at]
 
 # %% ../nbs/library/63_baselines.ipynb #a35b9421
 LETTERS = AMINO_ACIDS + "XU"
+_NUMBER = {letter: number for number, letter in enumerate(LETTERS)}
 # token of PROTEIN -> number of LETTERS
-_LETTER = np.array([LETTERS.find(t if t in LETTERS else "X") for t in PROTEIN.tokens], np.uint8)
+_LETTER = np.array([_NUMBER.get(token, _NUMBER["X"]) for token in PROTEIN.tokens], np.uint8)
 
-
+# %% ../nbs/library/63_baselines.ipynb #bad7556e
 def _one_hot(
     sequences: Sequence[str],
     length: int,  # residues; longer sequences are cut
 ) -> csr_matrix:  # [N, length * 22]
     "Encode sequences as zeros and ones, a column per position and letter."
     ids = [_LETTER[PROTEIN.to_ids(s, f"sequence {i}")][:length] for i, s in enumerate(sequences, 1)]
+    # where the ones stand
     row = np.repeat(np.arange(len(ids)), [len(r) for r in ids])
     column = np.concatenate([np.arange(len(r)) * len(LETTERS) + r for r in ids])
     return csr_matrix((np.ones(len(row)), (row, column)), shape=(len(ids), length * len(LETTERS)))
@@ -111,6 +117,14 @@ class RidgeBaseline:
             return (self.estimator.decision_function(letters) + 1) / 2
         return np.asarray(self.estimator.predict(letters))
 
+# %% ../nbs/library/63_baselines.ipynb #b5d3bb0d
+def _sort_classes(target: pd.Series) -> tuple:
+    "Return the classes of training rows in order. Raises CarpError for a single one."
+    classes = sorted(set(target))
+    if len(classes) == 1:
+        raise CarpError(f"every row is of class {classes[0]}; a classifier needs two.")
+    return tuple(classes)
+
 # %% ../nbs/library/63_baselines.ipynb #c58dc724
 def fit_ridge(
     train_rows: pd.DataFrame,  # sequence, target
@@ -129,13 +143,13 @@ def fit_ridge(
         raise CarpError("there are no rows to fit.")
     length = int(rows.sequence.str.len().max())
     letters = _one_hot(rows.sequence.tolist(), length)
+    # the published numbers come from stopping here, before the solver has converged
+    solver = {"alpha": alpha, "solver": "lsqr", "tol": 1e-4}
     if kind == "regression":
-        ridge = Ridge(alpha=alpha, solver="lsqr", tol=1e-4)
+        ridge = Ridge(**solver)
         return RidgeBaseline(ridge.fit(letters, rows.target), length, None)
-    classes = tuple(sorted(set(rows.target)))
-    if len(classes) < 2:
-        raise CarpError(f"every row is of class {classes[0]}; a classifier needs two.")
-    classifier = RidgeClassifier(alpha=alpha, solver="lsqr", tol=1e-4)
+    classes = _sort_classes(rows.target)
+    classifier = RidgeClassifier(**solver)
     return RidgeBaseline(classifier.fit(letters, rows.target), length, classes)
 
 # %% ../nbs/library/63_baselines.ipynb #28bcbcc2
@@ -143,10 +157,11 @@ def _distinct_windows(
     letters: Tensor,  # int64 [B, L] numbers of LETTERS, 22 for none
 ) -> tuple[Tensor, Tensor]:  # int64 [U, 5] windows; int64 [B, L] the window around each position
     "Collect the distinct windows of five residues."
+    # one digit more than letters, for no residue
     base = len(LETTERS) + 1
     digits = base ** torch.arange(5, device=letters.device)
     windows = F.pad(letters, (2, 2), value=len(LETTERS)).unfold(1, 5, 1)
-    # a window written as one number, and read back afterwards
+    # a window is written as one number, because `unique` of numbers is faster than that of rows
     distinct, which = (windows * digits).sum(-1).unique(return_inverse=True)
     return distinct[:, None] // digits % base, which
 
@@ -169,10 +184,10 @@ def _strongest(
     parts = []
     for rows in differ.split(max(1, at_once // (differ.shape[1] * x.shape[1]))):
         parts.append(rows.gather(1, x[rows].argmax(1)))
-    own = torch.cat(parts)
+    best = torch.cat(parts)
     if shared is None:
-        return own
-    return torch.where(x.gather(0, own) > x.gather(0, shared), own, shared)
+        return best
+    return torch.where(x.gather(0, best) > x.gather(0, shared), best, shared)
 
 # %% ../nbs/library/63_baselines.ipynb #5ff3ae4c
 class _Scaled(nn.Module):
@@ -180,6 +195,7 @@ class _Scaled(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, ratio: float):
         super().__init__()
+        # what is applied, ratio times the parameter, starts as a plain layer does
         plain = nn.Linear(inputs, outputs)
         self.ratio = ratio
         self.weight = nn.Parameter(plain.weight.detach() / ratio)
@@ -189,6 +205,7 @@ class _Scaled(nn.Module):
         return F.linear(x, self.weight * self.ratio, self.bias * self.ratio)
 
     def penalty(self) -> Tensor:
+        # halved: its gradient is the parameter itself, as in Adam's weight decay
         return self.ratio**2 * (self.weight.square().sum() + self.bias.square().sum()) / 2
 
 # %% ../nbs/library/63_baselines.ipynb #2afa977f
@@ -215,10 +232,12 @@ class SmallCNN(nn.Module):
         nothing = len(LETTERS)
         windows, which = _distinct_windows(self.letters[tokens].masked_fill(~mask, nothing))
         weight, bias = self.convolution.weight, self.convolution.bias
+        # without the column of no residue, padding is all zeros
         one_hot = F.one_hot(windows, nothing + 1)[..., :-1].mT.to(weight)  # [U, 22, 5]
         x = F.conv1d(one_hot, weight, bias).squeeze(-1)  # [U, channels]
         x = self.features(x.relu()).relu()  # [U, features]
         x = x.masked_fill(windows[:, 2:3] == nothing, -torch.inf)
+        # the search needs no gradient; what it finds carries one
         return self.readout(x.gather(0, _strongest(x.detach(), which)))
 
 # %% ../nbs/library/63_baselines.ipynb #6e5adaf3
@@ -226,10 +245,12 @@ def _predict(
     model: SmallCNN, rows: Rows, targets: Targets, batch_tokens: int
 ) -> np.ndarray:  # float64 [N] or [N, classes]
     "Predict numbers or probabilities for rows of tokens."
-    out = head_outputs(model, rows, targets.n_out, batch_tokens)
-    return cast("np.ndarray", targets.decode(out))
+    predicted = targets.decode(head_outputs(model, rows, targets.n_out, batch_tokens))
+    # a list is for residues and pairs
+    assert isinstance(predicted, np.ndarray)
+    return predicted
 
-
+# %% ../nbs/library/63_baselines.ipynb #d5391645
 @dataclass
 class CNNBaseline:
     "A trained small CNN, ready to predict."
@@ -263,7 +284,15 @@ def _score(targets: Targets, measured: Sequence, predicted: np.ndarray) -> float
     values = dict(zip(metrics.metric, metrics.value))
     if targets.kind == "regression":
         return float(values["spearman"])
+    # there is no AUROC of more than two classes, or where one is missing
     return float(values.get("auroc", values.get("accuracy", np.nan)))
+
+# %% ../nbs/library/63_baselines.ipynb #44ab1ae4
+def _valid_loss(
+    model: SmallCNN, rows: Rows, measured: Sequence, targets: Targets, batch_tokens: int
+) -> float:
+    "Return the validation score of the network as it is now, with its sign reversed."
+    return -_score(targets, measured, _predict(model, rows, targets, batch_tokens))
 
 # %% ../nbs/library/63_baselines.ipynb #6f02f484
 def _cnn_loss(targets: Targets, decay: float = 0.05) -> Callable:
@@ -286,14 +315,13 @@ def _cnn_targets(train_rows: pd.DataFrame, valid_rows: pd.DataFrame, kind: str) 
     "Return the targets of a fit. Raises CarpError for training rows of one class."
     if kind != "classification":
         return Targets(kind)
-    if train_rows.target.nunique() < 2:
-        raise CarpError(
-            f"every row is of class {train_rows.target.iloc[0]}; a classifier needs two."
-        )
-    return Targets(kind, tuple(sorted(set(train_rows.target) | set(valid_rows.target))))
+    classes = _sort_classes(train_rows.target)
+    return Targets(kind, tuple(sorted({*classes, *valid_rows.target})))
 
-
-def _cnn_plan(batches: EpochBatches, lengths: np.ndarray, epochs: int, batch_tokens: int):
+# %% ../nbs/library/63_baselines.ipynb #413b8865
+def _cnn_plan(
+    batches: EpochBatches, lengths: np.ndarray, epochs: int, batch_tokens: int
+) -> TrainConfig:
     "Return the settings of the training loop; a batch over the token budget is cut into parts."
     largest = min(batches.batch, len(lengths)) * int(lengths.max())  # padded residues
     return TrainConfig(
@@ -309,11 +337,13 @@ def _cnn_plan(batches: EpochBatches, lengths: np.ndarray, epochs: int, batch_tok
 def _begin_run(folder: Path, settings: dict) -> None:
     "Write the settings of a run. Raises CarpError for a folder that holds another run."
     refuse_other_run(folder, settings)
+    # of several processes one writes
     if processes().is_main_process:
         write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
 
-
+# %% ../nbs/library/63_baselines.ipynb #61d98c0c
 def _score_history(memory: dict) -> pd.DataFrame:  # epoch, valid_score
+    "Tabulate the validation scores of a run."
     scores = [-v for v in memory.get("history", [])]
     return pd.DataFrame({"epoch": range(1, len(scores) + 1), "valid_score": scores})
 
@@ -337,7 +367,6 @@ def fit_cnn(
     one class, a symbol that is not a residue, and a folder that holds another run."""
     targets = _cnn_targets(train_rows, valid_rows, kind)
     rows = TokenRows(PROTEIN, train_rows.sequence.tolist())
-    watched = TokenRows(PROTEIN, valid_rows.sequence.tolist())
     settings = {
         "kind": kind,
         "epochs": epochs,
@@ -352,20 +381,18 @@ def fit_cnn(
     _begin_run(folder, settings)
     torch.manual_seed(seed)
     model = SmallCNN(targets.n_out, channels, features).to(pick_device(device))
-    batches = EpochBatches(rows, targets.encode(train_rows.target), batch, seed)
+    batches = EpochBatches(rows, targets.encode(train_rows.target.tolist()), batch, seed)
     plan = _cnn_plan(batches, rows.lengths, epochs, batch_tokens)
-
-    # early stopping looks for the lowest loss, here the highest score
-    def valid_loss():
-        predicted = _predict(model, watched, targets, batch_tokens)
-        return -_score(targets, valid_rows.target, predicted)
-
     memory: dict = {}
     after = {}
     if len(valid_rows):
+        watched = TokenRows(PROTEIN, valid_rows.sequence.tolist())
+        measured = valid_rows.target.tolist()
+        valid_loss = partial(_valid_loss, model, watched, measured, targets, batch_tokens)
         stopping = EarlyStopping(model, valid_loss, patience, 0, memory)
         after = after_each_epoch(stopping, batches, epochs)
     metrics = train(model, batches, _cnn_loss(targets), plan, folder, after, progress, memory)
+    # without a validation score that is defined, the last weights stay
     if "weights" in memory:
         model.load_state_dict(memory["weights"])
     return CNNBaseline(model, targets, _score_history(memory), metrics, batch_tokens)
@@ -384,29 +411,36 @@ def _encode_columns(
         encoded.append(number[np.frombuffer(row.encode(), np.uint8)][query_columns])
     return np.stack(encoded)
 
+# %% ../nbs/library/63_baselines.ipynb #010e4458
+def _match_columns(
+    sequences: list[str],  # as in the file, the query first
+) -> list[str]:  # capitals and dashes
+    "Drop insertions, or keep lower-case columns if the query has some."
+    # then they are poorly covered columns, not insertions
+    if any(c.islower() for c in sequences[0]):
+        return [s.upper().replace(".", "-") for s in sequences]
+    return [re.sub("[a-z.]", "", s) for s in sequences]
 
+# %% ../nbs/library/63_baselines.ipynb #6ebfefe2
 def read_alignment(
     path: str | Path,  # a3m, a2m or aligned FASTA; plain or gzip
 ) -> tuple[str, np.ndarray]:  # the query's residues; uint8 [N, L], 0-19, 20: no amino acid
     """Read an alignment in the query's columns, the query first.
     Raises CarpError for rows that do not line up."""
     rows = list(read_aligned(path))
-    (query_name, query_row), *_ = rows
-    if any(c.islower() for c in query_row):  # a poorly covered column, not an insertion
-        kept = [s.upper().replace(".", "-") for _, s in rows]
-    else:
-        kept = [re.sub("[a-z.]", "", s) for _, s in rows]
-    columns = len(kept[0])
+    (query_name, _), *_ = rows
+    matched = _match_columns([sequence for _, sequence in rows])
+    columns = len(matched[0])
     misaligned = []
-    for (name, _), row in zip(rows, kept):
+    for (name, _), row in zip(rows, matched):
         if len(row) != columns:
             misaligned.append(f"{name} has {len(row)} columns")
     if misaligned:
         raise bad_rows(path, misaligned, len(rows), f"The query, {query_name}, has {columns}.")
-    query = kept[0].replace("-", "")
+    query = matched[0].replace("-", "")
     if not query:
         raise CarpError(f"{path}: the query, {query_name}, has no residues.")
-    return query, _encode_columns(kept, np.array([c != "-" for c in kept[0]]))
+    return query, _encode_columns(matched, np.array([c != "-" for c in matched[0]]))
 
 # %% ../nbs/library/63_baselines.ipynb #28eafe5f
 def sequence_weights(
@@ -427,6 +461,22 @@ def sequence_weights(
     near = torch.cat(parts).numpy()
     return np.where(residue.any(1), 1 / np.maximum(near, 1), 0.0)
 
+# %% ../nbs/library/63_baselines.ipynb #5f41a5c5
+def _column_frequencies(
+    aligned: np.ndarray,  # uint8 [N, L]
+    weights: np.ndarray,  # float64 [N]
+    pseudocount: float,  # effective sequences of average composition
+) -> np.ndarray:  # float64 [L, 20]
+    "Return the frequency of each amino acid in each column."
+    n = len(AMINO_ACIDS)
+    # what is no amino acid is counted last, and left out
+    columns = [np.bincount(column, weights, n + 1)[:-1] for column in aligned.T]
+    counts = np.stack(columns)  # [L, 20]
+    # one more of each, because a letter that the alignment lacks would have no logarithm
+    background = (counts.sum(0) + 1) / (counts.sum() + n)
+    smoothed = counts + pseudocount * background
+    return smoothed / (counts.sum(1, keepdims=True) + pseudocount)
+
 # %% ../nbs/library/63_baselines.ipynb #61bbb9fe
 class PSSM:
     "Column frequencies of an alignment as a scorer: the profile of Figure 2."
@@ -444,13 +494,8 @@ class PSSM:
         self.name = name
         self.query = query
         weights = sequence_weights(aligned, identity)
-        n = len(AMINO_ACIDS)
-        columns = [np.bincount(column, weights, n + 1)[:-1] for column in aligned.T]
-        counts = np.stack(columns)  # [L, 20]
-        background = (counts.sum(0) + 1) / (counts.sum() + n)
         self.effective = float(weights.sum())  # sequences
-        smoothed = counts + pseudocount * background
-        frequencies = smoothed / (counts.sum(1, keepdims=True) + pseudocount)
+        frequencies = _column_frequencies(aligned, weights, pseudocount)
         self._log_probs = torch.from_numpy(np.log(frequencies)).float()
 
     @classmethod
@@ -468,6 +513,8 @@ class PSSM:
     ) -> list[Tensor]:  # float32 [len(at_i), 20]
         """Return the log-frequencies of the columns, in nats. Raises CarpError for another
         protein, or a position that the alignment does not cover."""
+        if at is None:
+            at = masked
         length = len(self.query)
         start = wild_type.find(self.query)
         if start < 0:
@@ -475,12 +522,11 @@ class PSSM:
                 f"{self.name}: the query of the alignment ({length} residues) is not part of the "
                 "wild type; give the alignment of this protein."
             )
-        read = masked if at is None else at
         covered = range(start, start + length)
-        outside = sorted(set().union(*read) - set(covered))
+        outside = sorted(set().union(*at) - set(covered))
         if outside:
             raise CarpError(
                 f"{self.name}: {len(outside)} positions lie outside the alignment, which covers "
                 f"residues {start + 1} to {start + length}; the first is {outside[0] + 1}."
             )
-        return [self._log_probs[np.array(positions, int) - start] for positions in read]
+        return [self._log_probs[np.array(positions, int) - start] for positions in at]
