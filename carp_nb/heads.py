@@ -17,7 +17,7 @@ from torch import Tensor, nn
 # %% ../nbs/library/60_heads.ipynb #b88aab36
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
-    "Let torch draw on the CPU from `seed` within this block, and go on afterwards as before it."
+    "Let torch draw on the CPU from `seed` within this block, and go on after it as before."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -78,12 +78,12 @@ def residues_first(
     moved = x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
     return moved * inside.unsqueeze(-1), inside
 
-
+# %% ../nbs/library/60_heads.ipynb #aac3a891
 def backwards(
     x: Tensor,  # [B, M, d] residues first
     mask: Tensor,  # bool [B, M]
 ) -> Tensor:  # [B, M, d]
-    "The residues of every row from last to first, still at its front; twice is what it was."
+    "Reverse the residues of every row, which stay at its front; a second time restores the row."
     columns = torch.arange(mask.shape[1], device=mask.device)
     last = mask.sum(1, keepdim=True) - 1
     # Column j reads residue last - j; modulo M the padding is turned round as well
@@ -124,6 +124,7 @@ class ResidueHead(nn.Module):
         x, mask = residues_first(x, mask)
         x = x.transpose(1, 2)
         for conv in self.convs:
+            # the bias fills the padding, which the next convolution would read
             x = F.relu(conv(x)) * mask.unsqueeze(1)
         x = x.transpose(1, 2)
         # Autocast on a GPU would run the LSTMs in float16
@@ -140,6 +141,7 @@ class OuterProduct(nn.Module):
     def __init__(self, d_model: int, d_pair: int, channels: int):
         super().__init__()
         self.down = nn.Linear(d_model, d_pair)
+        # a sum of d_pair² terms then varies as one of them does
         self.weight = nn.Parameter(torch.randn(channels, d_pair, d_pair) / d_pair)
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
 
@@ -162,6 +164,7 @@ class PairNorm(nn.Module):
         z: Tensor,  # [B, C, L, L]
         pairs: Tensor,  # [B, 1, L, L], 1 = both are residues
     ) -> Tensor:  # float32 [B, C, L, L]
+        # sums over as many as a million pairs
         z = z.float()
         n = pairs.sum((2, 3), keepdim=True).clamp(min=1)
         centred = (z - (z * pairs).sum((2, 3), keepdim=True) / n) * pairs
@@ -219,4 +222,5 @@ class ContactHead(nn.Module):
         for block in self.blocks:
             z = block(z, pairs)
         z = self.out(z).squeeze(1).float()
+        # the filters of the blocks are not symmetric, so neither is what they make
         return (z + z.transpose(1, 2)) / 2
