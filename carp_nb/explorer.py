@@ -20,14 +20,7 @@ from matplotlib.figure import Figure
 from .alphabet import AMINO_ACIDS
 from .datasets import DMS, SOURCES, load_dataset, read_dms
 from .devices import as_dtype
-from carp_nb.editing import (
-    ACTIONS,
-    Changes,
-    History,
-    Mutant,
-    read_state,
-    write_state,
-)
+from .editing import ACTIONS, Changes, History, Mutant, read_state, write_state
 from .fetch import cache_dir
 from .figures import scan_figure
 from .files import CarpError, atomic_path, file_name
@@ -35,11 +28,7 @@ from .metrics import spearman_interval
 from .mutants import parse_mutant, place_mutant
 from .pretrained import load_model, own_weights, shipped_weights
 from .protbert import ProtBert
-from carp_nb.scoring import (
-    mutation_scan,
-    read_proteins,
-    score_mutants,
-)
+from .scoring import mutation_scan, read_proteins, score_mutants
 from .tasks import fasta_record
 
 # %% ../nbs/library/81_explorer.ipynb #597cf38e
@@ -52,7 +41,7 @@ class _PartialScan:
         self.done = np.zeros(len(sequence), bool)
 
     def missing(self, start: int, most: int) -> np.ndarray:  # 0-based
-        "The next positions to compute, from `start` on; behind the end it goes on at the beginning."
+        "Return the next positions to compute, from `start` to the end and then from the beginning."
         left = np.flatnonzero(~self.done)
         first = np.searchsorted(left, start)
         if first < len(left):
@@ -434,7 +423,7 @@ class Explorer:
 
     @property
     def pending(self) -> bool:
-        "Is there anything left to do?"
+        "Whether anything is left to do."
         return self._next_job() is not None
 
     def _next_job(self) -> Callable[[], None] | None:
@@ -497,19 +486,19 @@ class Explorer:
         self,
         most: int = 10,
     ) -> pd.DataFrame:  # mutation, effect (nats), best first
-        "The best single substitutions to add, among those computed so far."
+        "List the best single substitutions to add, among those computed so far."
         scan = self._additions_scan or _PartialScan(self.mutant.wild_type)
         return _choose_additions(self.mutant, scan.values, most)
 
     def table(self) -> pd.DataFrame:
-        "Every single substitution computed so far, with log-odds (nats), entropy (bits) and any measurement."
+        "Tabulate the substitutions computed so far: log-odds (nats), entropy (bits), measurements."
         table, cells = _tabulate_substitutions(self.mutant, self.map)
         if self.measured_map is not None:
             table["measured"] = self.direction * self.measured_map[cells]
         return table
 
     def fasta(self) -> str:
-        "Wild type and mutant as FASTA records."
+        "Write wild type and mutant as FASTA records."
         return _write_fasta(self.mutant, self.label)
 
     @property
@@ -528,18 +517,14 @@ class Explorer:
         )
 
     def figure(self) -> Figure:
-        "The map with the mutations in boxes."
+        "Draw the map, with the mutations in boxes."
         return _draw_map(self.mutant, self.map.values, self.label)
-
-    def picture(self, kind: str) -> bytes:
-        "The figure as png or svg."
-        return _render_figure(self.figure(), kind)
 
     def export(
         self,
         kind: str,  # csv, fasta, png, svg, state
     ) -> tuple[str, bytes]:  # a file name, its content
-        "One file. Raises CarpError for another kind."
+        "Return one file to save. Raises CarpError for an unknown kind."
         if kind not in _SUFFIXES:
             raise CarpError(f"{kind!r} cannot be exported; choose {', '.join(_SUFFIXES)}.")
         if kind == "csv":
@@ -549,7 +534,7 @@ class Explorer:
         elif kind == "state":
             content = (self.state + "\n").encode()
         else:
-            content = self.picture(kind)
+            content = _render_figure(self.figure(), kind)
         name = file_name(f"{self.label}-{self.model.name}")
         return f"{name}.{_SUFFIXES[kind]}", content
 
