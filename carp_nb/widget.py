@@ -14,11 +14,11 @@ import anywidget
 import numpy as np
 
 from .alphabet import AMINO_ACIDS
+from .charts import STATE_COLOURS
 from .coordinates import pdb_text, placed_chain
 from .datasets import list_datasets
 from .editing import format_positions, read_state
 from .explorer import Explorer, explore, summarise_positions
-from .figures import _STATES
 from .files import CarpError, package_folder
 from .pretrained import list_models, load_model
 
@@ -294,12 +294,12 @@ def _name_states(
     states: dict[str, str],  # title -> H, E or C per residue
 ) -> tuple[dict[str, list[str]], dict[str, str]]:  # title -> a name per residue; name -> colour
     "Name the states of each residue, and give each name that occurs a colour."
-    names = {letter: name for letter, (name, _) in _STATES.items()}
+    names = {letter: name for letter, (name, _) in STATE_COLOURS.items()}
     panels = {}
     for title, letters in states.items():
         panels[title] = [names.get(letter, "other") for letter in letters]
     occurring = set().union(*panels.values())
-    colours = [*_STATES.values(), ("other", "#e4e4e4")]
+    colours = [*STATE_COLOURS.values(), ("other", "#e4e4e4")]
     return panels, {name: colour for name, colour in colours if name in occurring}
 
 # %% ../nbs/library/82_widget.ipynb #a6a249fd
