@@ -22,8 +22,8 @@ from .datasets import DMS, SOURCES, load_dataset, read_dms
 from .devices import as_dtype
 from .editing import ACTIONS, Changes, History, Mutant, read_state, write_state
 from .fetch import cache_dir
-from .figures import scan_figure
 from .files import CarpError, atomic_path, file_name
+from .maps import scan_figure
 from .metrics import spearman_interval
 from .mutants import parse_mutant, place_mutant
 from .pretrained import load_model, own_weights, shipped_weights
