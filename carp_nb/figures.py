@@ -22,14 +22,19 @@ from matplotlib.ticker import LogLocator
 from .batching import Corpus
 from .carp import CARP
 from carp_nb.charts import (
+    BESIDE,
+    METHOD_MARKS,
     SMALL_LABELS,
+    baseline_mark,
     carp_style,
+    draw_group,
     draw_intervals,
     draw_published,
     draw_spread,
     draw_zero,
     fill_colour,
     finish_figure,
+    group_colour,
     groups_of,
     label_point,
     line_style,
@@ -209,7 +214,7 @@ def _draw_sizes(axes: Axes, runs: pd.DataFrame) -> None:
         else:
             axes.plot(mean.index, mean, color=colour, ls="", marker=next(alone), label=label)
 
-
+# %% ../nbs/library/73_figures.ipynb #387fd739
 def _draw_stated_losses(axes: Axes, stated: pd.DataFrame) -> None:
     "The published losses, with the data that they were measured on."
     columns = (stated.model, stated.parameters, stated.value, stated.note)
@@ -264,7 +269,7 @@ def _draw_length_curve(
     bars = np.maximum([bins.loss - bins.lo, bins.hi - bins.loss], 0)
     axes.errorbar(x, bins.loss, bars, fmt="os^Dv"[i % 5], ms=4, color=colour, lw=1)
 
-
+# %% ../nbs/library/73_figures.ipynb #7910bb1d
 def _mark_crop(axes: Axes, crop: int) -> None:
     "A line at the longest training crop."
     axes.axvline(crop, color="0.7", lw=1)
@@ -301,7 +306,7 @@ def _standard_error(values: np.ndarray) -> float:
         return 0.0
     return values.std(ddof=1) / np.sqrt(len(values))
 
-
+# %% ../nbs/library/73_figures.ipynb #98c6169a
 def _draw_tenths(
     axes: Axes,
     measured: np.ndarray,  # [N]
@@ -352,7 +357,7 @@ def _mark_memory_end(axes: Axes, length: float, value: float, colour: str) -> No
     text = "out of\nmemory"
     label_point(axes, text, length, value, (0, -7), ha="center", va="top", color=colour)
 
-
+# %% ../nbs/library/73_figures.ipynb #e2592d6c
 def _cost_panel(axes: Axes, cost: pd.DataFrame, value: str, scale: float) -> None:
     "One line per shape: the median over repeats and their range; a cross where memory ended."
     # colours so far, to tell the shapes of a family apart by their lines
@@ -404,50 +409,6 @@ def cost_figure(
         axes.set_xlabel(f"sequence length (residues); {device}, {dtype}")
     return finish_figure(figure, [left])
 
-# %% ../nbs/library/73_figures.ipynb #f8a3c574
-_MARKS = {
-    "pt-ft": "o",
-    "pt-fr": "s",
-    "na-ft": "^",
-    "na-fr": "v",
-    "baseline": "D",
-    "train + valid": "X",
-}
-
-
-# beside the axes, because a panel with many points has no free corner
-_BESIDE = {"fontsize": 7, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-
-
-def _baseline_mark(model: str, mark: str) -> str:
-    "The mark of a baseline; another model has that of its method."
-    if "valid" in model:
-        return "X"
-    return "P" if model == "cnn" else mark
-
-
-def _group_colour(model: str, shades: dict[str, str]) -> str:
-    "A shade; baselines are told apart by their marks and are all of one grey."
-    if model in ("ridge", "ridge, train + valid", "cnn"):
-        return model_colour(model)
-    return shades[model]
-
-# %% ../nbs/library/73_figures.ipynb #ad9fb979
-def _draw_group(
-    axes: Axes,
-    x: pd.Series,
-    group: pd.DataFrame,  # here, lo, hi, partial
-    mark: str,
-    colour: str,
-    label: str,
-) -> None:
-    "The results of one model and method, with their intervals."
-    draw_intervals(axes, x, group.lo, group.hi, colour)
-    faces = np.where(group.partial.astype(bool), "white", colour).tolist()
-    y = group.here.astype(float)
-    colours = {"facecolor": faces, "edgecolor": colour}
-    axes.scatter(x, y, s=36, marker=mark, zorder=3, label=label, **colours)
-
 # %% ../nbs/library/73_figures.ipynb #8a34e1c9
 def _label_tasks(axes: Axes, both: pd.DataFrame) -> None:
     "Name the task of each published number; a label that would cover another is left out."
@@ -469,14 +430,14 @@ def _draw_paper_panel(axes: Axes, name: str, both: pd.DataFrame) -> None:
     "One panel of `against_paper_figure`: a mark for each cell, and its task as label."
     shades = model_shades(both.model)
     for (model, method), points in groups_of(both, "model", "method"):
-        colour = _group_colour(model, shades)
+        colour = group_colour(model, shades)
         x = points.paper.astype(float)
         y = points.here.astype(float)
         sd = points.paper_sd.astype(float)
         axes.hlines(y, x - sd, x + sd, color=colour, alpha=0.4, lw=1)
-        mark = _baseline_mark(model, _MARKS.get(method, "o"))
+        mark = baseline_mark(model, METHOD_MARKS.get(method, "o"))
         label = f"{model} {method}".removesuffix(" baseline")
-        _draw_group(axes, x, points, mark, colour, label)
+        draw_group(axes, x, points, mark, colour, label)
     _label_tasks(axes, both)
     axes.axline((0, 0), slope=1, color="0.7", lw=0.8, zorder=0)
     axes.set(xlim=(-0.1, 1), ylim=(-0.3, 1))
@@ -500,7 +461,7 @@ def against_paper_figure(
     panels = list(grid[:, 0])
     for name, axes in zip(tables, panels):
         _draw_paper_panel(axes, name, both[both.table == name])
-    return finish_figure(figure, panels if len(both) else (), **_BESIDE)
+    return finish_figure(figure, panels if len(both) else (), **BESIDE)
 
 # %% ../nbs/library/73_figures.ipynb #43cc342c
 def _label_splits(axes: Axes, lines: pd.DataFrame) -> None:
@@ -528,9 +489,9 @@ def training_size_figure(
     lines = summarised(rows, metrics).dropna(subset=["train_rows"])
     shades = model_shades(lines.model)
     for (model, method), group in groups_of(lines, "model", "method"):
-        mark = _MARKS.get(method) or _baseline_mark(model, "D")
+        mark = METHOD_MARKS.get(method) or baseline_mark(model, "D")
         label = f"{model} {method}"
-        _draw_group(axes, group.train_rows, group, mark, _group_colour(model, shades), label)
+        draw_group(axes, group.train_rows, group, mark, group_colour(model, shades), label)
     _label_splits(axes, lines)
     axes.set_xscale("log")
     axes.margins(x=0.1)
@@ -539,7 +500,7 @@ def training_size_figure(
     draw_zero(axes)
     hollow = "hollow: part of the data or fewer than three seeds"
     axes.set_ylabel(f"Spearman or AUROC on the test rows\n({hollow})", fontsize=8)
-    return finish_figure(figure, [axes] if len(lines) else (), **_BESIDE)
+    return finish_figure(figure, [axes] if len(lines) else (), **BESIDE)
 
 # %% ../nbs/library/73_figures.ipynb #cc8d7598
 def _label_loss_axis(axes: Axes) -> None:
@@ -547,7 +508,7 @@ def _label_loss_axis(axes: Axes) -> None:
     axes.invert_xaxis()
     axes.set_xlabel("held-out pretraining loss (nats)\ntraining runs to the right")
 
-
+# %% ../nbs/library/73_figures.ipynb #c0d50390
 def _draw_curve(
     axes: Axes,
     curve: pd.DataFrame,  # points of one run
@@ -580,7 +541,7 @@ def _draw_downstream_run(axes: Axes, points: pd.DataFrame, i: int, colour: str) 
     "The curves of one run; a line across for a head on weights that were never pretrained."
     name = points.run.iloc[0]
     for method, curve in points.dropna(subset=["loss"]).groupby("method"):
-        mark = _MARKS.get(str(method), "o")
+        mark = METHOD_MARKS.get(str(method), "o")
         _draw_curve(axes, curve, i, colour, f"{name} {method}", mark)
     naive = points[points.loss.isna()]
     for method, value in zip(naive.method, naive.value, strict=True):
@@ -589,7 +550,7 @@ def _draw_downstream_run(axes: Axes, points: pd.DataFrame, i: int, colour: str) 
         label = f"{name} {method}, never pretrained"
         axes.axhline(value, color=colour, ls=(i, dashes), lw=1.4, label=label)
 
-
+# %% ../nbs/library/73_figures.ipynb #e30dbc98
 def _downstream_panel(axes: Axes, task: str, points: pd.DataFrame, runs: dict[str, str]) -> None:
     "The curves of all runs (name -> colour) on one task."
     for i, (name, colour) in enumerate(runs.items()):
