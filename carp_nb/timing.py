@@ -17,12 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 import numpy as np
 import pandas as pd
@@ -34,13 +34,14 @@ from .alphabet import AMINO_ACIDS
 from .carp import CARP, TABLE_S1, n_parameters
 from .devices import as_dtype
 from .esm import ESM, ESM_1B, TABLE_S2
+from .files import CarpError
 from .metrics import bootstrap, interval
 
 try:
     import resource
 except ImportError:
-    resource = None  # Windows
-from .files import CarpError
+    # Windows has no such module: there, memory is not measured
+    resource = None
 
 # %% ../nbs/library/70_timing.ipynb #070ff687
 def measured(
@@ -58,7 +59,7 @@ def measured(
         torch.cuda.synchronize(device)
     return time.perf_counter() - wall, time.process_time() - cpu
 
-
+# %% ../nbs/library/70_timing.ipynb #2ae7caf1
 def interleave(
     ways: dict[str, Callable[[], object]],  # what to compare
     repeats: int,
@@ -67,6 +68,7 @@ def interleave(
 ) -> pd.DataFrame:  # way, repeat, wall, cpu (seconds)
     "Time several computations in turns."
     if warm:
+        # the first call loads libraries and fills caches
         for compute in ways.values():
             measured(compute, device)
     rows = []
@@ -82,7 +84,7 @@ def clock_for(device: torch.device | str) -> str:  # wall, cpu
     """
     return "cpu" if torch.device(device).type == "cpu" else "wall"
 
-
+# %% ../nbs/library/70_timing.ipynb #13e4f291
 def paired_ratio(
     times: pd.DataFrame,  # of `interleave`
     slow: str,  # a way
@@ -100,7 +102,7 @@ def paired_ratio(
     return float(np.median(ratios)), *interval(np.median(ratios[draws], 1))
 
 # %% ../nbs/library/70_timing.ipynb #4e32dd06
-# The first that is in the name counts
+# the first that is in the name counts, so a longer name stands above a shorter one
 PEAK_TFLOPS = {
     "H100 PCIe": 756,
     "H100 NVL": 835,
@@ -117,11 +119,21 @@ def peak_tflops(
 ) -> float:  # 10^12 operations per second; NaN: not known
     "The peak rate of a GPU, dense and in half precision, as its maker states it."
     for name, rate in PEAK_TFLOPS.items():
+        # whole words: an A1000 is no A100
         if re.search(rf"\b{name}\b", device):
             return float(rate)
     return math.nan
 
 # %% ../nbs/library/70_timing.ipynb #a3cf8511
+def _slope(
+    log_length: np.ndarray,  # [N]
+    samples: Iterable[np.ndarray],  # N arrays, the measurements at each length
+) -> float:
+    "The slope of the logarithms of medians against those of lengths."
+    medians = [np.median(sample) for sample in samples]
+    return np.polyfit(log_length, np.log(medians), 1)[0]
+
+# %% ../nbs/library/70_timing.ipynb #156244e3
 def exponent(
     lengths: np.ndarray,  # [N] of every measurement
     values: np.ndarray,  # [N] seconds or bytes, all above zero
@@ -140,17 +152,14 @@ def exponent(
         )
     rng = np.random.default_rng(seed)
     log_length = np.log(cost.index.to_numpy(float))
-
-    def slope(samples):
-        medians = [np.median(sample) for sample in samples]
-        return np.polyfit(log_length, np.log(medians), 1)[0]
-
     draws = []
     for _ in range(n_boot):
-        draws.append(slope([rng.choice(sample, len(sample)) for sample in cost]))
+        # repeats are drawn within a length, so that every length stays in the fit
+        samples = [rng.choice(sample, len(sample)) for sample in cost]
+        draws.append(_slope(log_length, samples))
     lo, hi = interval(np.array(draws))
     return {
-        "exponent": slope(cost),
+        "exponent": _slope(log_length, cost),
         "lo": lo,
         "hi": hi,
         "from_length": cost.index[0],
@@ -174,7 +183,7 @@ def random_model(
             return CARP(TABLE_S1[size], shape).eval()
         if size in ESM_SHAPES and attention in ("", "plain", "sdpa"):
             config = ESM_SHAPES[size]
-            # Two more positions, for the start and the stop token
+            # two more positions, for the start and the stop token
             config = replace(config, max_positions=max(longest + 2, config.max_positions))
             return ESM(config, shape, attention or "sdpa").eval()
     raise CarpError(
@@ -195,24 +204,28 @@ def _status(field: str) -> int:  # bytes
                 "the memory of a process is read on Linux and macOS only; "
                 "measure there, or in a container."
             ) from None
+        # macOS counts bytes, the others kilobytes
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     kilobytes = next(line.split()[1] for line in lines if line.startswith(field))
     return int(kilobytes) * 1024
 
-
+# %% ../nbs/library/70_timing.ipynb #d419ae2e
 def _reset_peak(device: torch.device) -> None:
     "Let the peak start again from what is held now."
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with suppress(OSError):  # not Linux: the mark only rises
+        # elsewhere than on Linux the mark only rises
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak(device: torch.device) -> int:  # bytes
     "Most memory held since the last reset."
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM")
 
 # %% ../nbs/library/70_timing.ipynb #2d14074c
 def _out_of_memory(error: BaseException) -> bool:
@@ -223,16 +236,19 @@ def _out_of_memory(error: BaseException) -> bool:
     phrases = ("allocate memory", "not enough memory", "bad_alloc")
     return any(phrase in str(error) for phrase in phrases)
 
-
+# %% ../nbs/library/70_timing.ipynb #4879cede
 def _limit(device: torch.device, total: float, weights: int) -> None:
     "Let the weights, which are there already, and the activations have `total` bytes."
     if device.type == "cuda":
-        # The call below takes no device without a number
-        index = torch.cuda.current_device() if device.index is None else device.index
+        index = device.index
+        # the call below takes no device without a number
+        if index is None:
+            index = torch.cuda.current_device()
         available = torch.cuda.get_device_properties(index).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, total / available), index)
         return
     assert resource is not None, "no limit on Windows"
+    # what the process maps now, with the weights, and room for the rest
     soft = _status("VmSize") + max(0, int(total) - weights)
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
@@ -250,30 +266,34 @@ def training_memory(
         train()
         return math.nan
     gc.collect()
-    torch.cuda.init()  # before it there is no peak to reset
+    # before it there is no peak to reset
+    torch.cuda.init()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    held = 3 * 4 * n_parameters(train())  # weights and two moments, four bytes each
+    # weights and two moments, four bytes each
+    held = 3 * 4 * n_parameters(train())
     return (torch.cuda.max_memory_allocated(device) - before - held) / residues
 
 # %% ../nbs/library/70_timing.ipynb #1fc0e022
 def _precision(dtype: str, device: torch.device):
     "The context of a forward pass: automatic mixed precision as in the paper, or nothing."
-    half = torch.float16 if device.type == "cuda" else torch.bfloat16
-    if dtype == "autocast":
-        return torch.autocast(device.type, half)
-    return nullcontext()
+    if dtype != "autocast":
+        return nullcontext()
+    # float16 on a GPU, as in the paper; a CPU is fast in bfloat16 only
+    half = {"cuda": torch.float16}.get(device.type, torch.bfloat16)
+    return torch.autocast(device.type, half)
 
-
+# %% ../nbs/library/70_timing.ipynb #7d07eb91
 def _forward(
     model: nn.Module, tokens: Tensor, dtype: str, device: torch.device
 ) -> dict:  # wall, cpu, peak; nothing if memory is short
     """Measure one forward pass; on a GPU the second of two, because the first waits for the
     driver to map memory.
     """
+    cuda = device.type == "cuda"
     wall = cpu = math.nan
     try:
-        for _ in range(2 if device.type == "cuda" else 1):
+        for _ in range(1 + cuda):
             _reset_peak(device)
             with torch.inference_mode(), _precision(dtype, device):
                 wall, cpu = measured(lambda: model(tokens), device)
@@ -282,7 +302,8 @@ def _forward(
         if not _out_of_memory(error):
             raise
     finally:
-        if device.type == "cuda":
+        # what the allocator keeps would count as held in the next pass
+        if cuda:
             torch.cuda.empty_cache()
     return {}
 
@@ -302,7 +323,7 @@ def _serve(task_json: str) -> None:
         sequence = "".join(rng.choice(list(AMINO_ACIDS), length))
         return model.alphabet.batch([sequence])[0].to(device)
 
-    # A first pass loads what is loaded at first use, so that it does not count as activations
+    # a first pass loads what is loaded at first use, so that it does not count as activations
     _forward(model, tokens(8), task["dtype"], device)
     rest = _status("VmRSS")
     if task["memory"]:
@@ -310,9 +331,42 @@ def _serve(task_json: str) -> None:
     print(json.dumps({"weights": weights}), flush=True)
     for line in sys.stdin:
         answer = {"weights": weights, **_forward(model, tokens(int(line)), task["dtype"], device)}
+        # the peak of a process holds the interpreter too, that of a GPU does not
         if "peak" in answer and device.type == "cpu":
             answer["peak"] += weights - rest
         print(json.dumps(answer), flush=True)
+
+# %% ../nbs/library/70_timing.ipynb #d0076f84
+def _start_process(task: str, exact: bool, errors: IO[str]) -> subprocess.Popen[str]:
+    "Start a process that serves a task, with memory returned at once if `exact`."
+    code = "import sys; from carp_nb.timing import _serve; _serve(sys.argv[1])"
+    environment = dict(os.environ)
+    if exact:
+        # once stated it stays; otherwise it rises to the largest tensor freed
+        environment["MALLOC_MMAP_THRESHOLD_"] = "131072"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, task],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env=environment,
+    )
+
+# %% ../nbs/library/70_timing.ipynb #6cc18717
+def _read_failure(
+    message: str,  # what the process wrote to standard error
+    status: int,  # with which it ended
+) -> str:
+    "Why a process ended, in one line; empty if memory was short."
+    # Linux kills a process if the machine runs out of memory
+    killed = status == -signal.SIGKILL
+    named = "OutOfMemory" in message or "MemoryError" in message
+    if killed or named or _out_of_memory(RuntimeError(message)):
+        return ""
+    # a traceback ends in its error
+    lines = message.splitlines() or [f"exit status {status}"]
+    return lines[-1]
 
 # %% ../nbs/library/70_timing.ipynb #89c5f800
 @dataclass
@@ -327,27 +381,17 @@ class ModelProcess:
     exact: bool = False  # memory to within a percent, time too long (CPU, glibc)
 
     def __enter__(self) -> "ModelProcess":
-        random_model(self.shape, 1, "meta")  # refuses an unknown shape here
+        # an unknown shape is refused here, not in the process
+        random_model(self.shape, 1, "meta")
         settings = {**self.__dict__, "device": str(self.device)}
         task = json.dumps({**settings, "threads": torch.get_num_threads()})
         self.errors = tempfile.TemporaryFile("w+")
-        code = "import sys; from carp_nb.timing import _serve; _serve(sys.argv[1])"
-        environment = dict(os.environ)
-        if self.exact:
-            # Once stated it stays; otherwise it rises to the largest tensor freed
-            environment["MALLOC_MMAP_THRESHOLD_"] = "131072"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, task],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env=environment,
-        )
+        self.process = _start_process(task, self.exact, self.errors)
         assert self.process.stdin is not None and self.process.stdout is not None
         self._questions = self.process.stdin
         self._answers = self.process.stdout
-        self.weights = self._answer().get("weights")  # None: not even the weights fit
+        # None: not even the weights fit
+        self.weights = self._answer().get("weights")
         return self
 
     def __exit__(self, *_) -> None:
@@ -367,7 +411,10 @@ class ModelProcess:
         self._questions.write(f"{length}\n")
         self._questions.flush()
         answer = self._answer()
-        return answer if "wall" in answer else {}
+        # an answer without times says that memory was short
+        if "wall" not in answer:
+            return {}
+        return answer
 
     def _answer(self) -> dict:
         line = self._answers.readline()
@@ -375,14 +422,50 @@ class ModelProcess:
             return json.loads(line)
         self.errors.seek(0)
         message = self.errors.read().strip()
-        killed = self.process.wait() == -signal.SIGKILL  # by Linux, which ran out of memory
-        named = "OutOfMemory" in message or "MemoryError" in message
-        if killed or named or _out_of_memory(RuntimeError(message)):
-            return {}
-        reason = f"exit status {self.process.returncode}"
-        if message:
-            reason = message.splitlines()[-1]
-        raise RuntimeError(f"measuring {self.shape} failed: {reason}")
+        reason = _read_failure(message, self.process.wait())
+        if reason:
+            raise RuntimeError(f"measuring {self.shape} failed: {reason}")
+        return {}
+
+# %% ../nbs/library/70_timing.ipynb #6d9107b7
+def _ask_in_turn(
+    models: list[ModelProcess],
+    length: int,
+    ended: set[str],  # shapes that have run out of memory; those that do now are added
+) -> Iterator[tuple[ModelProcess, dict]]:
+    "Ask each model that has not run out of memory, and give it with its answer."
+    for model in models:
+        if model.shape in ended:
+            continue
+        answer = model.forward(length)
+        if not answer:
+            ended.add(model.shape)
+        yield model, answer
+
+
+def _measure_length(
+    timed: list[ModelProcess],
+    exact: list[ModelProcess],  # the same shapes, to measure memory; none on a GPU
+    length: int,
+    repeats: int,
+    ended: set[str],
+) -> list[dict]:
+    "One row per model and repeat; a row without numbers where memory is short."
+    rows = []
+    peaks = {}
+    # this turn measures memory and warms up; its times do not count
+    for model, answer in _ask_in_turn(exact + timed, length, ended):
+        if not answer:
+            rows.append({"shape": model.shape, "length": length, "repeat": 0})
+        elif model.exact:
+            peaks[model.shape] = {"peak": answer["peak"]}
+    for repeat in range(repeats):
+        for model, answer in _ask_in_turn(timed, length, ended):
+            row = {"shape": model.shape, "length": length, "repeat": repeat, **answer}
+            if answer:
+                row |= peaks.get(model.shape, {})
+            rows.append(row)
+    return rows
 
 # %% ../nbs/library/70_timing.ipynb #1ff25b46
 def cost_against_length(
@@ -402,29 +485,14 @@ def cost_against_length(
         ModelProcess, longest=max(lengths), dtype=dtype, device=str(device), memory=memory
     )
     rows = []
-    ended = set()  # shapes that have run out of memory
-    peaks = {}
+    ended = set()
     with ExitStack() as started:
         timed = [started.enter_context(process(shape)) for shape in shapes]
         exact = []
         if torch.device(device).type == "cpu":
             exact = [started.enter_context(process(shape, exact=True)) for shape in shapes]
         for length in tqdm(sorted(lengths), disable=not progress, desc="lengths"):
-            # The turn before the first measures memory and warms up; its times do not count
-            for repeat in range(-1, repeats):
-                for model in (exact if repeat < 0 else []) + timed:
-                    if model.shape in ended:
-                        continue
-                    answer = model.forward(length)
-                    if not answer:
-                        ended.add(model.shape)
-                    elif model.exact:
-                        peaks[model.shape] = {"peak": answer["peak"]}
-                    row = {"shape": model.shape, "length": length, "repeat": max(0, repeat)}
-                    if not answer:
-                        rows.append(row)
-                    elif repeat >= 0:
-                        rows.append({**row, **answer, **peaks.get(model.shape, {})})
+            rows += _measure_length(timed, exact, length, repeats, ended)
     columns = ["shape", "length", "repeat", "wall", "cpu", "peak", "weights"]
     return pd.DataFrame(rows, columns=columns)
 
