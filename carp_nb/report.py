@@ -137,16 +137,16 @@ def _cell_counts(part: str, compared: dict[str, pd.DataFrame]) -> str:
     "Count the published cells of the tables that a part of the paper names."
     if not part.startswith("Table"):
         return ""
-    # S1 and S2 have no digit at the start of a word, so they are not among the titles
+    # the digit of S1 or S2 does not begin a word
     titles = [f"Table {i}" for i in re.findall(r"\b\d", part)]
     return "; ".join(f"{t}: {_filled_text(compared[t])}" for t in titles if t in compared)
 
-
+# %% ../nbs/library/74_report.ipynb #0f991c1a
 def _sizes_text(trained: pd.DataFrame) -> str:
     "Say how many sizes of Tables S1 and S2 were trained; empty: none."
     sizes = [*TABLE_S1, *TABLE_S2]
     names = trained.model.astype(str)
-    # a run is called after its size, so CARP-4k is not taken for one that begins alike
+    # a trained model is called after its size and its run: carp_4k_mine
     n = sum(names.str.startswith(f"{size}_").any() for size in sizes)
     if not n:
         return ""
@@ -249,9 +249,10 @@ def cost_table(
     powers = []
     for model, quantity in zip(costs.model.tolist(), costs.metric, strict=True):
         # the paper's Transformer has plain attention
-        comparable = model.startswith("carp") or model.endswith(":plain")
-        key = (model.split("_")[0], quantity)
-        powers.append(paper[key] if comparable and key in paper else np.nan)
+        power = np.nan
+        if model.startswith("carp") or model.endswith(":plain"):
+            power = paper.get((model.split("_")[0], quantity), np.nan)
+        powers.append(power)
     names = {"metric": "quantity", "value": "here"}
     table = costs[["model", "metric", "value", "lo", "hi", "n"]].rename(columns=names)
     return table.assign(paper=powers).reset_index(drop=True)
@@ -317,7 +318,7 @@ def _judge_agreement(cell: dict[Hashable, Any]) -> str:
         return "–"
     if not _contains_zero(cell):
         return "no"
-    # nearly every value of another model would lie in so wide an interval
+    # so wide an interval contains zero for almost any model
     if cell["d_hi"] - cell["d_lo"] > 0.2:
         return "cannot tell"
     return "yes"
@@ -397,7 +398,7 @@ def _absent_line(figure: str, model: str, paper: float, section: str) -> dict[st
 # %% ../nbs/library/74_report.ipynb #b385b032
 def _scan_scores(rows: pd.DataFrame) -> pd.DataFrame:  # a row per scan, a column per model
     "Select masked zero-shot scores."
-    # the paper masks every mutated position; other ways of scoring are not comparable
+    # the paper masks all mutated positions; scores without masks are not comparable
     masked = rows[(rows.section == "zero_shot") & (rows.method == "masked")]
     scores = best_rows(masked[masked.metric == "spearman"])
     return scores.pivot_table(index="task", columns="model", values="value", aggfunc="first")
@@ -466,7 +467,7 @@ def _compare_zero_shot(rows: pd.DataFrame) -> list[dict[str, Any]]:
         if metric.endswith("Cas9"):
             names = {"flip_cas9_positive"}
         scores = wide[wide.index.isin(names)]
-        # a model of the same name may be compared with several rivals, of several sizes
+        # each of our CARPs stands beside the number, whatever its size
         of_number = []
         for model in models:
             if not _stands_beside(model, stated["model"]):
@@ -531,7 +532,7 @@ def _mean_correlation_line(
     stated: pd.DataFrame,  # published means
 ) -> dict[str, Any]:
     "Set the mean over scans of one run beside the published one of its size."
-    # a run is called after its size: carp_600k_mine
+    # the size is the first two words: carp_600k_mine
     size = "_".join(run.split("_")[:2])
     of_size = stated[stated.model.str.lower().str.replace("-", "_") == size]
     mean = curves.correlation.mean()
@@ -619,12 +620,10 @@ def _power_line(cost: dict[Hashable, Any]) -> dict[str, Any]:
     }
 
 # %% ../nbs/library/74_report.ipynb #1e6da91d
-def _compare_powers(
-    costs: pd.DataFrame,  # of `cost_table`
-) -> list[dict[str, Any]]:
+def _compare_powers(costs: pd.DataFrame) -> list[dict[str, Any]]:
     "Set our powers beside those of Figure 1f, and list the claims that nothing here answers."
     lines = [_power_line(cost) for cost in costs.dropna(subset="paper").to_dict("records")]
-    # several of our shapes can stand beside one claim, so claims are counted by their names
+    # one of our shapes is enough to answer a claim
     drawn = {(line["paper's model"], line["figure"]) for line in lines}
     for claim in published("scaling").to_dict("records"):
         model = _paper_model(claim["shape"])
