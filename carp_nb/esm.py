@@ -10,7 +10,7 @@ __all__ = ['FAIR_ESM', 'TABLE_S2', 'ESM_1B', 'ESM_1V', 'FAIR_ESM_URL', 'ESM_PUBL
 # %% ../nbs/library/12_esm.ipynb #b2db2d12
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -21,7 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .alphabet import AMBIGUOUS, AMINO_ACIDS, PROTEIN, START, STOP, Alphabet
-from .carp import check_positions, masked_log_probs_at, n_parameters
+from carp_nb.carp import (
+    MaskedReader,
+    check_positions,
+    layer_number,
+    masked_log_probs_at,
+    n_parameters,
+)
 from .files import CarpError
 
 # %% ../nbs/library/12_esm.ipynb #edff239b
@@ -35,6 +41,7 @@ class FramedAlphabet(Alphabet):
     def to_ids(
         self, sequence: str, name: str = "sequence", allow_mask: bool = False
     ) -> np.ndarray:  # uint8 [L + 2]
+        # each an array of length one, so that both can be concatenated
         start, stop = np.array(self.frame, np.uint8)[:, None]
         return np.concatenate([start, super().to_ids(sequence, name, allow_mask), stop])
 
@@ -96,6 +103,7 @@ def _plain_attention(
     "Attention with its L x L matrix written out."
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if visible is not None:
+        # the softmax of minus infinity is exactly zero
         scores = scores.masked_fill(~visible, -torch.inf)
     return scores.softmax(-1) @ value
 
@@ -115,7 +123,7 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(d, d)
         self.q_proj = nn.Linear(d, d)
         self.out_proj = nn.Linear(d, d)
-        # the gain of the released code: three matrices that start as one matrix would
+        # the gain of the released code, which initialises the three as one matrix of [3 d, d]
         for layer in (self.k_proj, self.v_proj, self.q_proj):
             nn.init.xavier_uniform_(layer.weight, gain=2**-0.5)
         nn.init.xavier_uniform_(self.out_proj.weight)
@@ -159,7 +167,7 @@ class TransformerLayer(nn.Module):
 
 # %% ../nbs/library/12_esm.ipynb #dc0707b7
 class LMHead(nn.Module):
-    "A layer of its own, then the token embedding read backwards (tied weights)."
+    "A dense layer, then the transposed token embedding as output matrix (tied weights)."
 
     def __init__(self, d_model: int, n_tokens: int):
         super().__init__()
@@ -191,39 +199,34 @@ def _drop_masked(
     scaled = x.masked_fill(masked[..., None], 0) * (1 - _TRAINED_SHARE)
     return scaled / kept[:, None, None].to(x.dtype)
 
+# %% ../nbs/library/12_esm.ipynb #933475c1
+def _shift_positions(sets: list[tuple[int, ...]], by: int) -> list[tuple[int, ...]]:
+    "Add a number to every position."
+    shifted = []
+    for positions in sets:
+        shifted.append(tuple(p + by for p in positions))
+    return shifted
+
 # %% ../nbs/library/12_esm.ipynb #6ddd1b52
 def framed_log_probs_at(
+    reader: MaskedReader,
     tokens: Tensor,  # int64 [T] ids of the wild type, start and stop included
     frame: int,  # start tokens before the first residue, as many stop tokens after the last
-    mask_idx: int,
     columns: list[int],  # ids of AMINO_ACIDS
-    represent: Callable,  # ids [B, T] -> [B, T, d]
-    decode: Callable,  # [n, d] -> logits [n, tokens]
     masked: list[tuple[int, ...]],  # N sets of 0-based residues to mask together
     at: list[tuple[int, ...]],  # per set, the residues to read
     batch_tokens: int,  # tokens per forward pass
 ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20]
-    """Log-probabilities at residues of a sequence of which others are masked.
+    """Return log-probabilities at residues while others are masked.
 
     Raises CarpError for a residue that does not exist.
     """
+    # checked before the shift, so that the error counts residues and not tokens
     check_positions(len(tokens) - 2 * frame, masked, at)
-    answers = masked_log_probs_at(
-        tokens,
-        masked=_shift_positions(masked, frame),
-        at=_shift_positions(at, frame),
-        mask_idx=mask_idx,
-        batch_tokens=batch_tokens,
-        # a Transformer needs the whole sequence: one piece, which begins at 0
-        pieces=lambda batch: [(0, represent(batch))],
-        decode=decode,
-    )
+    masked = _shift_positions(masked, frame)
+    at = _shift_positions(at, frame)
+    answers = masked_log_probs_at(reader, tokens, masked, at, batch_tokens)
     return [log_probs[:, columns] for log_probs in answers]
-
-
-def _shift_positions(sets: list[tuple[int, ...]], by: int) -> list[tuple[int, ...]]:
-    "Add a number to every position."
-    return [tuple(p + by for p in positions) for positions in sets]
 
 # %% ../nbs/library/12_esm.ipynb #68c65b41
 class ESM(nn.Module):
@@ -246,7 +249,7 @@ class ESM(nn.Module):
         self.frame: tuple[int, ...] = getattr(self.alphabet, "frame", ())
         d = config.d_model
         pad = self.alphabet.pad_idx
-        # As in the released code, the mask token is embedded as zero and learns only as an output.
+        # as in the released code, the mask token is embedded as zero and learns only as an output
         self.embed_tokens = nn.Embedding(len(self.alphabet), d, padding_idx=self.alphabet.mask_idx)
         self.embed_positions = nn.Embedding(config.max_positions + pad + 1, d, padding_idx=pad)
         for table in (self.embed_tokens, self.embed_positions):
@@ -277,34 +280,31 @@ class ESM(nn.Module):
         layer: int = -1,  # 0 = embedding, n_layers or -1 = last layer
         norm: bool = True,  # final layer norm; applies to the last layer only
     ) -> Tensor:  # [B, L, d], zero at padding
-        """Activations after a layer.
+        """Return the activations after a layer.
 
-        Raises CarpError for a layer the model does not have and for more residues than it reads.
+        Raises CarpError for a layer that does not exist and for a sequence that is too long.
         """
-        n = self.config.n_layers
+        layer = layer_number(layer, self.config.n_layers, self.name)
         length = tokens.shape[1] - len(self.frame)
-        if not -n - 1 <= layer <= n:
-            raise CarpError(
-                f"layer {layer} does not exist; {self.name} has layers 0 (embedding) to {n}."
-            )
         if length > self.max_length:
             raise CarpError(
                 f"{self.name} reads at most {self.max_length} residues and got {length}; "
                 "crop the sequence, or use a CARP model, which has no limit."
             )
-        layer %= n + 1
         visible = self._visible(tokens, mask)
         x = self._embed(tokens, visible)
-        # without padding no mask is given, which lets the fused kernel take its fastest path
-        keys = None if visible.all() else visible[:, None, None]
+        keys = visible[:, None, None]
+        # without a mask the fused kernel takes its fastest path
+        if visible.all():
+            keys = None
         for block in self.layers[:layer]:
             x = block(x, keys)
-        if norm and layer == n:
+        if norm and layer == self.config.n_layers:
             x = self.emb_layer_norm_after(x)
         return x * visible[..., None]
 
     def _visible(self, tokens: Tensor, mask: Tensor | None) -> Tensor:  # bool [B, L]
-        "What may be attended to: residues, and start and stop where the alphabet has them."
+        "Mark what may be attended to: residues, and start and stop if the alphabet has them."
         if mask is None:
             return tokens != self.alphabet.pad_idx
         for token in self.frame:
@@ -312,10 +312,11 @@ class ESM(nn.Module):
         return mask
 
     def _embed(self, tokens: Tensor, visible: Tensor) -> Tensor:  # [B, L, d], zero at padding
-        "Tokens and positions, embedded and normalised."
+        "Embed tokens and positions, and normalise the sum."
         x = self.embed_tokens(tokens)
         if self.config.token_dropout:
             x = _drop_masked(x, tokens == self.alphabet.mask_idx, visible)
+        # 1, 2, 3 ... above the pad token's id; padding has that id itself
         positions = visible.cumsum(1) * visible + self.alphabet.pad_idx
         return self.emb_layer_norm_before(x + self.embed_positions(positions)) * visible[..., None]
 
@@ -327,16 +328,22 @@ class ESM(nn.Module):
         at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
         batch_tokens: int | None = None,  # tokens per forward pass; None: the model's own
     ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
-        "Log-probabilities of amino acids at positions while others are masked (equation 1)."
+        "Return log-probabilities of amino acids at positions while others are masked (equation 1)."
+        if at is None:
+            at = masked
+        reader = MaskedReader(
+            # attention needs the whole sequence: one piece, which begins at 0
+            pieces=lambda batch: [(0, self.represent(batch.to(self.lm_head.bias.device)))],
+            decode=lambda x: self.lm_head(x, self.embed_tokens.weight),
+            mask_idx=self.alphabet.mask_idx,
+        )
         return framed_log_probs_at(
+            reader,
             tokens=self.alphabet.encode(wild_type, "wild type"),
             frame=len(self.frame) // 2,
-            mask_idx=self.alphabet.mask_idx,
             columns=[self.alphabet.tokens.index(residue) for residue in AMINO_ACIDS],
-            represent=lambda batch: self.represent(batch.to(self.lm_head.bias.device)),
-            decode=lambda x: self.lm_head(x, self.embed_tokens.weight),
             masked=masked,
-            at=masked if at is None else at,
+            at=at,
             batch_tokens=batch_tokens or self.batch_tokens,
         )
 
@@ -349,12 +356,14 @@ TABLE_S2 = {
     "esm_41k": ESMConfig(24, 4, 4, 24),
     "esm_4_9k": ESMConfig(4, 2, 4, 16),
 }
+
+# %% ../nbs/library/12_esm.ipynb #da180fec
 ESM_1B = ESMConfig(1280, 33, 20, 5120, alphabet="fair_esm", token_dropout=True)
 ESM_1V = replace(ESM_1B, norm_before=False)  # otherwise the same
 
 # %% ../nbs/library/12_esm.ipynb #a53084c6
 def table_s2() -> pd.DataFrame:  # index: our name of the size
-    "Shape of each size, its parameters and the longest sequence that it reads (residues)."
+    "Compute parameters and the longest sequence (residues) of each size."
     rows = {}
     for name, config in TABLE_S2.items():
         with torch.device("meta"):
@@ -381,7 +390,7 @@ def _shape(
     args: argparse.Namespace,  # of the training run
     state: dict[str, Tensor],  # without prefixes
 ) -> ESMConfig:
-    "The configuration that a published checkpoint implies."
+    "Derive the configuration of a published checkpoint."
     architecture = getattr(args, "arch", None)
     if architecture != "roberta_large":
         raise CarpError(
@@ -407,23 +416,21 @@ _PREFIXES = ("encoder.sentence_encoder.", "encoder.")  # of the trunk and of the
 def _without_prefixes(
     tensors: dict[str, Tensor],  # as published
 ) -> dict[str, Tensor]:  # under our names, without the contact head
-    "Take the names of the training code off the tensors of a model."
+    "Rename published tensors as in our model."
     state = {}
     for key, value in tensors.items():
         for prefix in _PREFIXES:
             key = key.removeprefix(prefix)
+        # the contact head was fitted later and is not part of the language model
         if not key.startswith("contact_head."):
             state[key] = value
     return state
 
-
+# %% ../nbs/library/12_esm.ipynb #058bc904
 def from_fair_esm(
     checkpoint: dict,  # "args" and "model", as published
 ) -> tuple[ESMConfig, dict[str, Tensor]]:  # shape, weights under our names
-    """Read what a published ESM-1b or ESM-1v holds.
-
-    Raises CarpError for another architecture or content.
-    """
+    "Read a published ESM-1b or ESM-1v. Raises CarpError for another architecture or content."
     if not isinstance(checkpoint.get("model"), dict) or "args" not in checkpoint:
         raise CarpError("it does not hold the arguments of a training run and its tensors.")
     state = _without_prefixes(checkpoint["model"])
@@ -434,6 +441,7 @@ def from_fair_esm(
     embedding = state["embed_tokens.weight"].clone()
     if not torch.equal(state.pop("lm_head.weight", embedding), embedding):
         raise CarpError("its output matrix is not the token embedding.")
+    # the released code does so too when it loads the file
     embedding[FAIR_ESM.mask_idx] = 0
     return config, {**state, "embed_tokens.weight": embedding}
 
@@ -461,7 +469,9 @@ def to_fair_esm(
     trunk, output = _PREFIXES
     published = {}
     for key, value in state.items():
-        prefix = output if key.startswith("lm_head.") else trunk
+        prefix = trunk
+        if key.startswith("lm_head."):
+            prefix = output
         published[prefix + key] = value
     return {"args": args, "model": published}
 
@@ -480,7 +490,8 @@ class Ensemble(nn.Module):
 
     @property
     def members(self) -> list[ESM]:
-        "The models, as what they are used for; any scorer that is a module will do."
+        "Return the models; any scorer that is a module can be one."
+        # ModuleList forgets the type of its modules
         return cast(list[ESM], list(self.models))
 
     @property
@@ -499,9 +510,7 @@ class Ensemble(nn.Module):
         at: list[tuple[int, ...]] | None = None,
         batch_tokens: int | None = None,
     ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20]
-        "As a member's; the mean of log-probabilities does not sum to one."
-        answers = [
-            model.log_probs(wild_type, masked, at, batch_tokens or self.batch_tokens)
-            for model in self.members
-        ]
+        "Average the members' log-probabilities; the result is not normalised."
+        budget = batch_tokens or self.batch_tokens
+        answers = [model.log_probs(wild_type, masked, at, budget) for model in self.members]
         return [torch.stack(same_set).mean(0) for same_set in zip(*answers)]

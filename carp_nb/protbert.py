@@ -17,17 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
+from .carp import MaskedReader
 from .esm import framed_log_probs_at
 from .files import CarpError
 
 # %% ../nbs/library/13_protbert.ipynb #f3fafcb7
 PROTBERT_URL = "https://huggingface.co/Rostlab/prot_bert_bfd/resolve/main/{}"
 PROTBERT_FILES = "config.json", "vocab.txt", "pytorch_model.bin"
+# written down, so that the model can be listed without transformers
 PROTBERT_SHAPE = argparse.Namespace(n_parameters=419_933_214, n_layers=30, max_length=39_998)
 
 # %% ../nbs/library/13_protbert.ipynb #3183bf77
 def hugging_face() -> ModuleType:
-    "Import the package of the extra. Raises ImportError that says how to get it."
+    "Import transformers. Raises CarpError if it is not installed."
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
@@ -66,25 +68,32 @@ class ProtBert(nn.Module):
         at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
         batch_tokens: int | None = None,  # tokens per forward pass; None: the model's own
     ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
-        "As `CARP.log_probs`. Raises CarpError for more residues than the model reads."
+        "Answer as `CARP.log_probs`. Raises CarpError for a sequence that is too long."
         residues = PROTEIN.decode(PROTEIN.encode(wild_type, "wild type"))
         if len(residues) > self.max_length:
             raise CarpError(
                 f"{self.name} reads at most {self.max_length} residues and got {len(residues)}; "
                 "crop the sequence."
             )
+        if at is None:
+            at = masked
         text = " ".join(re.sub("[UZOBJ]", "X", residues))
         return framed_log_probs_at(
+            MaskedReader(self.represent_whole, self.bert.cls, self.tokenizer.mask_token_id),
             tokens=torch.tensor(self.tokenizer(text)["input_ids"]),
             frame=1,
-            mask_idx=self.tokenizer.mask_token_id,
             columns=self.tokenizer.convert_tokens_to_ids(list(AMINO_ACIDS)),
-            represent=lambda batch: self.bert.bert(batch.to(self.bert.device)).last_hidden_state,
-            decode=self.bert.cls,
             masked=masked,
-            at=masked if at is None else at,
+            at=at,
             batch_tokens=batch_tokens or self.batch_tokens,
         )
+
+    def represent_whole(
+        self,
+        tokens: Tensor,  # int64 [B, T] token ids
+    ) -> list[tuple[int, Tensor]]:  # one piece: 0 and [B, T, d]
+        "Return activations after the last layer, for whole sequences, as attention needs them."
+        return [(0, self.bert.bert(tokens.to(self.bert.device)).last_hidden_state)]
 
 # %% ../nbs/library/13_protbert.ipynb #f58a87da
 def load_protbert(
@@ -97,6 +106,7 @@ def load_protbert(
     """
     folder = Path(folder)
     hf = hugging_face()
+    # looked for here, because transformers would ask the network for a missing file
     lacking = [file for file in PROTBERT_FILES if not (folder / file).is_file()]
     if lacking:
         raise FileNotFoundError(
@@ -106,7 +116,7 @@ def load_protbert(
         bert, report = hf.BertForMaskedLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, use_safetensors=False
         )
-    # damaged files fail in many ways
+    # damaged files raise errors of many types
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise CarpError(
@@ -120,5 +130,6 @@ def load_protbert(
             f"and {len(unknown)} residues are missing; get its files again."
         )
     model = ProtBert(bert.eval(), tokenizer, name or folder.name)
+    # the last of the files has the weights
     model.path = folder / PROTBERT_FILES[-1]
     return model.eval()
