@@ -711,12 +711,18 @@ def _published_rows(own: dict[str, Path]) -> list[dict[str, Any]]:
         rows.append(_row(name, size, "fair-esm", False, is_cached))
     return rows
 
+# %% ../nbs/library/21_pretrained.ipynb #e8d957b5
+_GOOD_FOR: dict[str, str] = pd.read_csv(package_folder("tables") / "models.csv", index_col="name")[
+    "good_for"
+].to_dict()
+
 # %% ../nbs/library/21_pretrained.ipynb #33502f99
 def list_models() -> pd.DataFrame:
     """Every model `load_model` knows by name.
 
     Columns: size in MB, receptive field in residues on each side, longest sequence in
-    residues, whether the checksum is verified, whether the model is on this disk.
+    residues, whether the checksum is verified, whether the model is on this disk, and what
+    it is good for.
     """
     own = own_weights()
     shipped = shipped_weights()
@@ -731,4 +737,7 @@ def list_models() -> pd.DataFrame:
         with suppress(ValueError):
             rows.append(_row(name, _size(_read(own[name])[1]), "CARP_NB_WEIGHTS", False, True))
     # with the plain type, an empty cell would turn lengths into floats
-    return pd.DataFrame(rows).astype({"max_length": "Int64"})
+    table = pd.DataFrame(rows).astype({"max_length": "Int64"})
+    # empty for a user's own models
+    table["good_for"] = [_GOOD_FOR.get(row["name"], "") for row in rows]
+    return table
