@@ -33,8 +33,9 @@ def _spread(
     kernel_size: int,
     dilation: int,
 ) -> Tensor:  # bool [M, L]
-    "Find the positions that one dilated convolution connects with `sites`, in either direction."
+    "Mark the positions that one dilated convolution connects with `sites`."
     length = sites.shape[1]
+    # the kernel is symmetric, so the same positions read `sites` and are read by them
     reached = torch.zeros_like(sites)
     for _, offset in taps(length, kernel_size, dilation):
         target = slice(max(0, -offset), length - max(0, offset))
@@ -50,7 +51,7 @@ class Cone:
     work: list[Tensor]  # n + 1 tables, bool [M, L]: changed by the mask and wanted by the answer
     wild: list[bool]  # n + 1: is a value wanted there that the mask does not change?
 
-
+# %% ../nbs/library/14_incremental.ipynb #eaf53996
 def cone(
     config: CARPConfig,
     masked: Tensor,  # bool [M, L] positions hidden together
@@ -79,13 +80,14 @@ def _links(
     "Index the inputs with which a dilated convolution reads one list to write another."
     rows, length = shape
     offsets = [offset for _, offset in taps(length, kernel_size, dilation)]
-    # a margin on both sides of every row, so that no tap reads from the row beside it
+    # a margin on both sides of every row, so that no tap reads from the next row
     margin = offsets[-1]
     width = length + 2 * margin
 
     def flat(places):
         return places[:, 0] * width + places[:, 1] + margin
 
+    # len(before) stands for a position that is not in the list
     index = torch.full((rows * width,), len(before), device=before.device)
     index[flat(before)] = torch.arange(len(before), device=before.device)
     return index[flat(after)[:, None] + torch.tensor(offsets, device=before.device)]
@@ -99,16 +101,17 @@ def _gather_first(x: Tensor, weight: Tensor, links: Tensor) -> Tensor:
     outputs = [F.linear(F.embedding(some, x).flatten(1), matrix) for some in links.split(block)]
     return torch.cat(outputs)
 
-
+# %% ../nbs/library/14_incremental.ipynb #d4429dec
 def _multiply_first(x: Tensor, weight: Tensor, links: Tensor) -> Tensor:
     "Multiply each input by all taps and sum the products at their targets, for few inputs."
     n_taps = links.shape[1]
     matrix = weight.permute(2, 0, 1).reshape(-1, x.shape[1])
     products = F.linear(x, matrix).view(len(x) * n_taps, -1)
+    # row i of x became rows i * n_taps ... of the products, one for each tap
     taps_of_links = links * n_taps + torch.arange(n_taps, device=links.device)
     return F.embedding_bag(taps_of_links, products, mode="sum")
 
-
+# %% ../nbs/library/14_incremental.ipynb #5baee630
 def _sparse_conv(
     x: Tensor,  # [T, C_in]; what is not in the list is zero
     weight: Tensor,  # [C_out, C_in, k]
@@ -134,14 +137,14 @@ class _WildType:
     z: Tensor | None  # [L, h] input of the convolution; None after the last block
     y: Tensor | None  # [L, h] its output
 
-
+# %% ../nbs/library/14_incremental.ipynb #acee18ad
 def _with_wild(
     x: Tensor,  # [T, d] new activations
     wild: _WildType | None,  # None: every link finds one
     links: Tensor,  # int64 [T'] index into x; T where the wild type's value holds
     places: Tensor,  # int64 [T', 2]
 ) -> Tensor:  # [T', d]
-    "Activations at places of which the mask has changed some."
+    "Return activations at places, some of which the mask has changed."
     if wild is None:
         return F.embedding(links, x)
     # the wild type's activations stand behind the new ones, so that one index reaches both
@@ -157,9 +160,10 @@ def _advance(
     shape: tuple[int, int],  # M, L
     wild: _WildType | None,  # None: all that is wanted is in x
 ) -> Tensor:  # [T', d] activations at the places `after`
-    "One block, from the places that are new before it to those that are new after it."
+    "Apply one block, from the places that are new before it to those that are new after it."
     z = block.narrow(x)
     weight = block.conv.weight
+    # everything is new: the ordinary convolution is faster
     if len(before) == len(after) == shape[0] * shape[1]:
         return block.widen(block.conv(z.view(*shape, -1))).view(len(x), -1).add_(x)
     links = _links(before, after, shape, weight.shape[-1], block.conv.dilation[0])
@@ -168,6 +172,7 @@ def _advance(
         y = _sparse_conv(z, weight, links).add_(block.conv.bias)
     else:
         assert wild.z is not None and wild.y is not None
+        # the wild type's output has the bias already
         change = z.sub_(F.embedding(before[:, 1], wild.z))
         y = _sparse_conv(change, weight, links).add_(F.embedding(after[:, 1], wild.y))
     # the tap in the middle links a position with itself: the residual connection
@@ -186,12 +191,13 @@ def _run_wild_type(
     for block, wanted in zip(cast(Iterable[ByteNetBlock], model.blocks), keep):
         z = block.narrow(x)
         y = block.conv(z)
+        # in a long protein these are most of the memory
         kept.append(_WildType(x[0], z[0], y[0]) if wanted else None)
         x = x + block.widen(y)
     kept.append(_WildType(x[0], None, None) if keep[-1] else None)
     return kept
 
-
+# %% ../nbs/library/14_incremental.ipynb #34b8bf81
 def _answer(
     model: CARP,
     wild: list[_WildType | None],
@@ -199,12 +205,17 @@ def _answer(
     wanted: Tensor,  # bool [M, L]
     reading: Tensor,  # int64 [Q, 2] row and position of each answer
 ) -> Tensor:  # [Q, 30] logits
-    "Logits for a chunk of questions about one stretch of a sequence."
+    "Return logits for a chunk of questions about one stretch of a sequence."
     new = cone(model.config, masked, wanted)
     places = [work.nonzero() for work in new.work]
     shape = (masked.shape[0], masked.shape[1])
-    wild = [w if needed else None for w, needed in zip(wild, new.wild)]
+    wild = list(wild)
+    # another chunk may need a layer of the wild type that this one does not
+    for layer, needed in enumerate(new.wild):
+        if not needed:
+            wild[layer] = None
     blocks = cast(Iterable[ByteNetBlock], model.blocks)
+    # at the input only the masked positions are new, and all have the mask's embedding
     x = model.up_embed(model.embed.weight[PROTEIN.mask_idx]).expand(len(places[0]), -1)
     for block, before, after, w in zip(blocks, places, places[1:], wild):
         x = _advance(block, x, before, after, shape, w)
@@ -226,13 +237,14 @@ def _stretches(
     length: int,
     at: list[tuple[int, ...]],  # positions to read, per question
 ) -> Iterator[_Stretch]:
-    "Cut a sequence so that no answer can feel where."
+    "Divide a sequence so that no answer depends on the cuts."
     reach = config.receptive_field
     asked = [i for i in range(len(at)) if at[i]]
     asked.sort(key=lambda i: min(at[i]))
     questions = []
     first = last = 0
     for i in asked:
+        # a stretch ends when it would get much wider than its two margins
         if questions and max(at[i]) - first > max(1024, 2 * reach):
             yield _Stretch(max(0, first - reach), min(length, last + reach + 1), questions)
             questions = []
@@ -252,20 +264,20 @@ class _Chunk(NamedTuple):
     wanted: Tensor  # bool [M, W]
     reading: Tensor  # int64 [Q, 2] row and position of each answer
 
-
+# %% ../nbs/library/14_incremental.ipynb #e8cd1204
 def _places_in_stretch(
     stretch: _Stretch,
     sets: list[tuple[int, ...]],  # positions, a set per row
     device: torch.device,
 ) -> Tensor:  # int64 [Q, 2] row and position in the stretch
-    "Where sets of positions stand; those outside the stretch are left out."
+    "List row and position of sets of positions, without those outside the stretch."
     places = []
     for row, positions in enumerate(sets):
         inside = [p for p in positions if stretch.start <= p < stretch.stop]
         places += [(row, p - stretch.start) for p in inside]
     return torch.tensor(places, dtype=torch.long).view(-1, 2).to(device)
 
-
+# %% ../nbs/library/14_incremental.ipynb #13027887
 def _chunks(
     stretch: _Stretch,
     masked: list[tuple[int, ...]],
@@ -273,7 +285,7 @@ def _chunks(
     batch_tokens: int,
     device: torch.device,
 ) -> Iterator[_Chunk]:
-    "Tables for as many questions at a time as the budget of tokens allows."
+    "Yield the questions of a stretch in chunks that fit the token budget."
     length = stretch.stop - stretch.start
     rows = max(1, batch_tokens // length)
     for first in range(0, len(stretch.questions), rows):
@@ -300,12 +312,12 @@ class Plan:
         itemsize: int = 4,  # bytes per number
         kept_limit: float = float(2**31),  # bytes for what is kept
     ) -> bool:
-        "Is the incremental way the better one?"
+        "Return whether the incremental computation is the better one."
         return self.incremental < 0.8 * self.dense and self.kept * itemsize <= kept_limit
 
-
+# %% ../nbs/library/14_incremental.ipynb #a7bf87d3
 def _kept_limit(device: torch.device) -> float:  # bytes
-    "Memory for what is kept of the wild type: 2 GiB, or a quarter of what is free if that is less."
+    "Return the memory for wild-type activations: 2 GiB, or a quarter of the free memory if less."
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -314,28 +326,29 @@ def _kept_limit(device: torch.device) -> float:  # bytes
             available = next(line for line in lines if line.startswith("MemAvailable"))
             free = int(available.split()[1]) * 1024
         except OSError:
-            # only Linux says how much is free
+            # only Linux has this file
             free = float("inf")
     return min(2.0**31, free / 4)
 
 # %% ../nbs/library/14_incremental.ipynb #8ca5a344
 def _macs(config: CARPConfig, counts: list[int], length: int) -> int:
-    "Multiplications of all blocks when `counts[l]` positions are new at the input of block l."
+    "Count the multiplications of all blocks if `counts[l]` positions are new before block l."
     d = config.d_model
     h = config.d_hidden
     total = 0
     for dilation, (before, after) in zip(config.dilations, pairwise(counts)):
         n_taps = len(list(taps(length, config.kernel_size, dilation)))
+        # down, convolution, up; `_sparse_conv` multiplies on the side with fewer positions
         total += before * d * h + n_taps * min(before, after) * h * h + after * h * d
     return total
 
 
 def _numbers_kept(config: CARPConfig, width: int, keep: list[bool]) -> int:
-    "Numbers that a stretch of some width keeps of the wild type in the layers to keep."
+    "Count the numbers of the wild type that are stored for a stretch of `width` residues."
     per_block = config.d_model + 2 * config.d_hidden
     return width * (sum(keep[:-1]) * per_block + keep[-1] * config.d_model)
 
-
+# %% ../nbs/library/14_incremental.ipynb #954d636b
 def plan(
     config: CARPConfig,
     length: int,  # L
@@ -343,8 +356,9 @@ def plan(
     at: list[tuple[int, ...]] | None = None,  # None: the masked ones
     batch_tokens: int = 16384,
 ) -> Plan:
-    "Count what masked log-probabilities cost with and without recomputing everything."
-    at = masked if at is None else at
+    "Count what masked log-probabilities cost, in plain passes and incrementally."
+    if at is None:
+        at = masked
     layers = config.n_layers + 1
     result = Plan(0, 0, 0, [])
     for start, stop in context_windows(length, at, config.receptive_field):
@@ -356,6 +370,7 @@ def plan(
             new = cone(config, chunk.masked, chunk.wanted)
             result.incremental += _macs(config, [int(w.sum()) for w in new.work], width)
             keep = [a or b for a, b in zip(keep, new.wild)]
+        # the wild type runs once per stretch
         result.incremental += _macs(config, [width] * layers, width)
         result.kept = max(result.kept, _numbers_kept(config, width, keep))
         result.keep.append(keep)
@@ -370,7 +385,8 @@ def _incremental(
     batch_tokens: int,
     counted: Plan,
 ) -> list[Tensor]:  # N tensors [len(at_i), 30], logits in the model's dtype
-    "Logits at positions of a sequence of which others are masked."
+    "Return logits at positions while others are masked."
+    # a question without positions to read gets an empty answer
     answers = [model.decoder.bias.new_empty(0, len(PROTEIN))] * len(masked)
     for stretch, keep in zip(_stretches(model.config, len(tokens), at), counted.keep):
         wild = _run_wild_type(model, tokens[stretch.start : stretch.stop], keep)
@@ -381,7 +397,7 @@ def _incremental(
                 answers[i] = answer
     return answers
 
-
+# %% ../nbs/library/14_incremental.ipynb #7a9f319e
 @torch.inference_mode()
 def masked_log_probs(
     model: CARP,
@@ -391,20 +407,22 @@ def masked_log_probs(
     batch_tokens: int = 16384,  # tokens at a time
     path: str | None = None,  # dense, incremental; None: the cheaper one
 ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20], columns AMINO_ACIDS
-    """What `CARP.log_probs` answers, by the cheaper of two exact ways.
+    """Return what `CARP.log_probs` returns, computed by the cheaper of two exact ways.
 
     Raises CarpError for a position outside the sequence or an unknown path.
     """
     if path not in (None, "dense", "incremental"):
         raise CarpError(f"path is {path!r}; use dense, incremental, or None for the cheaper one.")
-    at = masked if at is None else at
+    if at is None:
+        at = masked
     tokens = PROTEIN.encode(wild_type, "wild type").to(model.embed.weight.device)
     check_positions(len(tokens), masked, at)
     counted = plan(model.config, len(tokens), masked, at, batch_tokens)
     if path is None:
         limit = _kept_limit(tokens.device)
-        pays = counted.pays(model.embed.weight.element_size(), limit)
-        path = "incremental" if pays else "dense"
+        path = "dense"
+        if counted.pays(model.embed.weight.element_size(), limit):
+            path = "incremental"
     if path == "dense":
         return CARP.log_probs(model, wild_type, masked, at, batch_tokens)
     answers = _incremental(model, tokens, masked, at, batch_tokens, counted)
