@@ -32,7 +32,7 @@ def _checksum(tokens: np.ndarray, offsets: np.ndarray) -> str:
     digest.update(tokens.data)
     return digest.hexdigest()
 
-# %% ../nbs/library/41_batching.ipynb #2b977854
+# %% ../nbs/library/41_batching.ipynb #1eaffdbf
 @dataclass(frozen=True)
 class Corpus:
     "Tokenised sequences end to end, in memory or mapped from disk."
@@ -76,7 +76,7 @@ def _npy_header(n: int) -> bytes:
     np.lib.format.write_array_header_1_0(text, header)
     return text.getvalue()
 
-# %% ../nbs/library/41_batching.ipynb #b570f423
+# %% ../nbs/library/41_batching.ipynb #2cf437b7
 def _write_tokens(
     records: Iterable[tuple[str, str]], path: Path, progress: bool
 ) -> np.ndarray:  # int64 [N + 1] offsets
@@ -95,7 +95,7 @@ def _write_tokens(
         file.write(_npy_header(ends[-1]))
     return np.frombuffer(ends, np.int64)
 
-# %% ../nbs/library/41_batching.ipynb #ff70f3a1
+# %% ../nbs/library/41_batching.ipynb #0a60eafe
 def _map_corpus(folder: Path, sha256: str) -> Corpus:
     "Map the two arrays of a folder. Raises CarpError for a file that NumPy cannot read."
     try:
@@ -106,7 +106,7 @@ def _map_corpus(folder: Path, sha256: str) -> Corpus:
         raise CarpError(f"{folder} is damaged ({error}); delete it and build it again.") from error
     return Corpus(tokens, offsets, sha256)
 
-
+# %% ../nbs/library/41_batching.ipynb #855f4c6c
 def _has_sizes(corpus: Corpus, sequences: int, residues: int) -> bool:
     "Whether both arrays have the stated sizes."
     sizes = (len(corpus), int(corpus.offsets[-1]), len(corpus.tokens))
@@ -135,7 +135,7 @@ def open_corpus(
         )
     return corpus
 
-# %% ../nbs/library/41_batching.ipynb #088024a0
+# %% ../nbs/library/41_batching.ipynb #704765eb
 def _corpus_facts(tokens: np.ndarray, offsets: np.ndarray) -> dict[str, int | str]:
     "What corpus.json says of the arrays."
     return {
@@ -194,7 +194,7 @@ def _lines(folder: Path, chosen: np.ndarray) -> Iterator[tuple[str, str]]:
                 )
             yield str(i), sequence
 
-# %% ../nbs/library/41_batching.ipynb #76d008bc
+# %% ../nbs/library/41_batching.ipynb #70f6f571
 _UNIREF50_FILES = ("consensus.fasta", "splits.json", "lengths_and_offsets.npz")
 
 
@@ -223,7 +223,7 @@ def uniref50_records(
     # Not a generator itself: the errors above are of this call, not of the first record
     return _lines(folder, chosen)
 
-# %% ../nbs/library/41_batching.ipynb #f7619c8d
+# %% ../nbs/library/41_batching.ipynb #ffcb5a43
 def _split_sizes(n: int, shares: Mapping[str, float]) -> dict[str, int]:
     "How many of n clusters each held-out split gets. Raises CarpError for none, and for all."
     sizes = {split: round(share * n) for split, share in shares.items()}
@@ -279,7 +279,7 @@ def padded_length(length, multiple: int = 16):
     # Floor division rounds down, and of a negative number away from zero: up
     return -(-length // multiple) * multiple
 
-# %% ../nbs/library/41_batching.ipynb #e0584a80
+# %% ../nbs/library/41_batching.ipynb #09d84340
 def _cut(
     widths: list[int],  # padded lengths, ascending
     batch_tokens: int,
@@ -292,7 +292,7 @@ def _cut(
             yield start, stop
             start = stop
 
-# %% ../nbs/library/41_batching.ipynb #a17ed082
+# %% ../nbs/library/41_batching.ipynb #245db94d
 def bucketed_batches(
     lengths: np.ndarray,  # [N] residues, after cropping
     batch_tokens: int,  # padded tokens per batch
@@ -314,14 +314,14 @@ def bucketed_batches(
             batches.append(chunk[start:stop])
     return [batches[i] for i in rng.permutation(len(batches))]
 
-# %% ../nbs/library/41_batching.ipynb #debd2129
+# %% ../nbs/library/41_batching.ipynb #a9851dad
 def _window(ids: np.ndarray, length: int, rng: np.random.Generator) -> Tensor:  # int64 [length]
     "A random window of a sequence; all of it where it is no longer."
     # The end is excluded, so + 1 makes the last window possible too
     start = rng.integers(0, len(ids) - length + 1)
     return torch.from_numpy(ids[start : start + length].astype(np.int64))
 
-
+# %% ../nbs/library/41_batching.ipynb #59132eca
 def _pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:  # int64 [B, L], mask bool [B, L]
     "Right-pad sequences to a common, rounded length; the mask is True at residues."
     width = padded_length(max(map(len, rows)))
@@ -376,4 +376,4 @@ class Batches:
         # The 1 keeps these draws apart from those of an epoch, seeded by [seed, epoch]
         rng = np.random.default_rng([self.seed, step, 1])
         chosen = self._locate(step)
-        return _pad([_window(self.corpus[i], self.lengths[i], rng) for i in chosen])
+        return _pad([_window(self.corpus[i], int(self.lengths[i]), rng) for i in chosen])
