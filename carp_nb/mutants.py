@@ -38,7 +38,7 @@ _THREE: dict[str, str] = dict(zip(_THREE_LETTERS.split(), AMINO_ACIDS + "U"))
 _ONE = re.compile(r"([A-Z]|[A-Z]{3})(-?\d+)([A-Z]|[A-Z]{3}|=)")
 _WILD_TYPE = {"WT", "_WT", "WILD-TYPE", "WILDTYPE", "="}
 
-# %% ../nbs/library/03_mutants.ipynb #818e2d41
+# %% ../nbs/library/03_mutants.ipynb #d732908a
 _INDEL = re.compile(r"DEL|INS|DUP|FS|EXT|\d_")
 STOP_CODON = re.compile(r"\d(?:\*|TER|X)(?![A-Z])")  # X is the older sign for a stop codon
 
@@ -54,7 +54,7 @@ def _kind(part: str) -> str:  # a piece that does not parse, upper case
         return "a stop codon"
     return "not a substitution"
 
-
+# %% ../nbs/library/03_mutants.ipynb #1201acb7
 def _unreadable(
     mutant: str,  # as the user wrote it
     part: str,  # the piece that does not parse, upper case
@@ -109,7 +109,7 @@ def parse_mutant(
             raise CarpError(f"mutant {mutant!r}: site {n} appears twice; give each site once.")
     return mutations
 
-# %% ../nbs/library/03_mutants.ipynb #149518d9
+# %% ../nbs/library/03_mutants.ipynb #eb5d2435
 def format_mutant(
     mutations: Iterable[Mutation],  # any order
 ) -> str:  # "A24C:D30E", by position; "WT" for none
@@ -177,7 +177,7 @@ def _substitutions(wild_type: str, sequence: str, offset: int) -> list[Mutation]
     pairs = enumerate(zip(wild_type, sequence, strict=True), offset)
     return [Mutation(a, number, b) for number, (a, b) in pairs if a != b]
 
-
+# %% ../nbs/library/03_mutants.ipynb #323fb733
 def _mutant_of(
     wild_type: str,
     sequence: str,
@@ -200,7 +200,7 @@ def _mutant_of(
             )
     return format_mutant(mutations)
 
-# %% ../nbs/library/03_mutants.ipynb #86290526
+# %% ../nbs/library/03_mutants.ipynb #bb0a1569
 def mutants_from_sequences(
     wild_type: str,
     sequences: Iterable[str],  # mutants of the wild type's length
