@@ -71,7 +71,7 @@ def _sentence(error: BaseException) -> str:
     # Some errors, such as MemoryError, say nothing
     return _one_line(error) or type(error).__name__
 
-# %% ../nbs/library/83_cli.ipynb #848f629c
+# %% ../nbs/library/83_cli.ipynb #394bae6b
 def _print_note(message: Warning | str, *_: object, **__: object) -> None:
     "Print a warning without the file and line that Python adds."
     _say(f"note: {_one_line(message)}")
@@ -89,7 +89,7 @@ class _OneSentence(TyperGroup):
             _say(_sentence(error))
             raise typer.Exit(1) from None
 
-# %% ../nbs/library/83_cli.ipynb #355dc59e
+# %% ../nbs/library/83_cli.ipynb #b710f10a
 app = typer.Typer(
     cls=_OneSentence,
     no_args_is_help=True,
@@ -108,7 +108,7 @@ app = typer.Typer(
 def _all() -> None:
     pass
 
-# %% ../nbs/library/83_cli.ipynb #40aec8ee
+# %% ../nbs/library/83_cli.ipynb #1f0d0d40
 def _show(table: pd.DataFrame) -> None:
     "Print a table in full, without its index."
     print(table.to_string(index=False, na_rep="–"))
@@ -123,7 +123,7 @@ class InventoryItem(NamedTuple):
     bytes: int  # on this disk; if anything is missing, as far as the size is known
     checksum: str  # ok, not verified, WRONG, missing
 
-# %% ../nbs/library/83_cli.ipynb #417a39c4
+# %% ../nbs/library/83_cli.ipynb #aede9e39
 # From the best state to the worst; a dataset of several files is in that of its worst
 _STATES = ["ok", "not verified", "WRONG", "missing"]
 
@@ -142,7 +142,7 @@ def _file_state(
         return "ok"
     return "WRONG"
 
-# %% ../nbs/library/83_cli.ipynb #b1e833a9
+# %% ../nbs/library/83_cli.ipynb #8de5b664
 def _dataset_paths(source: datasets.Source) -> list[str]:
     "The files of a dataset, each once, as paths below CARP_NB_DATA or data/."
     paths = [source.path, *source.more]
@@ -152,7 +152,7 @@ def _dataset_paths(source: datasets.Source) -> list[str]:
     # After the # comes a record of a FASTA file or a member of a zip; the checksum is of the whole
     return list(dict.fromkeys(path.partition("#")[0] for path in paths))
 
-# %% ../nbs/library/83_cli.ipynb #9c7548e4
+# %% ../nbs/library/83_cli.ipynb #acc464c5
 def _dataset_file_state(path: str, file: Path | None) -> str:
     "State of one file of a dataset."
     published = datasets.known_file(path).sha256
@@ -168,7 +168,7 @@ def _disk_bytes(path: Path) -> int:
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
-# %% ../nbs/library/83_cli.ipynb #160e8564
+# %% ../nbs/library/83_cli.ipynb #51669ba7
 def _dataset_item(source: datasets.Source) -> InventoryItem:
     "Find and check the files of a dataset."
     files = {path: datasets.find_file(path) for path in _dataset_paths(source)}
@@ -197,7 +197,7 @@ def _model_file(
             return cached
     return file
 
-# %% ../nbs/library/83_cli.ipynb #bf9d8e34
+# %% ../nbs/library/83_cli.ipynb #af6214a9
 def _model_checksum(name: str, shipped: Mapping[str, Path]) -> str | None:
     "The SHA-256 that a model has to have, or None if it is not known."
     # An included model is in no table; a file of its name in CARP_NB_WEIGHTS must equal it
@@ -207,7 +207,7 @@ def _model_checksum(name: str, shipped: Mapping[str, Path]) -> str | None:
         return PUBLISHED[name].sha256
     return None
 
-# %% ../nbs/library/83_cli.ipynb #059a17e7
+# %% ../nbs/library/83_cli.ipynb #0c56a21b
 def _model_items(wanted: Container[str]) -> Iterator[InventoryItem]:
     "Find and check the models that are one file."
     own = own_weights()
@@ -222,7 +222,7 @@ def _model_items(wanted: Container[str]) -> Iterator[InventoryItem]:
         size = file.stat().st_size if file else int(1e6 * megabytes[name])
         yield InventoryItem(name, "model", str(file or ""), size, state)
 
-# %% ../nbs/library/83_cli.ipynb #c5e85621
+# %% ../nbs/library/83_cli.ipynb #17fb9469
 def inventory(
     names: Container[str] | None = None,  # None: all
 ) -> list[InventoryItem]:
@@ -232,7 +232,7 @@ def inventory(
     of_datasets = [_dataset_item(s) for s in datasets.SOURCES if s.name in names]
     return [*_model_items(names), *of_datasets]
 
-# %% ../nbs/library/83_cli.ipynb #e915161f
+# %% ../nbs/library/83_cli.ipynb #31550165
 def _size(n: float) -> str:  # n in bytes; 0 where not known
     "A size as a person reads it."
     if n >= 1e9:
@@ -243,7 +243,7 @@ def _size(n: float) -> str:  # n in bytes; 0 where not known
         return f"{n / 1e3:.1f} kB"
     return "unknown"
 
-# %% ../nbs/library/83_cli.ipynb #838761ae
+# %% ../nbs/library/83_cli.ipynb #bf4799f7
 def _inventory_table(items: Sequence[InventoryItem]) -> pd.DataFrame:
     "An inventory as `verify` and `fetch` print it."
     rows = []
@@ -268,7 +268,7 @@ def _unknown_name(name: str, key: str, keys: Iterable[str]) -> CarpError:
         f"no dataset or model is named {name!r}; {hint}`carp-nb verify` lists them all."
     )
 
-# %% ../nbs/library/83_cli.ipynb #6a4317be
+# %% ../nbs/library/83_cli.ipynb #6d073853
 def _registry_names(names: Iterable[str]) -> list[str]:
     "Names as the registries write them, each once. Raises CarpError for an unknown one."
     by_key = _names_by_key()
@@ -283,7 +283,7 @@ def _registry_names(names: Iterable[str]) -> list[str]:
         registered += by_key[key]
     return list(dict.fromkeys(registered))
 
-# %% ../nbs/library/83_cli.ipynb #d9cfc232
+# %% ../nbs/library/83_cli.ipynb #00771d63
 def _items_of(names: Sequence[str]) -> list[InventoryItem]:  # in the order of the names
     "Find and check the datasets and models of these names."
     by_name = {item.name: item for item in inventory(names)}
@@ -304,7 +304,7 @@ def models() -> None:
     "List the models that have a name."
     _show(list_models())
 
-# %% ../nbs/library/83_cli.ipynb #c4772e0e
+# %% ../nbs/library/83_cli.ipynb #05af7d19
 @app.command()
 def verify(
     sets: Annotated[
@@ -336,7 +336,7 @@ def _remote_bytes(url: str) -> int:
     except (requests.RequestException, ValueError):
         return 0
 
-# %% ../nbs/library/83_cli.ipynb #57821433
+# %% ../nbs/library/83_cli.ipynb #23d4b3e8
 def _with_size(items: Iterable[InventoryItem]) -> list[InventoryItem]:
     "Ask the servers for the sizes that are in no registry."
     urls = {source.name: source.url for source in datasets.SOURCES}
@@ -347,7 +347,7 @@ def _with_size(items: Iterable[InventoryItem]) -> list[InventoryItem]:
         sized.append(item)
     return sized
 
-# %% ../nbs/library/83_cli.ipynb #81473fb7
+# %% ../nbs/library/83_cli.ipynb #538785e1
 def _download(name: str) -> None:
     "Fetch and check one set, by loading it."
     # Of a published model `find_weights` checks the file without building 640 million weights
@@ -358,7 +358,7 @@ def _download(name: str) -> None:
     else:
         load_dataset(name)
 
-# %% ../nbs/library/83_cli.ipynb #60bade4d
+# %% ../nbs/library/83_cli.ipynb #dd145797
 def _download_each(names: Iterable[str]) -> list[str]:
     "Fetch sets one after the other. Returns the names of those that failed."
     failed = []
@@ -402,7 +402,7 @@ Dtype = Annotated[
 ]
 BatchTokens = Annotated[int, Option(min=1, help="residues per forward pass")]
 
-# %% ../nbs/library/83_cli.ipynb #5a5c3193
+# %% ../nbs/library/83_cli.ipynb #1374b515
 def _must_be_writable(output: Path) -> None:
     "Raises OSError before hours of work, not after."
     if output.is_dir():
@@ -417,7 +417,7 @@ def _must_be_writable(output: Path) -> None:
             f"{output} cannot be written: {error.strerror}; choose another place."
         ) from error
 
-# %% ../nbs/library/83_cli.ipynb #3bb5dc05
+# %% ../nbs/library/83_cli.ipynb #97672764
 Protein = Annotated[
     str,
     Argument(
@@ -438,7 +438,7 @@ Method = Annotated[
     str, Option(help="masked (equation 1), masked-each (ESM, ProteinGym), wild-type")
 ]
 
-# %% ../nbs/library/83_cli.ipynb #4b9045f2
+# %% ../nbs/library/83_cli.ipynb #2f30a033
 def _score_table(
     ranked: Mapping[tuple[str, str], pd.DataFrame],  # (protein, model) -> table; one model
 ) -> pd.DataFrame:  # protein, mutant, score, percentile
@@ -449,7 +449,7 @@ def _score_table(
         tables.append(named[["protein", "mutant", "score", "percentile"]])
     return pd.concat(tables)
 
-# %% ../nbs/library/83_cli.ipynb #7415bf31
+# %% ../nbs/library/83_cli.ipynb #c84c539f
 @app.command()
 def score(
     protein: Protein,
@@ -546,7 +546,7 @@ def corpus(
     made = build_corpus(records, output, {"source": str(source), "split": split})
     print(f"{len(made):,} sequences, {int(made.offsets[-1]):,} residues: {output}")
 
-# %% ../nbs/library/83_cli.ipynb #3b58a6ef
+# %% ../nbs/library/83_cli.ipynb #cdcd323a
 RunFolder = Annotated[Path, Argument(help="run folder; a run found there goes on")]
 Size = Annotated[
     str, Option(help="of Table S1 (carp_4k ... carp_640m) or Table S2 (esm_4_9k ... esm_86m)")
@@ -557,7 +557,7 @@ TrainSet = Annotated[
 ValidSet = Annotated[str, Option(help="held-out sequences: a dataset or a FASTA file")]
 RunName = Annotated[str, Option(help="of the model; left out: the size")]
 
-# %% ../nbs/library/83_cli.ipynb #4edd5736
+# %% ../nbs/library/83_cli.ipynb #13d60075
 Tokens = Annotated[float, Option(help="residues to train on")]
 UpdateTokens = Annotated[int, Option(help="padded residues per update, all processes together")]
 MaxLength = Annotated[int, Option(help="longer sequences are cropped to a random window")]
@@ -567,7 +567,7 @@ Cooldown = Annotated[float, Option(help="share of the updates over which the rat
 Accumulate = Annotated[int, Option(help="parts that a batch is cut into; less memory")]
 Recompute = Annotated[bool, Option(help="activation checkpointing; less memory again")]
 
-# %% ../nbs/library/83_cli.ipynb #24598bb4
+# %% ../nbs/library/83_cli.ipynb #1801e49b
 def _train_and_describe(
     config: PretrainConfig,
     train: str,  # as a user names it
@@ -627,14 +627,14 @@ def pretrain(
     )
     _train_and_describe(config, train, valid, output, device)
 
-# %% ../nbs/library/83_cli.ipynb #ba2a2ac3
+# %% ../nbs/library/83_cli.ipynb #27c13a15
 def _time_text(costs: pd.DataFrame) -> str:  # of `estimate`
     "The time of a plan in a few words."
     if costs.GPUs.any():
         return f"{costs['GPU hours'].sum():,.0f} GPU hours"
     return f"no GPU, {costs['minutes asked for'].sum():,.0f} minutes asked for"
 
-# %% ../nbs/library/83_cli.ipynb #9c669239
+# %% ../nbs/library/83_cli.ipynb #28c74182
 def _download_text(size: float, unknown: Sequence[str]) -> str:  # of `fetched_bytes`
     "What a plan downloads, in a few words."
     parts = []
