@@ -17,18 +17,18 @@ import numpy as np
 import pandas as pd
 
 from .alphabet import PROTEIN
-from .datasets import DMS, load_dataset
+from .datasets import Scan, load_scan
 from .files import CarpError
 from .metrics import evaluate_predictions
 from .mutants import mutate, parse_mutant, place_mutant
+from .readers import find_column, table_lines
 from carp_nb.tasks import (
     KINDS,
     SEQUENCE_COLUMNS,
     SPLITS,
-    find_column,
+    Task,
     read_labelled,
     subsample_splits,
-    table_lines,
 )
 
 # %% ../nbs/library/61_assays.ipynb #1d8ce313
@@ -36,7 +36,7 @@ UNLABELLED = "-"  # in a string of labels, a residue without one: unresolved, or
 
 
 def _fits_residues(
-    label: object,  # a letter per residue; coordinates [L, 3]; a map [L, L]
+    label: Any,  # a letter per residue; coordinates [L, 3]; a map [L, L]
     residues: int,
     kind: str,  # per_residue or contacts
 ) -> bool:
@@ -46,11 +46,11 @@ def _fits_residues(
     return np.shape(label) in ((residues, 3), (residues, residues))
 
 
-def _check_label_sizes(task: pd.DataFrame, kind: str) -> None:
+def _check_label_sizes(task: Task) -> None:
     "Raise CarpError for labels that are not one per residue."
     wrong = []
-    for row, (sequence, label) in enumerate(zip(task.sequence, task.target), 1):
-        if not _fits_residues(label, len(sequence), kind):
+    for row, (sequence, label) in enumerate(zip(task.table.sequence, task.table.target), 1):
+        if not _fits_residues(label, len(sequence), task.kind):
             labels = len(label) if hasattr(label, "__len__") else 0
             wrong.append(f"row {row} with {len(sequence)} residues and {labels} labels")
     if wrong:
@@ -61,17 +61,19 @@ def _check_label_sizes(task: pd.DataFrame, kind: str) -> None:
         )
 
 # %% ../nbs/library/61_assays.ipynb #76c2c115
-def _check_targets(task: pd.DataFrame, kind: str) -> None:
+def _check_targets(task: Task) -> None:
     "Raise CarpError for targets that are missing, infinite, of another size or all the same."
-    missing = task.target.isna().to_numpy()
+    kind = task.kind
+    target = task.table.target
+    missing = target.isna().to_numpy()
     if missing.any():
         raise CarpError(
             f"{missing.sum()} of {len(task)} targets are missing, "
             f"the first in row {missing.argmax() + 1}; drop these rows or fill them."
         )
     if kind in ("per_residue", "contacts"):
-        _check_label_sizes(task, kind)
-    labels = task.target[task.split == "train"]
+        _check_label_sizes(task)
+    labels = target[task.table.split == "train"]
     if kind == "per_residue":
         distinct = len(set("".join(labels)) - {UNLABELLED})
     else:
@@ -81,26 +83,26 @@ def _check_targets(task: pd.DataFrame, kind: str) -> None:
         raise CarpError(
             f"all training targets are {labels.iloc[0]}; there is nothing to learn from {one}."
         )
-    if kind == "regression" and not np.isfinite(task.target.astype(float)).all():
+    if kind == "regression" and not np.isfinite(target.astype(float)).all():
         raise CarpError("a target is infinite; drop that row or give a number.")
 
 # %% ../nbs/library/61_assays.ipynb #66aa8e07
-def check_task(
-    task: pd.DataFrame,  # sequence, target, split
-    kind: str,  # regression, classification, per_residue or contacts
-) -> None:
+def check_task(task: Task) -> None:
     "Raise CarpError for a task that cannot be fitted; warn of sequences in more than one split."
-    if kind not in KINDS:
-        raise CarpError(f"kind is {kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+    table = task.table
+    if task.kind not in KINDS:
+        raise CarpError(f"kind is {task.kind!r}; use {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
     for name in ("sequence", "target", "split"):
-        find_column("the task", task, name, advice="it needs sequence, target and split; it has")
+        find_column(
+            "the task", table.columns, name, advice="it needs sequence, target and split; it has"
+        )
     for split in SPLITS:
-        if not (task.split == split).any():
+        if not (table.split == split).any():
             raise CarpError(f"the task has no {split} rows; a task needs train, valid and test.")
-    _check_targets(task, kind)
-    for i, sequence in enumerate(task.sequence, 1):
+    _check_targets(task)
+    for i, sequence in enumerate(table.sequence, 1):
         PROTEIN.to_ids(sequence, f"row {i}")
-    splits_per_sequence = task.groupby("sequence")["split"].nunique()
+    splits_per_sequence = table.groupby("sequence")["split"].nunique()
     twice = int((splits_per_sequence > 1).sum())
     if twice:
         warnings.warn(
@@ -179,15 +181,13 @@ def make_split(
 
 # %% ../nbs/library/61_assays.ipynb #3fd0868a
 def scan_sequences(
-    scan: DMS,
+    scan: Scan,
 ) -> pd.DataFrame:  # sequence, target (as measured)
     "Write the mutants of a deep mutational scan as sequences."
-
-    def sequence_of(mutant):
+    sequences = []
+    for mutant in scan.table.mutant:
         placed = place_mutant(parse_mutant(mutant), scan.wild_type, scan.offset)
-        return mutate(scan.wild_type, placed)
-
-    sequences = scan.table.mutant.map(sequence_of)
+        sequences.append(mutate(scan.wild_type, placed))
     return pd.DataFrame({"sequence": sequences, "target": scan.table.score})
 
 
@@ -195,14 +195,15 @@ def read_sequences(
     path: str | Path,  # csv or tsv, plain or gzip
     sequence_column: str | None = None,  # None: sequence, seq or primary
 ) -> list[str]:
-    """Read the sequences of a table, in its order. Raises CarpError for a missing column,
-    FileNotFoundError."""
+    """Read the sequences of a table, in its order.
+
+    Raises CarpError for a missing column, FileNotFoundError.
+    """
     lines = table_lines(Path(path))
     header = next(lines)[1]
     column = find_column(
         path, header, sequence_column, SEQUENCE_COLUMNS, "choose sequence_column from"
     )
-    assert column is not None  # one was needed
     return [cells[header.index(column)].strip() for _, cells in lines if any(cells)]
 
 # %% ../nbs/library/61_assays.ipynb #d22fb2e5
@@ -220,23 +221,13 @@ def _read_table(
     target_column: str | None,
     split_column: str | None,
     kind: str,
-) -> pd.DataFrame:  # sequence, target, split
+) -> Task:
     "Read a labelled table. Raises CarpError that names the row of an illegal symbol."
     for i, sequence in enumerate(read_sequences(source, sequence_column or None), 1):
         PROTEIN.to_ids(sequence, f"{source}, row {i}")
     return read_labelled(
         source, sequence_column or None, target_column or None, split_column or None, kind
     )
-
-
-def _load_scan(name: str) -> DMS:
-    "Load a scan by name. Raises CarpError for another data set."
-    scan = load_dataset(name)
-    if not isinstance(scan, DMS):
-        raise CarpError(
-            f"{name} holds sequences without a measurement; give a csv or a mutational scan."
-        )
-    return scan
 
 # %% ../nbs/library/61_assays.ipynb #b0de1cfa
 def _warn_of_dropped(
@@ -261,18 +252,20 @@ def read_assay(
     seed: int = 0,  # of a split that is made, and of the rows that are kept
     rows: int | None = None,  # of each split, keep that many rows, drawn at random; None: all
     most: int = 1,  # mutations of a training sequence, if mutations split
-) -> pd.DataFrame:  # sequence, target, split; .attrs: dropped (reason -> rows), wild_type, how
+) -> Task:  # with sequence, target and split only; its split is how the rows were divided
     "Read an assay as a task; warn of rows left out. Raises CarpError, FileNotFoundError."
     # only a wild type that the user gives is required to have been measured
     given = wild_type
+    dropped: dict[str, int] = {}
     if _is_table(source):
-        table = _read_table(source, sequence_column, target_column, split_column, kind)
+        task = _read_table(source, sequence_column, target_column, split_column, kind)
+        table = task.table
+        dropped = {why: n for why, n in task.dropped.items() if n}
     else:
-        scan = _load_scan(str(source))
+        scan = load_scan(str(source))
         table = scan_sequences(scan).assign(split="train")
         wild_type = wild_type or scan.wild_type
         how = how or "mutations"
-    dropped = {why: n for why, n in table.attrs.get("dropped", {}).items() if n}
     _warn_of_dropped(source, dropped)
     if how == "low-vs-high" and given and given not in set(table.sequence):
         raise CarpError(
@@ -288,9 +281,8 @@ def read_assay(
         )
     if rows:
         table = subsample_splits(table, dict.fromkeys(table.split, rows), seed)
-    task = table.loc[:, ["sequence", "target", "split"]].reset_index(drop=True)
-    task.attrs = {"dropped": dropped, "wild_type": wild_type, "how": how}
-    return task
+    table = table.loc[:, ["sequence", "target", "split"]].reset_index(drop=True)
+    return Task(table, kind, name=Path(source).name, split=how, dropped=dropped)
 
 # %% ../nbs/library/61_assays.ipynb #f9e590e1
 class Predictor(Protocol):
@@ -305,20 +297,18 @@ Fitted = TypeVar("Fitted", bound=Predictor)
 # %% ../nbs/library/61_assays.ipynb #5c5a6db9
 def run_task(
     fit: Callable[[pd.DataFrame, pd.DataFrame], Fitted],  # of train rows and valid rows
-    task: pd.DataFrame,  # sequence, target, split
-    kind: str = "regression",  # or classification; with `evaluate` per_residue or contacts
+    task: Task,
     n_boot: int = 500,  # bootstrap samples
     seed: int = 0,  # of the bootstrap
     evaluate: Callable = evaluate_predictions,  # or one that takes the same arguments
 ) -> tuple[Fitted, pd.DataFrame, pd.DataFrame]:  # model, test rows with predicted, metrics
     "Fit on train and valid, then read the test once. Raises CarpError as `check_task` does."
-    check_task(task, kind)
-    rows = {s: task.loc[task.split == s].reset_index(drop=True) for s in SPLITS}
-    model = fit(rows["train"], rows["valid"])
-    test = rows["test"]
+    check_task(task)
+    model = fit(task.rows_of("train"), task.rows_of("valid"))
+    test = task.rows_of("test")
     predicted = model.predict(test.sequence.tolist())
     classes = getattr(model, "classes", None)
-    metrics = evaluate(test.target, predicted, kind, n_boot, seed, classes)
+    metrics = evaluate(test.target, predicted, task.kind, n_boot, seed, classes)
     return model, test.assign(predicted=list(predicted)), metrics
 
 # %% ../nbs/library/61_assays.ipynb #8be1599c

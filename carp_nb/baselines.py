@@ -39,7 +39,7 @@ from carp_nb.finetune import (
 )
 from .metrics import evaluate_predictions
 from .pretrain import refuse_other_run
-from .tasks import bad_rows, read_aligned
+from .readers import bad_rows, read_aligned
 from .training import TrainConfig, processes, train
 
 # %% ../nbs/library/63_baselines.ipynb #e8d4c6b5

@@ -27,7 +27,7 @@ from typer.core import TyperGroup
 
 from . import datasets
 from .batching import build_corpus, uniref50_records
-from .datasets import load_dataset, read_fasta
+from .datasets import load_dataset
 from .devices import used_dtype
 from .embedding import embed as embed_sequences
 from .fetch import cache_dir
@@ -45,9 +45,9 @@ from carp_nb.pretrained import (
     own_weights,
     shipped_weights,
 )
+from .readers import read_fasta, write_fasta
 from .results import provenance
 from .scoring import rank_proteins, read_mutants, read_proteins
-from .tasks import write_fasta
 from .training import processes
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 

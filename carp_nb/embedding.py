@@ -26,10 +26,10 @@ from tqdm.auto import tqdm
 from .alphabet import PROTEIN
 from .batching import bucketed_batches
 from .carp import CARP
-from .datasets import read_fasta
 from .devices import as_dtype, dtype_name
 from .esm import ESM
 from .files import CarpError, atomic_path, tensors_sha256
+from .readers import read_fasta
 
 # %% ../nbs/library/51_embedding.ipynb #1d8a10b2
 Sequences = str | Path | Mapping[str, str] | Iterable[str | tuple[str, str]]

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .alphabet import AMINO_ACIDS
-from .datasets import DMS, SOURCES, load_dataset, read_dms
+from .datasets import SOURCES, Scan, load_scan, read_dms
 from .devices import as_dtype
 from .editing import ACTIONS, Changes, History, Mutant, read_state, write_state
 from .fetch import cache_dir
@@ -28,8 +28,8 @@ from .metrics import spearman_interval
 from .mutants import parse_mutant, place_mutant
 from .pretrained import load_model, own_weights, shipped_weights
 from .protbert import ProtBert
+from .readers import fasta_record
 from .scoring import mutation_scan, read_proteins, score_mutants
-from .tasks import fasta_record
 
 # %% ../nbs/library/81_explorer.ipynb #597cf38e
 class _PartialScan:
@@ -108,14 +108,13 @@ class _StepSize:
 
 # %% ../nbs/library/81_explorer.ipynb #1dedfe63
 def _index_measurements(
-    measured: pd.DataFrame,  # mutant, score; .attrs["offset"] numbers the first residue
+    scan: Scan,
     wild_type: str,
 ) -> dict[Changes, float]:
     "Look measurements up by mutations rather than by name, so that they survive another numbering."
-    first = measured.attrs["offset"]
     by_mutant = {}
-    for name, score in zip(measured.mutant, measured.score):
-        by_mutant[place_mutant(parse_mutant(name), wild_type, first)] = score
+    for name, score in zip(scan.table.mutant, scan.table.score):
+        by_mutant[place_mutant(parse_mutant(name), wild_type, scan.offset)] = score
     return by_mutant
 
 # %% ../nbs/library/81_explorer.ipynb #6261c956
@@ -380,7 +379,7 @@ class Explorer:
         self,
         model,  # a scorer: CARP, ESM, PSSM, BLOSUM62 ...
         mutant: Mutant,
-        measured: pd.DataFrame | None = None,  # mutant, score; .attrs["offset"] numbers them
+        measured: Scan | None = None,
         direction: int = 1,  # +1: a higher measurement is fitter; -1: it is harm
         dtype: str = "float32",  # float32, bfloat16, auto
         label: str = "",  # the protein's name, for files and titles
@@ -507,7 +506,7 @@ class Explorer:
         scan_offset = ""
         if self.measured is not None and Path(self.scan).is_absolute():
             # a file keeps its numbers when the protein gets others
-            scan_offset = str(self.measured.attrs["offset"])
+            scan_offset = str(self.measured.offset)
         return write_state(
             self.mutant,
             label=self.label,
@@ -557,7 +556,7 @@ class Explorer:
 def _open_protein(
     sequence: str,  # residues, the name of a scan, or a FASTA file
     offset: int,  # number of the first residue; a named scan brings its own
-) -> tuple[Mutant, str, DMS | None]:  # the wild type, its label, the scan of that name
+) -> tuple[Mutant, str, Scan | None]:  # the wild type, its label, the scan of that name
     "Find the protein that is meant; of a FASTA file it is the first record."
     records, scan = read_proteins(sequence)
     label, residues = next(records)
@@ -567,10 +566,9 @@ def _open_protein(
     return ACTIONS["renumber"](Mutant(residues), offset), label, scan
 
 # %% ../nbs/library/81_explorer.ipynb #166737ea
-def _open_scan(name: str, wild_type: str) -> DMS:
+def _open_scan(name: str, wild_type: str) -> Scan:
     "Load a scan by name. Raises CarpError for a scan of another protein."
-    scan = load_dataset(name)
-    assert isinstance(scan, DMS)
+    scan = load_scan(name)
     if scan.wild_type != wild_type:
         raise CarpError(
             f"the scan {name} is of another protein; its wild type is "
@@ -583,12 +581,12 @@ def _open_measurements(
     scan: str,  # a name in list_datasets() or a table; empty: none
     wild_type: str,
     offset: int,  # number of the first residue in the table
-    opened: DMS | None = None,  # a scan that is loaded already
-) -> tuple[pd.DataFrame | None, int, str]:  # measurements, their direction, their name or file
+    opened: Scan | None = None,  # a scan that is loaded already
+) -> tuple[Scan | None, int, str]:  # measurements, their direction, their name or file
     "Read measurements; a table of one's own does not state its direction, so higher is fitter."
     if any(source.name == scan and source.kind == "dms" for source in SOURCES):
-        dms = opened if opened and opened.name == scan else _open_scan(scan, wild_type)
-        return dms.table, dms.direction, scan
+        known = opened if opened and opened.name == scan else _open_scan(scan, wild_type)
+        return known, known.direction, scan
     if scan:
         return read_dms(scan, wild_type, offset), 1, str(Path(scan).resolve())
     return None, 1, ""

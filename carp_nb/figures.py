@@ -44,7 +44,7 @@ from carp_nb.charts import (
     take_place,
     tilt_labels,
 )
-from .datasets import DMS
+from .datasets import Scan
 from .esm import ESM
 from .files import write_text
 from .mlm import ngram_counts
@@ -94,7 +94,7 @@ def _ahead_panel(axes: Axes, rows: pd.DataFrame, labels: list[tuple[str, str]]) 
     axes.set_ylabel(label, fontsize=8)
 
 # %% ../nbs/library/73_figures.ipynb #cd409d62
-def _zero_shot_legend(scans: list[DMS], hollow: bool) -> list[Line2D]:
+def _zero_shot_legend(scans: list[Scan], hollow: bool) -> list[Line2D]:
     "The marks of `zero_shot_figure`; a smoke run scored part of every scan."
     part = ", 500 of its mutants" * hollow
     scan = f"a scan (n = {len(scans)}; {count_benchmarks(scans)} of the 41){part}"
@@ -127,7 +127,7 @@ def _draw_means(
 @carp_style()
 def zero_shot_figure(
     rows: pd.DataFrame,  # results rows
-    scans: list[DMS],
+    scans: list[Scan],
     budget: str,  # a smoke run scores part of every scan, so its points are hollow
 ) -> Figure:
     "Spearman correlation per scan and model, beside the published means (Figure 2)."

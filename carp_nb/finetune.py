@@ -1012,8 +1012,8 @@ def _train(
     config, targets, module = model.config, model.targets, model.module
     rows = _fit_rows(model, {"train": train_rows, "valid": valid_rows}, folder, progress)
     longest = config.max_length or model.encoder.max_length
-    train_target = targets.encode(train_rows.target, longest)
-    valid_target = targets.encode(valid_rows.target, longest)
+    train_target = targets.encode(list(train_rows.target), longest)
+    valid_target = targets.encode(list(valid_rows.target), longest)
     crop = config.crop if targets.kind == "contacts" else None
     batches = EpochBatches(rows["train"], train_target, config.batch, config.seed, crop)
     plan = config.plan(len(train_rows))

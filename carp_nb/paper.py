@@ -19,7 +19,7 @@ from pandas.io.formats.style import Styler
 from scipy.stats import t as student_t
 
 from .carp import n_parameters
-from .datasets import DMS
+from .datasets import Scan
 from .files import in_project
 from .metrics import bootstrap, interval, spearman
 from .results import best_rows, run_names, styled
@@ -31,14 +31,14 @@ def published(table: str) -> pd.DataFrame:
     return pd.read_csv(in_project(f"data/paper/{table}.csv"))
 
 # %% ../nbs/library/72_paper.ipynb #57e541a8
-def count_benchmarks(scans: list[DMS]) -> int:
+def count_benchmarks(scans: list[Scan]) -> int:
     "How many of the paper's 41 scans are among these."
     return len({s.benchmark for s in scans if s.benchmark})
 
 # %% ../nbs/library/72_paper.ipynb #948baaa9
 def scan_table(
     rows: pd.DataFrame,  # results rows
-    scans: list[DMS],
+    scans: list[Scan],
     model,  # the model whose rows are shown, for its name and receptive field
     method: str,
 ) -> pd.DataFrame:  # one line per scan
@@ -125,7 +125,7 @@ def _published_mean_lines() -> list[dict]:
 # %% ../nbs/library/72_paper.ipynb #54f3f84c
 def mean_table(
     rows: pd.DataFrame,  # results rows
-    scans: list[DMS],
+    scans: list[Scan],
 ) -> pd.DataFrame:  # one line per model and method, then what the paper states
     """Mean Spearman over scans with an interval bootstrapped over scans, and on how many scans a model is ahead
     of BLOSUM62.
@@ -259,7 +259,7 @@ def _compare_costs(
         f"{millions[0]:.1f} M parameters, positions for {longest:,} residues included, "
         f"against {millions[1]:.1f} M"
     )
-    return _yes_if(ratios.between(1 / 1.5, 1.5).all()), seen
+    return _yes_if(bool(ratios.between(1 / 1.5, 1.5).all())), seen
 
 # %% ../nbs/library/72_paper.ipynb #d58b31d0
 def _check_length(cost: pd.DataFrame, shape: str, length: int, ends: bool) -> tuple[str, str]:
@@ -397,9 +397,9 @@ def _seed_half_interval(
     n: pd.Series | float,  # how many seeds there are
 ) -> np.ndarray:
     "Half of the 95 % interval of a mean over seeds (Student's t); 0 where the spread is not known."
-    n = np.asarray(n, float)
+    seeds = np.asarray(n, float)
     # one seed has no degree of freedom and no spread: both are NaN, and NaN becomes 0
-    return np.nan_to_num(student_t.ppf(0.975, n - 1) * np.asarray(sd, float) / np.sqrt(n))
+    return np.nan_to_num(student_t.ppf(0.975, seeds - 1) * np.asarray(sd, float) / np.sqrt(seeds))
 
 # %% ../nbs/library/72_paper.ipynb #d88fb7cf
 def _summarise_fits(
@@ -633,7 +633,7 @@ def paper_table(
             for task, value in zip(line.task, line[side]):
                 best[key][task, side] = value == top[task, side]
     # every line has every column
-    heads = list(texts[key])
+    heads = list(next(iter(texts.values())))
     index = pd.MultiIndex.from_tuples(list(texts), names=["method", "paper", "here"])
     table = pd.DataFrame.from_dict(texts, orient="index").set_axis(index)
     table.columns = pd.MultiIndex.from_tuples(heads)

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from .batching import Batches, Corpus, open_corpus
 from .carp import CARP, TABLE_S1
-from .datasets import list_datasets, load_dataset, read_fasta
+from .datasets import list_datasets, load_sequences
 from .devices import pick_device
 from .esm import ESM, TABLE_S2
 from .files import CarpError, write_table, write_text
 from .mlm import corrupt, evaluate, mlm_loss
 from .pretrained import find_weights, list_models, load_model, save_checkpoint
+from .readers import read_fasta
 from carp_nb.training import (
     NonFiniteLoss,
     TrainConfig,
@@ -329,7 +330,7 @@ def choose_lr(
     tokens: float = 5e5,  # residues per trial
     device: str = "auto",
     progress: bool = True,
-) -> pd.DataFrame:  # index lr; loss in nats on valid_set; .attrs["best"]: the rate to take
+) -> pd.DataFrame:  # index lr; loss in nats on valid_set, whose lowest names the rate to take
     """Try learning rates on short runs, each with its own warmup and cooldown. The loss is
     infinite where training failed.
     """
@@ -344,9 +345,7 @@ def choose_lr(
             losses[lr] = np.inf
             continue
         losses[lr] = pd.read_parquet(place / "held_out.parquet").loss.iloc[-1]
-    table = pd.DataFrame({"loss": losses}).rename_axis("lr")
-    table.attrs["best"] = float(cast(float, table.loss.idxmin()))
-    return table
+    return pd.DataFrame({"loss": losses}).rename_axis("lr")
 
 # %% ../nbs/library/43_pretrain.ipynb #bce2c095
 def read_records(
@@ -354,7 +353,7 @@ def read_records(
 ) -> list[tuple[str, str]]:
     "All (id, sequence) pairs of a set."
     if source in list_datasets().index:
-        return cast(list[tuple[str, str]], load_dataset(source))
+        return load_sequences(source)
     return list(read_fasta(source))
 
 

@@ -712,9 +712,8 @@ def _published_rows(own: dict[str, Path]) -> list[dict[str, Any]]:
     return rows
 
 # %% ../nbs/library/21_pretrained.ipynb #e8d957b5
-_GOOD_FOR: dict[str, str] = pd.read_csv(package_folder("tables") / "models.csv", index_col="name")[
-    "good_for"
-].to_dict()
+_MODELS = pd.read_csv(package_folder("tables") / "models.csv")
+_GOOD_FOR: dict[str, str] = dict(zip(_MODELS.name, _MODELS.good_for))
 
 # %% ../nbs/library/21_pretrained.ipynb #33502f99
 def list_models() -> pd.DataFrame:

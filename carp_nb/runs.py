@@ -151,7 +151,7 @@ def pretrain_series(
             device=device,
             progress=progress,
         )
-        lr = trials.attrs["best"]
+        lr = float(cast(float, trials.loss.idxmin()))
         tried = {f"{rate:g}": loss for rate, loss in trials.loss.items()}
     for seed in missing:
         name = f"{config.size}_{config.tokens / 1e6:g}m_seed{seed}"
@@ -191,11 +191,10 @@ def _checkpoint_rows(folder: Path, shipped: set[str]) -> Iterator[dict]:
 def find_checkpoints(
     folder: str | Path,  # with run folders below it
     names: str = "",  # of runs, comma-separated; empty: all
-) -> pd.DataFrame:  # run, size, parameters, seed, step, loss (held out, nats), weights (path)
+) -> tuple[pd.DataFrame, dict[str, int]]:  # with CHECKPOINT_COLUMNS; run -> number not here
     """List the checkpoints of runs of `pretrain`, one a row, smallest size first.
 
-    `.attrs["missing"]` counts the checkpoints of each run that are not here. Raises
-    FileNotFoundError if none of a requested run is here.
+    Raises FileNotFoundError if none of a requested run is here.
     """
     shipped = shipped_models()
     planned = []
@@ -203,7 +202,7 @@ def find_checkpoints(
         if not _is_trial(path.parent) and (path.parent / "config.json").exists():
             planned += _checkpoint_rows(path.parent, shipped)
     table = pd.DataFrame(planned, columns=CHECKPOINT_COLUMNS)
-    missing = table[table.weights.isna()].groupby("run", sort=False).size().to_dict()
+    missing = table.run[table.weights.isna()].value_counts(sort=False)
     table = cast(pd.DataFrame, table[table.weights.notna()])
     table = table.sort_values(["parameters", "run", "step"], ignore_index=True)
     present = list(dict.fromkeys(table.run))
@@ -216,8 +215,7 @@ def find_checkpoints(
             "nbs/pretrain.ipynb."
         )
     table = cast(pd.DataFrame, table[table.run.isin(wanted)]).reset_index(drop=True)
-    table.attrs["missing"] = {run: n for run, n in missing.items() if run in set(table.run)}
-    return table
+    return table, {str(run): n for run, n in missing.items() if run in set(table.run)}
 
 # %% ../nbs/library/44_runs.ipynb #b687223f
 def _trained_alike(runs: pd.DataFrame, run: pd.Series) -> pd.Series:  # bool per run

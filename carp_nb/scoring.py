@@ -25,18 +25,18 @@ from tqdm.auto import tqdm
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .carp import CARP
 from carp_nb.datasets import (
-    DMS,
     SOURCES,
+    Scan,
     list_datasets,
-    load_dataset,
-    read_fasta,
+    load_scan,
 )
 from .devices import as_dtype
 from .files import CarpError, split_commas
 from .incremental import masked_log_probs
 from .metrics import ndcg, spearman_interval, top_recall
 from .mutants import count_fits, format_mutant, parse_mutant, place_mutant
-from .tasks import MISSING, find_column, first_five, subsample, table_lines
+from .readers import find_column, first_five, read_fasta, table_lines
+from .tasks import MISSING, subsample
 
 # %% ../nbs/library/50_scoring.ipynb #facdf529
 _INDEX = {letter: i for i, letter in enumerate(AMINO_ACIDS)}
@@ -438,24 +438,17 @@ def _refuse_name(
         )
 
 # %% ../nbs/library/50_scoring.ipynb #174f2465
-def _load_scan(name: str) -> DMS:
-    "Load a scan. Raises CarpError for a data set of another kind."
-    scan = load_dataset(name)
-    if not isinstance(scan, DMS):
-        raise CarpError(
-            f"{name} is a set of sequences, not a mutational scan; list_datasets() shows which are."
-        )
-    return scan
+#| export
 
 # %% ../nbs/library/50_scoring.ipynb #37587d7f
 def read_proteins(
     source: str,  # residues, one FASTA record, a FASTA file, or the name of a scan in any case
-) -> tuple[Iterator[tuple[str, str]], DMS | None]:  # (id or "", sequence) pairs; the scan if named
+) -> tuple[Iterator[tuple[str, str]], Scan | None]:  # (id or "", sequence) pairs; the scan if named
     "Read proteins. Raises CarpError for an unknown name, FileNotFoundError for a missing file."
     text = source.strip()
     scans = {s.name.lower(): s.name for s in SOURCES if s.kind == "dms"}
     if text.lower() in scans:
-        scan = _load_scan(scans[text.lower()])
+        scan = load_scan(scans[text.lower()])
         return iter([(scan.name, scan.wild_type)]), scan
     if isfile(text):
         return read_fasta(text), None
@@ -543,13 +536,13 @@ def _scan_names(datasets: str) -> list[str]:
 # %% ../nbs/library/50_scoring.ipynb #1661ff2f
 def find_scans(
     datasets: str = "shipped",  # shipped, here (on this machine), all, or names separated by commas
-) -> list[DMS]:
-    "Load scans by group or by name, each benchmark once. Raises as `load_dataset` does."
+) -> list[Scan]:
+    "Load scans by group or by name, each benchmark once. Raises as `load_scan` does."
     scans = {}
     missing = []
     for name in _scan_names(datasets):
         try:
-            scan = _load_scan(name)
+            scan = load_scan(name)
         # few machines have all scans, so "all" skips those that are missing
         except (FileNotFoundError, ConnectionError):
             if datasets != "all":
@@ -569,7 +562,7 @@ def find_scans(
 # %% ../nbs/library/50_scoring.ipynb #1757793f
 def score_scan(
     model,  # a scorer
-    scan: DMS,
+    scan: Scan,
     method: str = "masked",
     dtype: str = "float32",
     limit: int | None = None,  # number of mutants to draw at random; None: all

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['STRUCTURE_TASKS', 'DEFAULT_SETS', 'THREE_STATES', 'ONE_HOT', 'STRUCTURE_METHODS', 'TABLE_1_METRICS', 'structure_sets',
-           'load_structure_task', 'confusion', 'states_of', 'evaluate_structure', 'structure_jobs', 'fit_structure',
+           'load_structure_task', 'confusion', 'states_of', 'evaluate_structure', 'structure_fits', 'fit_structure',
            'load_downstream', 'fit_downstream', 'table_1_columns', 'fill_table_1']
 
 # %% ../nbs/library/65_structure.ipynb #8270ab40
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ import numpy as np
 import pandas as pd
 
 from .assays import UNLABELLED, run_task
+from .budgets import Budget
 from .carp import CARP
 from .coordinates import contact_map, read_chain
-from .datasets import load_dataset
+from .datasets import load_task
+from .devices import Compute
 from .esm import ESM
-from .experiments import fit_and_test, load_task, parse_choices, part_of
-from .files import CarpError, joined_sha256, split_commas
+from .experiments import Fit, fit_and_test, load_split, parse_choices
+from .files import CarpError, split_commas
 from carp_nb.finetune import (
     METHODS,
     FinetuneConfig,
@@ -38,8 +42,7 @@ from carp_nb.metrics import (
     interval,
     mean_precision,
 )
-from .pretrained import weights_sha256
-from .tasks import SPLITS
+from .tasks import SPLITS, Task
 
 # %% ../nbs/library/65_structure.ipynb #1cd56de3
 STRUCTURE_TASKS = {
@@ -127,9 +130,10 @@ def _hide_masked(
     return "".join(label if m == "1" else UNLABELLED for label, m in zip(labels, mask))
 
 # %% ../nbs/library/65_structure.ipynb #65aadf0b
-def _targets_of(table: pd.DataFrame, task: str) -> pd.Series:
+def _targets_of(labelled: Task, task: str) -> pd.Series:
     "Return the targets of a task from a set. Raises CarpError for a set without them."
-    kind = table.attrs["kind"]
+    kind = labelled.kind
+    table = labelled.table
     if task == "contacts" and kind == "contacts":
         chains = zip(table.target, table.sequence)
         targets = [_read_contact_target(path, sequence) for path, sequence in chains]
@@ -145,70 +149,67 @@ def _targets_of(table: pd.DataFrame, task: str) -> pd.Series:
     raise CarpError(f"this set has no labels for {name}; its kind is {kind}.")
 
 # %% ../nbs/library/65_structure.ipynb #b978e9eb
-def _load_labelled(name: str, task: str) -> list[pd.DataFrame]:
+def _load_sets(name: str) -> list[Task]:  # one or two
     "Load the set, or the two sets of TRAIN+TEST. Raises CarpError for a set without labels."
-    tables = []
-    for part in name.split("+"):
-        table = load_dataset(part)
-        if not isinstance(table, pd.DataFrame):
-            raise CarpError(
-                f"{name} is no labelled set; "
-                f"choose one for {task.replace('_', ' ')} out of list_datasets()."
-            )
-        tables.append(table)
-    if len(tables) > 2:
-        raise CarpError(f"{name} names {len(tables)} sets; give one, or TRAIN+TEST.")
-    return tables
+    names = name.split("+")
+    if len(names) > 2:
+        raise CarpError(f"{name} names {len(names)} sets; give one, or TRAIN+TEST.")
+    return [load_task(part) for part in names]
 
 
-def _facts(
-    task: str,
-    tables: list[pd.DataFrame],  # whole sets
-    parts: list[pd.DataFrame],  # the rows of each that are used
-    shared: int,  # train and valid rows that the test of the other set has too
-) -> dict:
-    "Return what the rows of a task do not say: kind, check sum, rows available and dropped."
-    sums: set[str] = set()
-    for table in tables:
-        sums |= set(table.attrs["sha256"].values())
-    available = {
-        split: part.attrs["available"].get(split, 0)
-        for split, part in zip(SPLITS, [parts[0], parts[0], parts[-1]])
-    }
-    dropped = {
-        **tables[0].attrs.get("dropped", {}),
-        "of train and valid in the test of the other set": shared if len(tables) == 2 else 0,
-    }
-    return {
-        "kind": STRUCTURE_TASKS[task],
-        "sha256": joined_sha256(sorted(sums)),
-        "available": available,
-        "dropped": dropped,
-    }
+def _without_test_of(labelled: Task, other: Task) -> Task:
+    "A set without the train and valid rows whose sequence the other's test has too."
+    table = labelled.table
+    shared = (table.split != "test") & table.sequence.isin(other.rows_of("test").sequence)
+    return replace(labelled, table=table[~shared])
 
 # %% ../nbs/library/65_structure.ipynb #4353d68a
+def _join_parts(task: str, name: str, sets: list[Task], parts: list[Task]) -> Task:
+    "One task of the rows that are used: train and valid of the first part, test of the last."
+    if len(parts) == 2:
+        fitted, held_out = (part.table for part in parts)
+        parts = [
+            replace(parts[0], table=fitted.query("split != 'test'")),
+            replace(parts[1], table=held_out.query("split == 'test'")),
+        ]
+    tables = [part.table.assign(target=_targets_of(part, task)) for part in parts]
+    joined = pd.concat(tables, ignore_index=True)
+    columns = [c for c in ("id", "sequence", "target", "split") if c in joined]
+    sums: dict[str, str] = {}
+    for labelled in sets:
+        sums |= labelled.sums
+    source = dict(zip(SPLITS, [parts[0], parts[0], parts[-1]]))
+    shared = len(sets[0]) - sum(parts[0].available.values())
+    return Task(
+        joined.loc[:, columns],
+        STRUCTURE_TASKS[task],
+        name=f"{task}: {name}",
+        split="test",
+        dropped={
+            **sets[0].dropped,
+            "of train and valid in the test of the other set": shared if len(sets) == 2 else 0,
+        },
+        whole={split: part.available.get(split, 0) for split, part in source.items()},
+        # sorted, so that TRAIN+TEST has one sum whatever the order of its files
+        sums=dict(sorted(sums.items(), key=lambda item: item[1])),
+    )
+
+# %% ../nbs/library/65_structure.ipynb #59bed018
 def load_structure_task(
     task: str,  # one of STRUCTURE_TASKS
     name: str,  # out of list_datasets(); or TRAIN+TEST, the second of which gives the test chains
     rows: int | None = None,  # at most so many of train and of valid
     test: int | None = None,  # at most so many of test
-) -> pd.DataFrame:  # id, sequence, target, split; .attrs: kind, sha256, available, dropped
-    """Load a task of Table 1 from a set. Raises CarpError for an unknown task or a set without
-    its labels, FileNotFoundError."""
+) -> Task:  # with id, sequence, target and split only
+    """Load a task of Table 1 from a set.
+
+    Raises CarpError for an unknown task or a set without its labels, FileNotFoundError.
+    """
     if task not in STRUCTURE_TASKS:
         raise CarpError(f"task is {task!r}; use {', '.join(STRUCTURE_TASKS)}.")
-    tables = _load_labelled(name, task)
-    held_out = tables[-1].sequence[tables[-1].split == "test"]
-    shared = [(t.split != "test") & t.sequence.isin(held_out) for t in tables]
-    parts = [part_of(t.loc[~in_test], rows, test) for t, in_test in zip(tables, shared)]
-    if len(parts) == 2:
-        parts = [parts[0].query("split != 'test'"), parts[1].query("split == 'test'")]
-    labelled = [part.assign(target=_targets_of(part, task)) for part in parts]
-    joined = pd.concat(labelled, ignore_index=True)
-    columns = [c for c in ("id", "sequence", "target", "split") if c in joined]
-    joined = joined.loc[:, columns]
-    joined.attrs = _facts(task, tables, parts, int(shared[0].sum()))
-    return joined
+    sets = _load_sets(name)
+    parts = [_without_test_of(labelled, sets[-1]).subsample(rows, test) for labelled in sets]
+    return _join_parts(task, name, sets, parts)
 
 # %% ../nbs/library/65_structure.ipynb #c352fce9
 def confusion(
@@ -327,13 +328,13 @@ ONE_HOT = "one-hot"
 STRUCTURE_METHODS = (*METHODS, ONE_HOT)
 
 
-def structure_jobs(
+def structure_fits(
     methods: Sequence[str],
     encoders: Sequence[CARP | ESM],
     seeds: Sequence[int],
     task: str,
-) -> list[tuple]:  # method, encoder, seed; one-hot has its own encoder
-    "List the fits that are asked for and that Table 1 has; contacts have no pt-ft and na-ft."
+) -> list[Fit]:  # one-hot has its own encoder
+    "List the fits that are wanted and that Table 1 has; contacts have no pt-ft and na-ft."
     offered = [m for m in methods if not (task == "contacts" and m.endswith("ft"))]
     if not offered:
         warnings.warn(
@@ -341,41 +342,45 @@ def structure_jobs(
             "use pt-fr, na-fr or one-hot.",
             stacklevel=2,
         )
-    jobs = []
+    fits = []
     for method in offered:
         for encoder in [OneHot()] if method == ONE_HOT else encoders:
-            jobs += [(method, encoder, seed) for seed in seeds]
-    return jobs
+            fits += [Fit(method, encoder, seed) for seed in seeds]
+    return fits
 
 # %% ../nbs/library/65_structure.ipynb #31ab452e
-def _structure_config(
-    kind: str, method: str, budget: dict, seed: int, dtype: str, batch_tokens: int
-) -> FinetuneConfig:
+def _structure_config(fit: Fit, kind: str, budget: Budget, compute: Compute) -> FinetuneConfig:
     "Return the settings of a fit of Table 1 under a budget."
+    # one-hot codes have no weights: a head on them is fitted as on a frozen encoder
+    method = "pt-fr" if fit.method == ONE_HOT else fit.method
     frozen = method.endswith("fr")
-    pairs = {}
-    epochs = budget["epochs_frozen"] if frozen else budget["epochs"]
+    epochs = budget.epochs_frozen if frozen else budget.epochs
+    pairs: dict[str, Any] = {}
     if kind == "contacts":
-        pairs = {k: budget[k] for k in ("crop", "channels", "layers") if k in budget}
-        pairs["batch"] = 4
-        epochs = budget.get("epochs_pairs", epochs)
+        pairs = {
+            "batch": 4,
+            "crop": budget.crop,
+            "channels": budget.channels,
+            "layers": budget.layers,
+        }
+        epochs = budget.epochs_pairs or epochs
     return FinetuneConfig(
         method,
         kind,
         lr=1e-3 if frozen else 1e-4,
         epochs=epochs,
-        patience=budget.get("patience", 10),
-        seed=seed,
-        dtype=dtype,
-        batch_tokens=batch_tokens,
+        patience=budget.patience or FinetuneConfig.patience,
+        seed=fit.seed,
+        dtype=compute.dtype,
+        batch_tokens=compute.batch_tokens,
         **pairs,
     )
 
 
-def _sizes(table: pd.DataFrame, config: FinetuneConfig) -> pd.DataFrame:
+def _sizes(task: Task, config: FinetuneConfig) -> pd.DataFrame:
     "Return the size of data and head (value) next to that of the whole set or the paper (n)."
-    used = table.split.value_counts()
-    available = table.attrs["available"]
+    used = task.table.split.value_counts()
+    available = task.available
     sizes = [(f"{s}_rows", float(used[s]), available[s]) for s in ("train", "test")]
     if config.kind == "contacts":
         sizes += [("layers", float(config.layers), 24), ("channels", float(config.channels), 64)]
@@ -383,78 +388,67 @@ def _sizes(table: pd.DataFrame, config: FinetuneConfig) -> pd.DataFrame:
 
 # %% ../nbs/library/65_structure.ipynb #a7d1308f
 def fit_structure(
-    task: str,
-    name: str,  # as of `load_structure_task`
-    table: pd.DataFrame,  # as it gives it
-    method: str,
-    encoder,  # as of `structure_jobs`
-    # epochs, epochs_frozen, n_boot; perhaps patience, and of contacts epochs_pairs, crop,
-    # channels, layers
-    budget: dict,
-    seed: int,
+    task: Task,  # as `load_structure_task` gives it
+    fit: Fit,  # as `structure_fits` gives it
+    budget: Budget,
+    compute: Compute,
     folder: str | Path,  # of the fit, which goes on where it was interrupted
-    device: str = "auto",
-    dtype: str = "float32",
-    batch_tokens: int = 16384,
     shared: SharedRepresentations | None = None,  # of frozen encoders, between fits
 ) -> tuple[FineTuned, pd.DataFrame, pd.DataFrame]:  # model, predicted test chains, results rows
     "Fit one method to one task and read the test once. Raises CarpError as `run_task` does."
-    kind = table.attrs["kind"]
-    config = _structure_config(
-        kind, "pt-fr" if method == ONE_HOT else method, budget, seed, dtype, batch_tokens
+    encoder = fit.encoder
+    assert encoder is not None
+    config = _structure_config(fit, task.kind, budget, compute)
+    fit_rows = partial(
+        finetune,
+        encoder,
+        config=config,
+        folder=folder,
+        device=compute.device,
+        progress=False,
+        shared=shared,
     )
-
-    def fit(train, valid):
-        return finetune(
-            encoder, train, valid, config, folder, device, progress=False, shared=shared
-        )
-
-    model, tested, metrics = run_task(fit, table, kind, budget["n_boot"], seed, evaluate_structure)
-    rows = pd.concat([metrics, _sizes(table, config)], ignore_index=True).assign(
-        task=f"{task}: {name}",
-        split="test",
-        seed=seed,
-        dtype=dtype,
-        data_sha=table.attrs["sha256"],
+    model, tested, metrics = run_task(fit_rows, task, budget.n_boot, fit.seed, evaluate_structure)
+    rows = pd.concat([metrics, _sizes(task, config)], ignore_index=True).assign(
+        task=task.name,
+        split=task.split,
+        seed=fit.seed,
+        dtype=compute.dtype,
+        data_sha=task.sha256,
         model=encoder.name,
-        method="frozen" if method == ONE_HOT else method,
-        weights_sha=weights_sha256(encoder) if method.startswith("pt") else None,
+        method="frozen" if fit.method == ONE_HOT else fit.method,
+        weights_sha=fit.weights_sha,
     )
     return model, tested, rows
 
 # %% ../nbs/library/65_structure.ipynb #bef1b59d
 def load_downstream(
     name: str,
-    split: str,  # of the set, as in `load_task`; or one of STRUCTURE_TASKS
+    split: str,  # of the set, as in `load_split`; or one of STRUCTURE_TASKS
     rows: int | None = None,  # of a task of Table 1: at most so many of train and of valid
     test: int | None = None,  # of a task of Table 1: at most so many of test
-) -> pd.DataFrame:
-    """Load a task of any table of the paper. Raises CarpError and FileNotFoundError as
-    `load_task` and `load_structure_task` do."""
+) -> Task:
+    """Load a task of any table of the paper.
+
+    Raises CarpError and FileNotFoundError as `load_split` and `load_structure_task` do.
+    """
     if split in STRUCTURE_TASKS:
-        return load_structure_task(split, name, rows, test)
-    return load_task(name, split)
+        return replace(load_structure_task(split, name, rows, test), name=name, split=split)
+    return load_split(name, split)
 
 
 def fit_downstream(
-    name: str,
-    split: str,
-    task: pd.DataFrame,  # as of `load_downstream`
-    method: str,
-    encoder: CARP | ESM,
-    budget: dict,
-    seed: int,
+    task: Task,  # as `load_downstream` gives it
+    fit: Fit,
+    budget: Budget,
+    compute: Compute,
     folder: str | Path,
-    device: str = "auto",
-    dtype: str = "float32",
-    batch_tokens: int = 16384,  # as in `fit_and_test`
 ) -> pd.DataFrame:  # results rows
     "Fit by `fit_and_test`, or by `fit_structure` for a task of Table 1."
-    settings = (task, method, encoder, budget, seed, folder, device, dtype, batch_tokens)
-    if split not in STRUCTURE_TASKS:
-        return fit_and_test(name, split, *settings)
-    *_, rows = fit_structure(split, name, *settings)
-    return rows.assign(task=name, split=split)
+    if task.split not in STRUCTURE_TASKS:
+        return fit_and_test(task, fit, budget, compute, folder)
+    *_, rows = fit_structure(task, fit, budget, compute, folder)
+    return rows
 
 # %% ../nbs/library/65_structure.ipynb #17018301
 _TABLE_1 = {

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -59,7 +60,7 @@ def _read_run(
         raise CarpError(
             f"{path}: {name} has a field {unknown[0]!r}; the fields are {', '.join(known)}."
         )
-    values = {"notebook": name}
+    values: dict[str, Any] = {"notebook": name}
     for key, value in given.items():
         # the dataclass is frozen, and so are its lists
         values[key] = tuple(value) if isinstance(value, list) else value

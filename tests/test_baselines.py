@@ -11,10 +11,11 @@ import pytest
 
 from carp_nb.assays import run_task
 from carp_nb.baselines import fit_cnn, fit_ridge
-from carp_nb.datasets import list_datasets, load_dataset
+from carp_nb.datasets import list_datasets, load_task
+from carp_nb.tasks import Task
 
 
-def spearman(fit, task) -> float:
+def spearman(fit, task: Task) -> float:
     return run_task(fit, task, n_boot=0)[2].set_index("metric").value["spearman"]
 
 
@@ -37,8 +38,7 @@ def test_ridge_gives_the_published_number(name, use_valid, published):
     if not list_datasets().here[name]:
         pytest.skip(f"{name} is not on this machine")
     assert (
-        abs(spearman(partial(fit_ridge, use_valid=use_valid), load_dataset(name)) - published)
-        < 0.01
+        abs(spearman(partial(fit_ridge, use_valid=use_valid), load_task(name)) - published) < 0.01
     )
 
 

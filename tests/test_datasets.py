@@ -118,7 +118,7 @@ def test_a_published_tar_is_fetched_once_and_unpacked(monkeypatch, tmp_path):
     monkeypatch.setattr(
         datasets, "fetch", lambda url, **options: asked.append(url) or tmp_path / "stability.tar.gz"
     )
-    table = load_dataset("tape_stability", check=False)
+    table = load_dataset("tape_stability", check=False).table
     assert table.sequence.tolist() == ["MKVA", "MKVC", "MKVD"] and table.split.tolist() == [
         "train",
         "valid",
@@ -158,20 +158,17 @@ def test_aav_splits_drop_rows_outside_the_split(monkeypatch, tmp_path):
     ]
     assert len(names) == 7
     for name in names:
-        table = load_dataset(name, check=False)
-        assert table.split.tolist() == ["train", "valid", "test"] and table.sequence[2] == "MADGW"
-        assert (
-            table.attrs["dropped"]["no split"] == 1
-            and table.attrs["stripped"] == 1
-            and not table.attrs["verified"]
-        )
+        task = load_dataset(name, check=False)
+        assert task.table.split.tolist() == ["train", "valid", "test"]
+        assert task.table.sequence[2] == "MADGW"
+        assert task.dropped["no split"] == 1 and task.stripped == 1 and not task.verified
     with pytest.raises(ValueError, match=r"2 \+ 1 rows read where 1170 \+ 81413"):
         load_dataset("flip_aav_one_vs_many")
 
 
 def test_chains_are_unpacked_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "cache_dir", lambda: tmp_path)
-    table = load_dataset("pdb_chains_sample")
+    table = load_dataset("pdb_chains_sample").table
     assert table.target.nunique() == 60 and all(
         Path(p).is_relative_to(tmp_path) for p in table.target
     )

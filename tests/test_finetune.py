@@ -23,6 +23,7 @@ from carp_nb.finetune import (
 )
 from carp_nb.heads import PooledHead
 from carp_nb.metrics import evaluate_predictions
+from carp_nb.tasks import Task
 from carp_nb.training import processes
 
 
@@ -60,7 +61,7 @@ def test_same_run_twice_gives_the_same_numbers(carp, tmp_path, method):
     for i in range(2):
         torch.manual_seed(100 + i)
         torch.rand(i)  # what was drawn before makes no difference
-        runs.append(run_task(fit(carp, tmp_path / str(i), method=method), task, n_boot=20))
+        runs.append(run_task(fit(carp, tmp_path / str(i), method=method), Task(task), n_boot=20))
     (_, first, one), (_, second, two) = runs
     assert first.predicted.tolist() == second.predicted.tolist() and one.equals(two)
     histories = [pd.read_parquet(tmp_path / str(i) / "history.parquet") for i in range(2)]
@@ -84,7 +85,7 @@ def test_another_seed_is_another_head_and_all_encoders_of_a_size_start_from_one(
 @pytest.mark.parametrize("method, at", [("pt-ft", 7), ("pt-fr", 13), ("pt-ft", 1)])
 def test_resume_ends_where_an_undisturbed_run_ends(carp, tmp_path, monkeypatch, method, at):
     task = labelled()
-    whole = run_task(fit(carp, tmp_path / "whole", method=method), task, n_boot=20)
+    whole = run_task(fit(carp, tmp_path / "whole", method=method), Task(task), n_boot=20)
     original, calls = module.Targets.loss, 0
 
     def killed(self, out, target, reduction="mean"):
@@ -97,11 +98,11 @@ def test_resume_ends_where_an_undisturbed_run_ends(carp, tmp_path, monkeypatch, 
     with monkeypatch.context() as m:
         m.setattr(module.Targets, "loss", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_task(fit(carp, tmp_path / "cut", method=method), task, n_boot=20)
+            run_task(fit(carp, tmp_path / "cut", method=method), Task(task), n_boot=20)
     assert not (tmp_path / "cut/model.safetensors").exists() and list(
         (tmp_path / "cut/checkpoints").glob("*.pt")
     )
-    resumed = run_task(fit(carp, tmp_path / "cut", method=method), task, n_boot=20)
+    resumed = run_task(fit(carp, tmp_path / "cut", method=method), Task(task), n_boot=20)
     assert resumed[1].predicted.tolist() == whole[1].predicted.tolist() and resumed[2].equals(
         whole[2]
     )
@@ -125,7 +126,7 @@ def test_test_rows_are_read_once_and_validation_rows_never_train(carp, tmp_path,
 
     monkeypatch.setattr(EpochBatches, "__getitem__", batch)
     monkeypatch.setattr(FineTuned, "predict", read)
-    run_task(fit(carp, tmp_path), task, n_boot=10)
+    run_task(fit(carp, tmp_path), Task(task), n_boot=10)
     of = {s: set(task.sequence[task.split == s]) for s in ("train", "valid", "test")}
     assert set(trained) == of["train"] and not set(trained) & (of["valid"] | of["test"])
     assert predicted == [task.sequence[task.split == "test"].tolist()]
@@ -135,14 +136,17 @@ def test_test_targets_change_nothing_but_the_metrics(carp, tmp_path):
     task = labelled()
     other = task.assign(target=np.where(task.split == "test", -100 * task.target, task.target))
     (_, a, _), (_, b, _) = (
-        run_task(fit(carp, tmp_path / str(i)), t, n_boot=10) for i, t in enumerate((task, other))
+        run_task(fit(carp, tmp_path / str(i)), Task(t), n_boot=10)
+        for i, t in enumerate((task, other))
     )
     assert a.predicted.tolist() == b.predicted.tolist() and a.target.tolist() != b.target.tolist()
 
 
 def test_early_stopping_restores_the_best_weights(carp, tmp_path):
     task = labelled()
-    model, _, _ = run_task(fit(carp, tmp_path, lr=0.05, epochs=60, patience=3), task, n_boot=10)
+    model, _, _ = run_task(
+        fit(carp, tmp_path, lr=0.05, epochs=60, patience=3), Task(task), n_boot=10
+    )
     history = pd.read_parquet(tmp_path / "history.parquet")
     best = int(history.loc[history.best, "epoch"].iloc[0])
     assert len(history) == best + 3 < 60
@@ -156,9 +160,11 @@ def test_early_stopping_restores_the_best_weights(carp, tmp_path):
 @pytest.mark.parametrize("cache", ["float32", "float16", "none"])
 def test_frozen_from_the_cache_equals_frozen_without(esm, tmp_path, cache):
     task = labelled()
-    _, rows, _ = run_task(fit(esm, tmp_path / cache, method="pt-fr", cache=cache), task, n_boot=10)
+    _, rows, _ = run_task(
+        fit(esm, tmp_path / cache, method="pt-fr", cache=cache), Task(task), n_boot=10
+    )
     _, plain, _ = run_task(
-        fit(esm, tmp_path / "plain", method="pt-fr", cache="none"), task, n_boot=10
+        fit(esm, tmp_path / "plain", method="pt-fr", cache="none"), Task(task), n_boot=10
     )
     np.testing.assert_allclose(
         rows.predicted.astype(float),
@@ -170,7 +176,9 @@ def test_frozen_from_the_cache_equals_frozen_without(esm, tmp_path, cache):
 def test_activation_checkpointing_and_parts_give_the_same_training(carp, tmp_path):
     task = labelled()
     plain, *others = [
-        run_task(fit(carp, tmp_path / str(i), **s), task, n_boot=10)[1].predicted.astype(float)
+        run_task(fit(carp, tmp_path / str(i), **s), Task(task), n_boot=10)[1].predicted.astype(
+            float
+        )
         for i, s in enumerate([{}, {"recompute": True}, {"accumulate": 3}])
     ]
     for other in others:
@@ -183,7 +191,7 @@ def test_bfloat16_is_close(carp, tmp_path):
         a, b = (
             run_task(
                 fit(carp, tmp_path / f"{method}{d}", method=method, dtype=d, epochs=2),
-                task,
+                Task(task),
                 n_boot=10,
             )[1].predicted.astype(float)
             for d in ("float32", "bfloat16")
@@ -255,7 +263,9 @@ def test_fits_that_share_representations_give_what_fits_alone_give(carp, tmp_pat
             )
             for name, s in (("shared", shared), ("alone", None))
         ]
-        together, alone = (run_task(f, task, n_boot=10)[1].predicted.astype(float) for f in fits)
+        together, alone = (
+            run_task(f, Task(task), n_boot=10)[1].predicted.astype(float) for f in fits
+        )
         np.testing.assert_allclose(together, alone, atol=1e-4)
     assert (
         shared.files == 6
@@ -349,7 +359,7 @@ def test_bad_csv(tmp_path, change, sentence):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=sentence):
-            check_task(read_assay(path), "regression")
+            check_task(read_assay(path))
 
 
 def test_rows_left_out_are_counted_and_said(tmp_path):
@@ -371,9 +381,9 @@ def test_rows_left_out_are_counted_and_said(tmp_path):
             read = read_assay(path)
         assert (
             all(s in str(caught[0].message) for s in said)
-            and sum(read.attrs["dropped"].values()) == len(table) - len(read) == 5
+            and sum(read.dropped.values()) == len(table) - len(read) == 5
         )
-        check_task(read, "regression")
+        check_task(read)
 
 
 def test_one_class_is_refused(tmp_path):
@@ -381,7 +391,7 @@ def test_one_class_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="all training targets are a; there is nothing to learn from one class"
     ):
-        check_task(read_assay(path, kind="classification"), "classification")
+        check_task(read_assay(path, kind="classification"))
 
 
 def test_an_unseen_class_has_no_auroc():
@@ -398,7 +408,8 @@ def test_a_wild_type_without_a_measurement_is_no_cut(tmp_path):
     )
     with pytest.raises(ValueError, match="the wild type was not measured"):
         read_assay(tmp_path / "a.csv", how="low-vs-high", wild_type="AA")
-    assert (read_assay(tmp_path / "a.csv", how="low-vs-high").split == "test").tolist() == [
+    table = read_assay(tmp_path / "a.csv", how="low-vs-high").table
+    assert (table.split == "test").tolist() == [
         False,
         False,
         True,

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from carp_nb.experiments import load_task, part_of
+from carp_nb.experiments import load_split
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,9 @@ def test_wrong_parameters(notebook, parameters, sentence, papermill):
 
 
 def test_test_rows_are_the_same_for_every_seed_and_never_in_training():
-    task = load_task("gb1_olson_sample", "random")
-    pd.testing.assert_frame_equal(task, load_task("gb1_olson_sample", "random"))
-    part = part_of(task, 300, 200, seed=1)
-    test = set(task.sequence[task.split == "test"])
-    assert (
-        set(part.sequence[part.split == "test"]) <= test
-        and not set(part.sequence[part.split != "test"]) & test
-    )
+    task = load_split("gb1_olson_sample", "random")
+    pd.testing.assert_frame_equal(task.table, load_split("gb1_olson_sample", "random").table)
+    part = task.subsample(300, 200, seed=1)
+    test = set(task.rows_of("test").sequence)
+    assert set(part.rows_of("test").sequence) <= test
+    assert not set(part.table.sequence[part.table.split != "test"]) & test

@@ -20,10 +20,12 @@ from torch import nn
 
 from carp_nb.baselines import SmallCNN, fit_cnn
 from carp_nb.batching import Batches, Corpus
+from carp_nb.budgets import Budget
 from carp_nb.carp import CARP, TABLE_S1
+from carp_nb.devices import Compute
 from carp_nb.embedding import embed
 from carp_nb.esm import ESM, TABLE_S2
-from carp_nb.experiments import fit_and_test
+from carp_nb.experiments import Fit, fit_and_test
 from carp_nb.figures import loss_by_length_figure
 from carp_nb.finetune import FinetuneConfig, FineTuned, Targets
 from carp_nb.heads import ContactHead, PooledHead
@@ -31,7 +33,7 @@ from carp_nb.paper import loss_by_length
 from carp_nb.pretrain import PretrainConfig, pretrain
 from carp_nb.pretrained import load_model, save_checkpoint
 from carp_nb.structure import contact_precision, fit_structure
-from carp_nb.tasks import cluster_sequences
+from carp_nb.tasks import Task, cluster_sequences
 from carp_nb.workflow import read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,29 +103,27 @@ def test_fine_tuning_warms_up_over_1000_updates_to_a_rate_of_1e_4():
     np.testing.assert_allclose(rates, [1e-7, 5e-5, 1e-4, 1e-4])
 
 
-def small_task(kind: str, target: list) -> pd.DataFrame:
+def small_task(kind: str, target: list) -> Task:
     "Nine rows, three of each split."
     sequences = [SEQUENCE[i : i + 12] for i in range(9)]
     split = np.repeat(["train", "valid", "test"], 3)
     table = pd.DataFrame({"sequence": sequences, "target": target, "split": split})
-    table.attrs = {"kind": kind, "sha256": "0", "available": {}}
-    return table
+    return Task(table, kind, name="any", sums={"any": "0"})
 
 
 def test_fine_tuning_of_tables_2_to_4_runs_at_a_rate_of_1e_4(carp, tmp_path):
     """Section 4.3, seen in the updates of a fit of flip.ipynb and in_domain.ipynb."""
     task = small_task("regression", [float(i) for i in range(9)])
-    budget = {"rows": None, "test": None, "epochs": 1, "n_boot": 2}
-    fit_and_test("any", "any", task, "pt-ft", carp, budget, 0, tmp_path, "cpu")
+    budget = Budget(epochs=1, n_boot=2)
+    fit_and_test(task, Fit("pt-ft", carp), budget, Compute("cpu"), tmp_path)
     assert pd.read_parquet(tmp_path / "metrics.parquet").lr.max() == pytest.approx(1e-4)
 
 
 def test_fine_tuning_of_table_1_runs_at_a_rate_of_1e_4(carp, tmp_path):
     """Section 4.3, seen in the updates of a fit of structure.ipynb."""
     task = small_task("per_residue", ["HHHHEEEECCCC"] * 9)
-    task.attrs["available"] = {"train": 3, "valid": 3, "test": 3}
-    budget = {"epochs": 1, "epochs_frozen": 1, "n_boot": 2}
-    fit_structure("secondary_structure", "any", task, "pt-ft", carp, budget, 0, tmp_path, "cpu")
+    budget = Budget(epochs=1, epochs_frozen=1, n_boot=2)
+    fit_structure(task, Fit("pt-ft", carp), budget, Compute("cpu"), tmp_path)
     assert pd.read_parquet(tmp_path / "metrics.parquet").lr.max() == pytest.approx(1e-4)
 
 
@@ -182,7 +182,7 @@ def test_small_cnn_learns_at_three_rates(tmp_path):
     It trains the convolution at 1e-3, the features at 5e-5 and the read-out at 5e-6 with Adam,
     whose first update moves a weight by the learning rate.
     """
-    rows = small_task("regression", [float(i) for i in range(9)])
+    rows = small_task("regression", [float(i) for i in range(9)]).table
     torch.manual_seed(0)
     before = effective_weights(SmallCNN(1, 8, 8))
     fitted = fit_cnn(

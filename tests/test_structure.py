@@ -23,7 +23,7 @@ from carp_nb.structure import (
     evaluate_structure,
     load_structure_task,
 )
-from carp_nb.tasks import read_contacts
+from carp_nb.tasks import Task, read_contacts
 
 DEPOSITED = Path(os.environ.get("CARP_NB_DATA", "")) / "structures" / "deposited"
 here = pytest.mark.skipif(
@@ -93,7 +93,7 @@ def test_mmcif_gives_the_chain_that_pdb_gives(tmp_path):
 
 
 def chains(n: int, longest: int) -> pd.DataFrame:
-    table = load_structure_task("contacts", "pdb_chains_sample").query("split == 'train'")
+    table = load_structure_task("contacts", "pdb_chains_sample").rows_of("train")
     table = table[table.sequence.str.len() <= longest].head(n)
     assert len(table) == n
     return table.reset_index(drop=True)
@@ -181,9 +181,9 @@ def test_labels_of_another_length(change, sentence):
             "split": ["train", "valid", "test"],
         }
     )
-    check_task(task, "per_residue")
+    check_task(Task(task, "per_residue"))
     with pytest.raises(ValueError, match=sentence):
-        check_task(task.assign(target=[change["target"], "HHEC", "HHEC"]), "per_residue")
+        check_task(Task(task.assign(target=[change["target"], "HHEC", "HHEC"]), "per_residue"))
 
 
 def test_contacts_leave_the_encoder_frozen():
@@ -273,8 +273,7 @@ def test_a_wrong_task_is_one_sentence(papermill):
 def test_training_sequences_in_the_test_of_the_other_set_are_dropped(monkeypatch):
     def labelled(rows):
         table = pd.DataFrame(rows, columns=["sequence", "target", "split"]).assign(id="x")
-        table.attrs = {"kind": "classification", "sha256": {"a": "0"}, "dropped": {}}
-        return table
+        return Task(table, "classification", sums={"a": "0"})
 
     sets = {
         "a": labelled(
@@ -288,15 +287,15 @@ def test_training_sequences_in_the_test_of_the_other_set_are_dropped(monkeypatch
         ),
         "b": labelled([("ACD", "1", "test"), ("CCC", "1", "test"), ("FFF", "2", "train")]),
     }
-    monkeypatch.setattr("carp_nb.structure.load_dataset", sets.get)
+    monkeypatch.setattr("carp_nb.structure.load_task", sets.get)
     task = load_structure_task("remote_homology", "a+b")
-    assert task[["sequence", "split"]].to_numpy().tolist() == [
+    assert task.table[["sequence", "split"]].to_numpy().tolist() == [
         ["AAA", "train"],
         ["DDD", "valid"],
         ["ACD", "test"],
         ["CCC", "test"],
     ]
-    assert sum(task.attrs["dropped"].values()) == 2 and task.attrs["available"] == {
+    assert sum(task.dropped.values()) == 2 and task.available == {
         "train": 1,
         "valid": 1,
         "test": 2,
@@ -312,10 +311,11 @@ def test_distances_of_trrosetta_train_as_the_coordinates_they_come_from(tmp_path
             msa=np.array([["ARNDCQEGHILKMFPSTWYV-".find(a) for a in sequence]], np.int8),
             dist6d=np.where(distance < 20, distance, 0),
         )
-    table = read_contacts(tmp_path, "train").set_index("id").loc[rows.id].reset_index()
-    table.attrs = {"kind": "contacts", "sha256": {"a": "0"}, "available": {}}
-    monkeypatch.setattr("carp_nb.structure.load_dataset", lambda name: table)
-    maps = load_structure_task("contacts", "trrosetta").set_index("id").loc[rows.id].reset_index()
+    task = read_contacts(tmp_path, "train")
+    table = task.table.set_index("id").loc[rows.id].reset_index()
+    monkeypatch.setattr("carp_nb.structure.load_task", lambda name: replace(task, table=table))
+    maps = load_structure_task("contacts", "trrosetta").table
+    maps = maps.set_index("id").loc[rows.id].reset_index()
 
     def off(m):
         return m[~np.eye(len(m), dtype=bool)]
