@@ -712,8 +712,8 @@ def _published_rows(own: dict[str, Path]) -> list[dict[str, Any]]:
     return rows
 
 # %% ../nbs/library/21_pretrained.ipynb #e8d957b5
-_MODELS = pd.read_csv(package_folder("tables") / "models.csv")
-_GOOD_FOR: dict[str, str] = dict(zip(_MODELS.name, _MODELS.good_for))
+_MODELS = pd.read_csv(package_folder("tables") / "models.csv", dtype=str)
+_GOOD_FOR = dict(zip(_MODELS["name"], _MODELS["good_for"], strict=True))
 
 # %% ../nbs/library/21_pretrained.ipynb #33502f99
 def list_models() -> pd.DataFrame:
