@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PEAK_TFLOPS', 'ESM_SHAPES', 'measured', 'interleave', 'clock_for', 'paired_ratio', 'peak_tflops', 'exponent',
-           'random_model', 'training_memory', 'ModelProcess', 'cost_against_length', 'cost_exponents']
+           'random_model', 'training_memory', 'ModelProcess', 'cost_against_length', 'cost_exponents', 'cost_claims']
 
 # %% ../nbs/library/70_timing.ipynb #1730f022
 import gc
@@ -531,3 +531,179 @@ def cost_exponents(
                 powers = _fit_powers(length, values, longest)
                 rows.append({"shape": shape, "quantity": quantity, **powers})
     return pd.DataFrame(rows, columns=columns.split())
+
+# %% ../nbs/library/70_timing.ipynb #9e74ec64
+_NOT_MEASURED = "not measured here"
+
+
+@dataclass(frozen=True)
+class _Claim:
+    "One line of data/paper/scaling.csv."
+
+    claim: str
+    quantity: str  # time, memory, time power, memory power, ends, runs
+    shape: str
+    against: str  # the shape that it is compared with, if it is
+    length: float  # residues; for a power the exponent
+    where: str  # in the paper
+
+    @property
+    def compares(self) -> bool:
+        return self.quantity in ("time", "memory")
+
+    @property
+    def of_memory_limit(self) -> bool:
+        return self.quantity in ("ends", "runs")
+
+    @property
+    def yes_means(self) -> str:
+        "What counts as yes, in words."
+        if self.compares:
+            return f"a ratio of 1/1.5 to 1.5 at every length up to {self.length:,.0f}"
+        if self.quantity == "ends":
+            return f"runs at {self.length:,.0f}, not at {2 * self.length:,.0f}"
+        if self.quantity == "runs":
+            return f"runs at {self.length:,.0f}"
+        return f"power of the last doubling within 0.1 of {self.length:g}"
+
+
+def _read_claims(stated: pd.DataFrame) -> list[_Claim]:
+    "The lines of data/paper/scaling.csv."
+    return [_Claim(*line) for line in stated.to_numpy().tolist()]
+
+# %% ../nbs/library/70_timing.ipynb #768d82bd
+def _yes_if(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+def _compare_costs(
+    cost: pd.DataFrame, shape: str, against: str, value: str, length: int
+) -> tuple[str, str]:  # yes, no or not measured here; what was seen
+    "Are two shapes similar in a cost at every length up to one?"
+    medians = cost.dropna(subset="wall").groupby(["length", "shape"])[value].median().unstack()
+    if not {shape, against} <= set(medians) or length not in medians.index:
+        return _NOT_MEASURED, ""
+    ratios = (medians[against] / medians[shape]).loc[:length].dropna()
+    longest = cost.length.max()
+    # a learned position is a parameter, so the count depends on the longest length
+    millions = [n_parameters(random_model(s, longest, "meta")) / 1e6 for s in (against, shape)]
+    seen = (
+        f"{against} / {shape}: {ratios.min():.2f} to {ratios.max():.2f} "
+        f"at {ratios.index[0]} to {ratios.index[-1]} residues; "
+        f"{millions[0]:.1f} M parameters, positions for {longest:,} residues included, "
+        f"against {millions[1]:.1f} M"
+    )
+    return _yes_if(ratios.between(1 / 1.5, 1.5).all()), seen
+
+# %% ../nbs/library/70_timing.ipynb #f60aa675
+def _check_length(cost: pd.DataFrame, shape: str, length: int, ends: bool) -> tuple[str, str]:
+    "Does a shape still run at a length; or, if it should run out of memory above it, does it?"
+    measured = cost[cost["shape"] == shape]
+    runs = measured.dropna(subset="wall").length.max()
+    fails = measured[measured.wall.isna()].length.min()
+    if np.isnan(runs) and np.isnan(fails):
+        return _NOT_MEASURED, ""
+    seen = f"runs at {runs:,.0f}"
+    if not np.isnan(fails):
+        seen += f", not at {fails:,.0f}"
+    # a comparison with NaN, for a shape that never failed or never ran, is False
+    if ends:
+        if np.isnan(fails) and not runs >= 2 * length:
+            return _NOT_MEASURED, seen
+        return _yes_if(runs >= length and fails <= 2 * length), seen
+    if fails <= length:
+        return "no", seen
+    if runs >= length:
+        return "yes", seen
+    return _NOT_MEASURED, seen
+
+# %% ../nbs/library/70_timing.ipynb #2bf7787a
+def _power_text(value: float, lo: float, hi: float) -> str:
+    # memory is measured once per length, so its power has no interval
+    if not lo < hi:
+        return f"{value:.2f}"
+    return f"{value:.2f} ({lo:.2f} to {hi:.2f})"
+
+
+def _judge_power(fit: pd.Series, power: float) -> tuple[str, str]:
+    "Is the power of the last doubling within 0.1 of a whole number; undecided if only its interval is."
+    seen = (
+        f"{_power_text(fit['last'], fit.last_lo, fit.last_hi)} "
+        f"from {fit.last_from:,.0f} to {fit.to_length:,.0f} residues; "
+        f"{_power_text(fit.exponent, fit.lo, fit.hi)} from {fit.from_length:,.0f}"
+    )
+    if abs(fit["last"] - power) <= 0.1:
+        return "yes", seen
+    if fit.last_lo - 0.1 <= power <= fit.last_hi + 0.1:
+        return "undecided", seen
+    return "no", seen
+
+# %% ../nbs/library/70_timing.ipynb #4601f014
+def _answer_claim(
+    claim: _Claim, cost: pd.DataFrame, exponents: pd.DataFrame, shape: str, against: str, clock: str
+) -> tuple[str, str]:  # the answer; what was seen
+    "Answer a claim of the paper for one shape, compared with another where the claim compares."
+    if claim.compares:
+        value = {"time": clock, "memory": "peak"}[claim.quantity]
+        return _compare_costs(cost, shape, against, value, int(claim.length))
+    if claim.of_memory_limit:
+        return _check_length(cost, shape, int(claim.length), claim.quantity == "ends")
+    quantity = claim.quantity.split()[0]
+    fit = exponents[(exponents["shape"] == shape) & (exponents.quantity == quantity)]
+    if fit.empty:
+        return _NOT_MEASURED, ""
+    return _judge_power(fit.iloc[0], claim.length)
+
+
+def _first_shapes(cost: pd.DataFrame) -> tuple[str, str]:
+    "The first CARP and the first Transformer with plain attention that were measured."
+    shapes = list(cost["shape"].unique())
+    carps = [shape for shape in shapes if shape.startswith("carp")]
+    plains = [shape for shape in shapes if shape.endswith(":plain")]
+    return (carps or [""])[0], (plains or [""])[0]
+
+# %% ../nbs/library/70_timing.ipynb #c322aa5b
+def _describe_shapes(claim: _Claim, shape: str, plain: str, memory: float) -> str:
+    "The measured shapes that a claim is asked of, and their memory where it matters."
+    if claim.compares:
+        return f"{shape} and {plain}"
+    if not claim.of_memory_limit:
+        return shape
+    if memory:
+        return f"{shape} in {memory:g} GiB"
+    return f"{shape}, memory not limited"
+
+
+def cost_claims(
+    cost: pd.DataFrame,  # of `cost_against_length`
+    exponents: pd.DataFrame,  # of `cost_exponents`
+    stated: pd.DataFrame,  # `published("scaling")` of `paper`
+    memory: float,  # GiB that the models were given; 0: not limited
+    clock: str = "cpu",  # wall, cpu
+) -> pd.DataFrame:  # claim, where, yes means, answer, seen, same question of, its answer, there
+    """The paper's claims about cost, each answered for its own shapes, and asked again of the first CARP and the
+    first plain Transformer measured."""
+    carp, plain = _first_shapes(cost)
+    rows = []
+    for claim in _read_claims(stated):
+        answer, seen = _answer_claim(claim, cost, exponents, claim.shape, claim.against, clock)
+        # the paper's claims about memory hold for a device of 48 GB
+        if claim.of_memory_limit and memory != 48:
+            answer = _NOT_MEASURED
+        shape = plain
+        if claim.shape.startswith("carp"):
+            shape = carp
+        small_answer, small_seen = _answer_claim(claim, cost, exponents, shape, plain, clock)
+        rows.append(
+            {
+                "claim": claim.claim,
+                "where": claim.where,
+                "yes means": claim.yes_means,
+                "answer": answer,
+                "seen": seen,
+                "same question of": _describe_shapes(claim, shape, plain, memory),
+                "its answer": small_answer,
+                "there": small_seen,
+            }
+        )
+    return pd.DataFrame(rows)
