@@ -593,7 +593,7 @@ def _compare_costs(
         f"{millions[0]:.1f} M parameters, positions for {longest:,} residues included, "
         f"against {millions[1]:.1f} M"
     )
-    return _yes_if(ratios.between(1 / 1.5, 1.5).all()), seen
+    return _yes_if(bool(ratios.between(1 / 1.5, 1.5).all())), seen
 
 # %% ../nbs/library/70_timing.ipynb #f60aa675
 def _check_length(cost: pd.DataFrame, shape: str, length: int, ends: bool) -> tuple[str, str]:
