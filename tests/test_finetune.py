@@ -13,16 +13,11 @@ from carp_nb import finetune as module
 from carp_nb.assays import check_task, read_assay, run_task
 from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.esm import ESM, TABLE_S2
-from carp_nb.finetune import (
-    METHODS,
-    EpochBatches,
-    FinetuneConfig,
-    FineTuned,
-    finetune,
-    untrained,
-)
+from carp_nb.finetune import METHODS, FinetuneConfig, FineTuned, finetune, untrained
 from carp_nb.heads import PooledHead
 from carp_nb.metrics import evaluate_predictions
+from carp_nb.rows import EpochBatches, SharedRepresentations
+from carp_nb.targets import Targets
 from carp_nb.tasks import Task
 from carp_nb.training import processes
 
@@ -75,7 +70,7 @@ def test_another_seed_is_another_head_and_all_encoders_of_a_size_start_from_one(
     )
     heads = [
         module._prepare(
-            e, FinetuneConfig(m, seed=s), module.Targets("regression"), torch.device("cpu")
+            e, FinetuneConfig(m, seed=s), Targets("regression"), torch.device("cpu")
         ).head.out.weight
         for e, m, s in [(carp, "pt-ft", 0), (other, "na-fr", 0), (carp, "pt-fr", 1)]
     ]
@@ -86,7 +81,7 @@ def test_another_seed_is_another_head_and_all_encoders_of_a_size_start_from_one(
 def test_resume_ends_where_an_undisturbed_run_ends(carp, tmp_path, monkeypatch, method, at):
     task = labelled()
     whole = run_task(fit(carp, tmp_path / "whole", method=method), Task(task), n_boot=20)
-    original, calls = module.Targets.loss, 0
+    original, calls = Targets.loss, 0
 
     def killed(self, out, target, reduction="mean"):
         nonlocal calls
@@ -96,7 +91,7 @@ def test_resume_ends_where_an_undisturbed_run_ends(carp, tmp_path, monkeypatch, 
         return original(self, out, target, reduction)
 
     with monkeypatch.context() as m:
-        m.setattr(module.Targets, "loss", killed)
+        m.setattr(Targets, "loss", killed)
         with pytest.raises(KeyboardInterrupt):
             run_task(fit(carp, tmp_path / "cut", method=method), Task(task), n_boot=20)
     assert not (tmp_path / "cut/model.safetensors").exists() and list(
@@ -200,7 +195,7 @@ def test_bfloat16_is_close(carp, tmp_path):
 
 
 def test_prediction_does_not_depend_on_what_else_is_predicted(esm):
-    model = FineTuned(esm, PooledHead(4), module.Targets("regression"), FinetuneConfig("pt-ft"))
+    model = FineTuned(esm, PooledHead(4), Targets("regression"), FinetuneConfig("pt-ft"))
     sequences = ["MKT", "A" * 300, "MKTAYIAKQR"]
     np.testing.assert_allclose(
         model.predict(sequences), [model.predict([s])[0] for s in sequences], atol=1e-5
@@ -248,7 +243,7 @@ def test_two_processes_fit_as_one(tmp_path, one_thread):
 
 
 def test_fits_that_share_representations_give_what_fits_alone_give(carp, tmp_path):
-    task, shared = labelled(), module.SharedRepresentations(tmp_path)
+    task, shared = labelled(), SharedRepresentations(tmp_path)
     for method, seed in (("pt-fr", 0), ("pt-fr", 1), ("na-fr", 1)):
         fits = [
             lambda train, valid, shared=s, name=name: finetune(

@@ -15,10 +15,11 @@ from biotite.structure.io.pdbx import CIFCategory, CIFFile, set_structure
 
 from carp_nb.assays import check_task
 from carp_nb.coordinates import contact_map, read_chain
-from carp_nb.finetune import FinetuneConfig, FineTuned, OneHot, finetune
+from carp_nb.finetune import FinetuneConfig, FineTuned, finetune
 from carp_nb.heads import ContactHead
 from carp_nb.metrics import contact_precision, mean_precision
 from carp_nb.pretrained import load_model
+from carp_nb.rows import OneHot
 from carp_nb.structure import (
     evaluate_structure,
     load_structure_task,
@@ -140,9 +141,10 @@ def test_contact_head_overfits_ten_chains(tmp_path):
 
 WHOLE = """
 import resource, sys, numpy as np, torch
-from carp_nb.finetune import FinetuneConfig, FineTuned, Targets
+from carp_nb.finetune import FinetuneConfig, FineTuned
 from carp_nb.heads import ContactHead
 from carp_nb.pretrained import load_model
+from carp_nb.targets import Targets
 encoder = load_model("carp_600k_sprot50", "cpu")
 head, targets = ContactHead(encoder.config.d_model), Targets("contacts")
 model = FineTuned(encoder, head, targets, FinetuneConfig("pt-fr", "contacts"))
