@@ -87,7 +87,7 @@ def reference(model: CARP) -> nn.Module:
     "The released implementation with our weights in PyTorch's order of memory: logits = f(tokens, mask)."
     from sequence_models.convolutional import ByteNetLM
 
-    from carp_nb.pretrained import to_published
+    from carp_nb.layouts import to_published
 
     c = model.config
     with torch.device("meta"):

@@ -28,8 +28,9 @@ from .datasets import list_datasets, load_sequences
 from .devices import pick_device
 from .esm import ESM, TABLE_S2
 from .files import CarpError, write_table, write_text
+from .layouts import save_checkpoint
 from .mlm import corrupt, evaluate, mlm_loss
-from .pretrained import find_weights, list_models, load_model, save_checkpoint
+from .pretrained import find_weights, list_models, load_model
 from .readers import read_fasta
 from carp_nb.training import (
     NonFiniteLoss,

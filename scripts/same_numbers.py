@@ -41,7 +41,7 @@ VERSION = 1  # raise it when a probe asks something else: what was kept before i
 DOORS = {
     "app": ["carp_nb.cli:app"],
     "load_model": ["carp_nb.pretrained:load_model"],
-    "save_checkpoint": ["carp_nb.pretrained:save_checkpoint"],
+    "save_checkpoint": ["carp_nb.layouts:save_checkpoint", "carp_nb.pretrained:save_checkpoint"],
     "load_dataset": ["carp_nb.datasets:load_dataset"],
     "read_fasta": ["carp_nb.datasets:read_fasta"],
     "score_mutants": ["carp_nb.scoring:score_mutants"],

@@ -29,9 +29,10 @@ from carp_nb.experiments import Fit, fit_and_test
 from carp_nb.figures import loss_by_length_figure
 from carp_nb.finetune import FinetuneConfig, FineTuned
 from carp_nb.heads import ContactHead, PooledHead
+from carp_nb.layouts import save_checkpoint
 from carp_nb.paper import loss_by_length
 from carp_nb.pretrain import PretrainConfig, pretrain
-from carp_nb.pretrained import load_model, save_checkpoint
+from carp_nb.pretrained import load_model
 from carp_nb.structure import contact_precision, fit_structure
 from carp_nb.targets import Targets
 from carp_nb.tasks import Task, cluster_sequences

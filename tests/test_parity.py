@@ -18,7 +18,8 @@ from sequence_models.pretrained import load_carp, load_model_and_alphabet
 
 from carp_nb.alphabet import PROTEIN
 from carp_nb.carp import CARP, TABLE_S1, CARPConfig
-from carp_nb.pretrained import load_model, save_checkpoint, to_published
+from carp_nb.layouts import save_checkpoint, to_published
+from carp_nb.pretrained import load_model
 
 ONES_ON_DISK = [
     name for name in TABLE_S1 if name != "carp_640m"

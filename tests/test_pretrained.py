@@ -20,6 +20,7 @@ from carp_nb import pretrained
 from carp_nb.carp import CARP, CARPConfig
 from carp_nb.esm import ESM, ESMConfig
 from carp_nb.files import CarpError, file_sha256
+from carp_nb.layouts import read_weights, save_checkpoint
 from carp_nb.pretrained import (
     ENSEMBLES,
     PUBLISHED,
@@ -27,7 +28,6 @@ from carp_nb.pretrained import (
     list_models,
     load_model,
     load_models,
-    save_checkpoint,
     weights_sha256,
 )
 from carp_nb.protbert import PROTBERT_FILES
@@ -324,7 +324,7 @@ def test_zero_shot_takes_every_family(papermill, tmp_path, monkeypatch):
 def test_what_ships_loads_by_its_name(path, monkeypatch):
     monkeypatch.delenv("CARP_NB_WEIGHTS", raising=False)
     model = load_model(path.stem.upper(), device="cpu")
-    assert model.name == path.stem and model.path == path and pretrained._read(path)[0] == path.stem
+    assert model.name == path.stem and model.path == path and read_weights(path)[0] == path.stem
     row = list_models().set_index("name").loc[path.stem]
     assert (
         row.origin == "shipped"
