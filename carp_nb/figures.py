@@ -389,7 +389,7 @@ def _scale_cost_axes(axes: Axes, lengths: list[int]) -> None:
 # %% ../nbs/library/73_figures.ipynb #98c8c8a8
 @carp_style()
 def cost_figure(
-    cost: pd.DataFrame,  # of `timing.cost_against_length`
+    cost: pd.DataFrame,  # of `scaling.cost_against_length`
     device: str,  # in words
     dtype: str,
     clock: str = "cpu",  # wall, cpu
