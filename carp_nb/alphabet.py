@@ -38,6 +38,27 @@ def _refuse(
     hint = _HINTS.get(symbol, f"use the residue letters {AMINO_ACIDS}{AMBIGUOUS}")
     return CarpError(f"{name}: {symbol!r} at position {position} is not a residue letter; {hint}.")
 
+# %% ../nbs/library/02_alphabet.ipynb #3aae149f
+def _strip_sequence(
+    sequence: object,
+    name: str,  # sequence id for the message
+) -> str:
+    "Return a sequence without surrounding spaces. Raises TypeError, or CarpError if it is empty."
+    if not isinstance(sequence, str):
+        raise TypeError(f"{name}: expected a string of residues, got {type(sequence).__name__}.")
+    stripped = sequence.strip()
+    if not stripped:
+        raise CarpError(f"{name}: the sequence is empty; give at least one residue.")
+    return stripped
+
+
+def _check_sequences(sequences: Sequence[str]) -> None:
+    "Raise TypeError for a bare string, CarpError for an empty list."
+    if isinstance(sequences, str):
+        raise TypeError("a list of sequences is needed, got one string; wrap it in a list.")
+    if not sequences:
+        raise CarpError("got no sequences; give at least one.")
+
 # %% ../nbs/library/02_alphabet.ipynb #cf2b4633
 class Alphabet:
     """A token vocabulary: single-character tokens in a fixed order, of which some are residues
@@ -74,13 +95,7 @@ class Alphabet:
         Raises CarpError for an empty sequence or a symbol that is not a residue, and TypeError
         for anything but a string.
         """
-        if not isinstance(sequence, str):
-            raise TypeError(
-                f"{name}: expected a string of residues, got {type(sequence).__name__}."
-            )
-        sequence = sequence.strip()
-        if not sequence:
-            raise CarpError(f"{name}: the sequence is empty; give at least one residue.")
+        sequence = _strip_sequence(sequence, name)
         # A letter outside Latin-1 becomes "?", which is refused like any other symbol
         raw = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
         ids = self._ids[raw]
@@ -136,11 +151,7 @@ class Alphabet:
         self, sequences: Sequence[str], names: Sequence[str] | None, allow_mask: bool
     ) -> list[Tensor]:  # int64 [L] each
         "Encode every sequence under its name."
-        if isinstance(sequences, str):
-            # Otherwise every letter would be a sequence of its own
-            raise TypeError("a list of sequences is needed, got one string; wrap it in a list.")
-        if not sequences:
-            raise CarpError("got no sequences; give at least one.")
+        _check_sequences(sequences)
         names = names or [f"sequence {i + 1}" for i in range(len(sequences))]
         return [self.encode(s, n, allow_mask) for s, n in zip(sequences, names, strict=True)]
 
