@@ -141,8 +141,8 @@ EDITS = [
         "partial results drawn filled",
         "the mark is all that a reader of the figure sees",
         "nbs/**/*.ipynb",
-        r'np\.where\( points\.partial\.astype\( bool \) , "white" , colour \)',
-        "colour",
+        r'np\.where\( group\.partial\.astype\( bool \) , "white" , colour \)\.tolist\(\)',
+        "[colour] * len(group)",
         (f"{REPORT}::test_fewer_than_three_seeds_are_partial_and_drawn_hollow",),
     ),
     WrongEdit(
