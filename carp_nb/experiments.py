@@ -63,7 +63,7 @@ _FLIP_SPLITS = {
 
 
 def splits_of(
-    name: str,  # a landscape of FLIP, or a task or a scan out of list_datasets()
+    name: str,  # a landscape of FLIP, or a task or scan of list_datasets()
 ) -> list[str]:
     """List the splits that a set comes with, or for a scan those that can be made.
 
@@ -88,8 +88,8 @@ def splits_of(
 def in_domain_split(
     name: str,  # as in `splits_of`
 ) -> str:
-    "Return the split that Table 4 has of a set, else one at random, else the only one."
-    splits = splits_of(name)  # of a set that cannot be had, this says so at once
+    "Return the split of a set in Table 4; for others a random one, or the only one."
+    splits = splits_of(name)  # raises at once if the set cannot be loaded
     printed = dict(PAPER_COLUMNS["table_4"].keys())
     if name in printed:
         return printed[name]
@@ -97,7 +97,7 @@ def in_domain_split(
 
 # %% ../nbs/library/66_experiments.ipynb #1835a637
 def _set_of_split(name: str, split: str) -> str:
-    "The name of the set to load: of a landscape the split's own, if each split has a file."
+    "Return the name of the set to load; some landscapes have a file for each split."
     one_split = f"{name}_{split}"
     if name in _FLIP_SPLITS and one_split in list_datasets().index:
         return one_split
@@ -105,7 +105,7 @@ def _set_of_split(name: str, split: str) -> str:
 
 
 def _scan_task(scan: Scan, split: str) -> Task:
-    "A scan as a regression on its mutants, divided as the split says."
+    "Turn a scan into a regression on its mutants, divided by a split."
     table = make_split(scan_sequences(scan), split, scan.wild_type)
     return Task(table, "regression", sums={scan.name: scan.sha256})
 
@@ -139,7 +139,7 @@ def parse_choices(
     choices: Sequence[str],
     what: str,  # for the message
 ) -> list[str]:  # in the order given; all of them for an empty text
-    "Parse names out of a list. Raises CarpError that says which there are."
+    "Parse names separated by commas. Raises CarpError that lists the choices for an unknown name."
     names = list(dict.fromkeys(split_commas(text))) or list(choices)
     for name in names:
         if name not in choices:
@@ -149,7 +149,7 @@ def parse_choices(
 # %% ../nbs/library/66_experiments.ipynb #5283768b
 @dataclass(frozen=True)
 class Fit:
-    "One fit of a run: what is fitted, and from which random numbers."
+    "One fit of a run: method, encoder and seed."
 
     method: str  # one of ALL_METHODS, or one-hot
     encoder: Encoder | None = None  # None: a baseline
@@ -175,7 +175,7 @@ def plan_fits(
     encoders: Sequence[CARP | ESM],
     seeds: Sequence[int],
 ) -> list[Fit]:
-    "List every fit of some methods. Ridge has no seed and is fitted once."
+    "List the fits for methods, encoders and seeds. Ridge has no seed and is fitted once."
     fits = []
     for method in methods:
         seeds_used = seeds[:1] if method == "ridge" else seeds
@@ -188,10 +188,10 @@ def shared_representations(
     folder: str | Path,  # for the files
     tasks: Iterable[Task],  # of the run
     fits: Sequence[Fit],
-    budget: Budget,  # its rows and test say which sequences are read
+    budget: Budget,  # its `rows` and `test` limit the sequences that are embedded
     most_gb: float = 8.0,  # largest size of all files
 ) -> SharedRepresentations | None:  # None: every fit computes its own
-    "Return a place for representations that several fits use, or None if they need too much disk."
+    "Return shared representations for several fits, or None if they need too much disk space."
     sequences: set[str] = set()
     for task in tasks:
         sequences |= set(task.subsample(budget.rows, budget.test).table.sequence)
@@ -199,7 +199,7 @@ def shared_representations(
     for fit in fits:
         if fit.method.endswith("-fr"):
             assert fit.encoder is not None
-            # random weights are other weights for every seed
+            # each seed draws its own random weights
             drawn_by = fit.method == "na-fr" and fit.seed
             widths[fit.encoder.name, fit.method, drawn_by] = fit.encoder.config.d_model
     gb = 4e-9 * sum(map(len, sequences)) * sum(widths.values())  # float32
@@ -214,7 +214,7 @@ def _fit_encoder(
     folder: Path,
     shared: SharedRepresentations | None,
 ) -> Callable:  # of train rows and valid rows
-    "The fit of an encoder by one of the paper's four methods."
+    "Return a function that fits an encoder by one of the four methods of the paper."
     assert fit.encoder is not None
     config = FinetuneConfig(
         fit.method,
@@ -251,7 +251,7 @@ def _fits_of(
             ("ridge", "train + valid"): partial(fit_ridge, kind=kind, use_valid=True),
         }
     if fit.method == "cnn":
-        # without a patience the CNN takes FLIP's
+        # without a patience in the budget, the CNN has that of FLIP
         patience = {"patience": budget.patience} if budget.patience else {}
         fit_small_cnn = partial(
             fit_cnn,
@@ -270,7 +270,7 @@ def _fits_of(
 
 # %% ../nbs/library/66_experiments.ipynb #42309767
 def _rows_used(part: Task, method: str) -> pd.DataFrame:
-    "Return how many rows were fitted and tested (value), of how many there are (n)."
+    "Return the numbers of fitted and tested rows (value), and of all rows of the set (n)."
     used = part.table.split.value_counts()
     available = part.available
     fitted_on = ["train", "valid"] if method == "train + valid" else ["train"]
@@ -286,12 +286,12 @@ def fit_and_test(
     fit: Fit,
     budget: Budget,
     compute: Compute,
-    folder: str | Path,  # of the fit, which goes on where it was interrupted
-    shared: SharedRepresentations | None = None,  # of frozen encoders, between fits
+    folder: str | Path,  # of the fit; an interrupted fit is resumed
+    shared: SharedRepresentations | None = None,  # of frozen encoders, for several fits
 ) -> pd.DataFrame:  # results rows: the metrics; train_rows and test_rows
-    "Fit one method to one split and read the test once. Raises CarpError as `run_task` does."
+    "Fit one method to a split and predict the test rows. Raises CarpError as `run_task` does."
     if fit.method == "ridge":
-        # ridge takes a second where the others take minutes, so it has a limit of its own
+        # ridge takes a second and the others take minutes, so its rows have a limit of their own
         part = task.subsample(budget.ridge_rows, budget.ridge_rows)
     else:
         part = task.subsample(budget.rows, budget.test)
@@ -313,8 +313,8 @@ def fit_and_test(
 # %% ../nbs/library/66_experiments.ipynb #5e9917fc
 def fill_command(
     cells: Sequence[tuple[str, str]],  # (set, split) of one table
-    method: str,  # as the paper's table has it
-    model: str,  # likewise
+    method: str,  # as in the paper's table
+    model: str,  # as in the paper's table
 ) -> str:
     "Return the papermill command for cells that have no row yet."
     if any(cell in PAPER_COLUMNS["table_4"] for cell in cells):
