@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from .mutants import parse_mutant, place_mutant
 from .pretrained import load_model, own_weights, shipped_weights
 from .protbert import ProtBert
 from .readers import fasta_record
-from .scoring import mutation_scan, read_proteins, score_mutants
+from .scoring import Scorer, mutation_scan, read_proteins, score_mutants
 
 # %% ../nbs/library/81_explorer.ipynb #597cf38e
 class _PartialScan:
@@ -48,7 +48,7 @@ class _PartialScan:
             left = left[first:]
         return left[:most]
 
-    def fill(self, model, positions: np.ndarray) -> None:
+    def fill(self, model: Scorer, positions: np.ndarray) -> None:
         "Compute some positions."
         self.values[positions] = mutation_scan(model, self.sequence, positions, offset=0).to_numpy()
         # only now, because another thread shows what is done
@@ -300,7 +300,7 @@ def _draw_map(mutant: Mutant, values: np.ndarray, label: str) -> Figure:
     return figure
 
 # %% ../nbs/library/81_explorer.ipynb #2d1c37aa
-def _find_source(model) -> str:
+def _find_source(model: Scorer) -> str:
     "Find what opens a model again: its name, or the file that it was read from."
     path: Path | None = getattr(model, "path", None)
     if path is None:
@@ -314,7 +314,7 @@ def _find_source(model) -> str:
     return str(path.resolve())
 
 # %% ../nbs/library/81_explorer.ipynb #71ab8ceb
-def _check_length(model, wild_type: str) -> None:
+def _check_length(model: Scorer, wild_type: str) -> None:
     "Raises CarpError for a protein that the model cannot read in one piece."
     if model.max_length and len(wild_type) > model.max_length:
         raise CarpError(
@@ -326,7 +326,7 @@ def _check_length(model, wild_type: str) -> None:
 class _Answers:
     "What a model has said of a protein and its mutants so far."
 
-    def __init__(self, model, wild_type: str):
+    def __init__(self, model: Scorer, wild_type: str):
         self.model = model
         self.map = _PartialScan(wild_type)
         self.mutant_scan: _PartialScan | None = None
@@ -377,7 +377,7 @@ class Explorer:
 
     def __init__(
         self,
-        model,  # a scorer: CARP, ESM, PSSM, BLOSUM62 ...
+        model: Scorer,  # CARP, ESM, PSSM, BLOSUM62 ...
         mutant: Mutant,
         measured: Scan | None = None,
         direction: int = 1,  # +1: a higher measurement is fitter; -1: it is harm
@@ -594,7 +594,8 @@ def _open_measurements(
 # %% ../nbs/library/81_explorer.ipynb #f3bf91af
 def explore(
     sequence: str = "abeta42",  # residues, the name of a scan, or a FASTA file
-    model: Any = "",  # a name or file for `load_model`, or any scorer; empty: the state's, else carp_600k_sprot50
+    # a name or file for `load_model`, or a scorer; empty: the state's, else carp_600k_sprot50
+    model: str | Path | Scorer = "",
     scan: str = "",  # measurements: a name in list_datasets() or a table; empty: the state's
     offset: int = 1,  # number of the first residue; a named scan brings its own
     state: str = "",  # a state string: its protein, numbering and mutant go before the others

@@ -4,17 +4,22 @@
 
 # %% auto #0
 __all__ = ['Record', 'stream_records', 'check_sequence', 'read_fasta', 'read_aligned', 'fasta_record', 'write_fasta',
-           'table_lines', 'first_five', 'bad_rows', 'find_column', 'find_optional_column']
+           'table_lines', 'first_five', 'bad_rows', 'find_column', 'find_optional_column', 'Alignment',
+           'read_alignment']
 
 # %% ../nbs/library/30_readers.ipynb #5fc1478a
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from .alphabet import PROTEIN
+import numpy as np
+
+from .alphabet import AMINO_ACIDS, PROTEIN
 from .files import CarpError, atomic_path, open_file
 
 # %% ../nbs/library/30_readers.ipynb #c75c176d
@@ -259,3 +264,64 @@ def find_optional_column(
     if chosen is None and not any(c.lower() in lower for c in columns):
         return None
     return find_column(path, columns, chosen, known, advice)
+
+# %% ../nbs/library/30_readers.ipynb #cb6c0300
+@dataclass(frozen=True)
+class Alignment:
+    "Related proteins in the columns of one of them, the query."
+
+    names: list[str]  # [N] ids, the query's first
+    query: str  # [L] its residues, one per column
+    rows: np.ndarray  # uint8 [N, L], 0-19 in the order of AMINO_ACIDS, 20: no amino acid
+
+    @property
+    def name(self) -> str:
+        "The id of the query."
+        return self.names[0]
+
+# %% ../nbs/library/30_readers.ipynb #010e4458
+def _match_columns(
+    sequences: list[str],  # as in the file, the query first
+) -> list[str]:  # capitals and dashes
+    "Drop insertions, or keep lower-case columns if the query has some."
+    # then they are poorly covered columns, not insertions
+    if any(c.islower() for c in sequences[0]):
+        return [s.upper().replace(".", "-") for s in sequences]
+    return [re.sub("[a-z.]", "", s) for s in sequences]
+
+# %% ../nbs/library/30_readers.ipynb #f435b4c3
+def _encode_columns(
+    rows: list[str],  # aligned, the query first
+    query_columns: np.ndarray,  # bool [columns]
+) -> np.ndarray:  # uint8 [N, L], 0-19, 20 where there is no amino acid
+    "Number the residues of an alignment in the columns that the query fills."
+    # a table over bytes numbers a whole row in one step
+    number = np.full(256, len(AMINO_ACIDS), np.uint8)
+    number[np.frombuffer(AMINO_ACIDS.encode(), np.uint8)] = np.arange(len(AMINO_ACIDS))
+    encoded = []
+    for row in rows:
+        encoded.append(number[np.frombuffer(row.encode(), np.uint8)][query_columns])
+    return np.stack(encoded)
+
+# %% ../nbs/library/30_readers.ipynb #6ebfefe2
+def read_alignment(
+    path: str | Path,  # a3m, a2m or aligned FASTA; plain or gzip
+) -> Alignment:
+    """Read an alignment in the query's columns, the query first.
+    Raises CarpError for rows that do not line up."""
+    rows = list(read_aligned(path))
+    (query_name, _), *_ = rows
+    matched = _match_columns([sequence for _, sequence in rows])
+    columns = len(matched[0])
+    misaligned = []
+    for (name, _), row in zip(rows, matched):
+        if len(row) != columns:
+            misaligned.append(f"{name} has {len(row)} columns")
+    if misaligned:
+        raise bad_rows(path, misaligned, len(rows), f"The query, {query_name}, has {columns}.")
+    query = matched[0].replace("-", "")
+    if not query:
+        raise CarpError(f"{path}: the query, {query_name}, has no residues.")
+    query_columns = np.array([symbol != "-" for symbol in matched[0]])
+    names = [name for name, _ in rows]
+    return Alignment(names, query, _encode_columns(matched, query_columns))

@@ -21,6 +21,7 @@ from .editing import format_positions, read_state
 from .explorer import Explorer, explore, summarise_positions
 from .files import CarpError, package_folder
 from .pretrained import list_models, load_model
+from .scoring import Scorer
 
 # %% ../nbs/library/82_widget.ipynb #835ce387
 _STATIC = package_folder("static")
@@ -115,7 +116,7 @@ def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 # %% ../nbs/library/82_widget.ipynb #ed271836
-def _replace_model(e: Explorer, model, dtype: str) -> Explorer:
+def _replace_model(e: Explorer, model: Scorer, dtype: str) -> Explorer:
     "Open the same protein and measurements with another model."
     return Explorer(model, e.mutant, e.measured, e.direction, dtype, e.label, e.scan)
 
