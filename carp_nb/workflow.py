@@ -24,7 +24,7 @@ from .esm import TABLE_S2
 from .files import CarpError, in_project
 from .pretrain import PretrainConfig, log_spaced
 from .pretrained import list_models
-from .results import Results
+from .results import Results, notebook_parameters
 
 # %% ../nbs/library/75_workflow.ipynb #3e30bc46
 @dataclass(frozen=True)
@@ -64,8 +64,12 @@ def _read_run(
     for key, value in given.items():
         # the dataclass is frozen, and so are its lists
         values[key] = tuple(value) if isinstance(value, list) else value
+    common = values.pop("common", {})
+    if common:
+        declared = notebook_parameters(values["notebook"])
+        common = {key: value for key, value in common.items() if key in declared}
     # a parameter of the run itself goes before one of all runs
-    values["parameters"] = {**values.pop("common", {}), **given.get("parameters", {})}
+    values["parameters"] = {**common, **given.get("parameters", {})}
     return PlannedRun(name, **values)
 
 # %% ../nbs/library/75_workflow.ipynb #87d0accf
@@ -103,6 +107,11 @@ def read_plan(
     # `every` is no run, but what all runs have unless they say otherwise
     every = tables.pop("every", {})
     runs = {name: _read_run(name, {**every, **given}, path) for name, given in tables.items()}
+    for parameter in every.get("common", {}):
+        if not any(parameter in run.parameters for run in runs.values()):
+            raise CarpError(
+                f"{path}: no notebook of the plan {plan} has the parameter {parameter!r}."
+            )
     return _sort_runs(runs, plan, path)
 
 # %% ../nbs/library/75_workflow.ipynb #87267138

@@ -245,22 +245,29 @@ def sections(folder: Path) -> dict:
     found = {}
     for run, notebook, parameters in planned_sections():
         given = {name: value.format(runs=folder) for name, value in parameters.items()}
-        found[run] = notebook_run(notebook, folder / run, {**COMMON, **given})
+        found[run] = notebook_run(notebook, folder / run, {**common_parameters(notebook), **given})
     return found
 
 
 def planned_sections() -> list[tuple[str, str, dict]]:
     "SECTIONS, and before the report whatever section notebook it does not know."
-    there = [file.stem for file in sorted(Path("nbs").glob("*.ipynb")) if has_parameters(file)]
+    there = [file.stem for file in sorted(Path("nbs").glob("*.ipynb")) if parameters_cell(file)]
     known = {notebook for _, notebook, _ in SECTIONS}
     plan = [entry for entry in SECTIONS if entry[1] in there]
     return [(name, name, {}) for name in there if name not in known] + plan
 
 
-def has_parameters(file: Path) -> bool:
-    "Does a notebook have a cell for papermill to put parameters behind?"
+def parameters_cell(file: Path) -> str:
+    "Return the source of the cell that papermill puts parameters behind; empty if there is none."
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-    return any("parameters" in cell["metadata"].get("tags", []) for cell in cells)
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    return "".join(tagged[0]["source"]) if tagged else ""
+
+
+def common_parameters(notebook: str) -> dict:
+    "Return those of COMMON that a notebook has."
+    declared = parameters_cell(Path(f"nbs/{notebook}.ipynb"))
+    return {name: value for name, value in COMMON.items() if f"\n{name}:" in f"\n{declared}"}
 
 
 def notebook_run(notebook: str, folder: Path, parameters: dict) -> dict:

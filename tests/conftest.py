@@ -11,6 +11,8 @@ from click.testing import CliRunner
 from jupyter_client.provisioning import local_provisioner
 from papermill.cli import papermill as papermill_command
 
+from carp_nb.results import notebook_parameters
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,7 +40,9 @@ def papermill_in() -> Callable[..., Executed]:
         **parameters,
     ) -> Executed:
         out, executed = folder / "out", folder / "executed.ipynb"
-        given = {"output_dir": out, "budget": "smoke", **parameters}
+        given = {"output_dir": out, **parameters}
+        if "budget" in notebook_parameters(name):
+            given.setdefault("budget", "smoke")
         words = [word for key, value in given.items() for word in ("-p", key, str(value))]
         with pytest.MonkeyPatch.context() as m:
             m.setattr(local_provisioner, "launch_kernel", forks.launch_kernel)

@@ -20,6 +20,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from carp_nb.results import notebook_parameters
+
 ROOT = Path(__file__).resolve().parent.parent
 config = configparser.ConfigParser(delimiters=["="], interpolation=None)
 config.read(ROOT / "settings.ini", encoding="utf-8")
@@ -276,6 +278,21 @@ def test_library_notebooks_and_no_others_are_exported(path):
 @pytest.mark.parametrize("path", SECTIONS, ids=lambda p: p.name)
 def test_section_notebook_has_one_parameters_cell(path):
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in read(path).cells) == 1
+
+
+@pytest.mark.parametrize("path", SECTIONS, ids=lambda p: p.stem)
+def test_section_notebook_uses_each_of_its_parameters(path):
+    "By its name in a later cell, or, as the budget's settings, by `run.budget`; `Run` uses output_dir."
+    code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    used = {"output_dir"}
+    for cell in code:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                used.add(node.id)
+            elif isinstance(node, ast.Attribute) and ast.unparse(node) == "run.budget":
+                used.add("budget")
+    unused = [name for name in notebook_parameters(path.stem) if name not in used]
+    assert not unused, f"{path.name} has parameters that it never reads: {', '.join(unused)}"
 
 
 def test_notebooks_are_clean_and_agree_with_the_package(tmp_path):

@@ -17,7 +17,7 @@ from forks import completed
 from snakemake.cli import main
 
 from carp_nb.report import _PARTS
-from carp_nb.results import _notebook_parameters
+from carp_nb.results import notebook_parameters
 from carp_nb.workflow import estimate, measured_rates, read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,12 +26,12 @@ SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 # three runs that do no more than say that they ran, of the shape of the real ones
 RUNS = """
 [smoke.every]
-common = {budget = "smoke"}
+minutes = 5
 [smoke.first]
 notebook = "small"
 [smoke.second]
 notebook = "small"
-parameters = {seconds = 0}
+parameters = {seconds = 0, budget = "smoke"}
 [smoke.report]
 notebook = "small"
 needs = ["first", "second"]
@@ -86,7 +86,8 @@ def small(tmp_path) -> Path:
     (tmp_path / "nbs").mkdir()
     cells = [
         nbformat.v4.new_code_cell(
-            'seconds = 0\noutput_dir = ""\nbudget = ""', metadata={"tags": ["parameters"]}
+            'seconds: int = 0\noutput_dir: str = ""\nbudget: str = ""',
+            metadata={"tags": ["parameters"]},
         ),
         nbformat.v4.new_code_cell(CELL.replace("\\\\", "\\")),
     ]
@@ -115,7 +116,7 @@ def ran(folder: Path) -> list[str]:
 @pytest.mark.parametrize("plan", ["smoke", "paper"])
 def test_every_run_has_a_notebook_that_takes_its_parameters(plan):
     for run in read_plan(plan):
-        known = _notebook_parameters(run.notebook)
+        known = notebook_parameters(run.notebook)
         assert set(run.parameters) <= set(known), (
             f"{run.name}: nbs/{run.notebook}.ipynb has no parameter {sorted(set(run.parameters) - set(known))}"
         )
