@@ -15,39 +15,38 @@ from .files import CarpError, package_folder
 # %% ../nbs/library/06_budgets.ipynb #5596c8e9
 @dataclass(frozen=True)
 class Budget:
-    """What one budget stands for in one section.
+    """The settings of one budget in one section notebook.
 
-    None: no limit. A setting that its section does not have keeps the default written here,
-    which is the paper's.
+    None: no limit. A setting that a section does not use keeps its default, which is the paper's.
     """
 
     tokens: float = 0  # residues to pretrain on
-    seconds: int | None = None  # that the mutation map is waited for
+    seconds: int | None = None  # to wait for the mutation map
     shapes: str = ""  # models to measure, comma-separated
     lengths: tuple[int, ...] = ()  # residues
     repeats: int = 1
-    memory: float = 0.0  # GiB for weights and activations; 0: all that there is
+    memory: float = 0.0  # GiB for weights and activations; 0: no limit but the machine's
     checkpoints: int | None = None  # of a run, evenly spaced
-    sequences: int | None = None  # held out, for the loss
+    sequences: int | None = None  # held-out sequences for the loss
     mutants: int | None = None  # of each scan
     tasks: str = ""  # SET:SPLIT, comma-separated
-    rows: int | None = None  # of train and of valid, drawn at random
+    rows: int | None = None  # of the training and validation sets each, drawn at random
     ridge_rows: int | None = None  # the same for ridge, of every split
     test: int | None = None  # rows of the test set
-    epochs: int = 500  # at most, of all weights
-    epochs_frozen: int = 500  # at most, of the head on a frozen encoder
-    epochs_cnn: int = 1000  # at most, of the small CNN
-    epochs_pairs: int | None = None  # at most, of the contact head; None: as of any other
+    epochs: int = 500  # at most, when all weights are trained
+    epochs_frozen: int = 500  # at most, when only the head is trained
+    epochs_cnn: int = 1000  # at most, for the small CNN
+    epochs_pairs: int | None = None  # at most, for the contact head; None: as for other heads
     patience: int | None = None  # epochs without a gain on the validation rows; None: the method's
-    seeds: int = 3  # fits of each cell
+    seeds: int = 3  # fits of each combination of task, model and method
     n_boot: int = 2000  # bootstrap samples of an interval
-    crop: int = 256  # residues that the contact head sees at once
+    crop: int = 256  # residues per window of the contact head
     channels: int = 64  # of the contact head
     layers: int = 24  # of the contact head
 
 # %% ../nbs/library/06_budgets.ipynb #0614c975
 def _budget_value(value):
-    "A setting of budgets.toml as code takes it: None for no limit, a tuple for a list."
+    "Convert a setting of budgets.toml: all becomes None, a list a tuple."
     if value == "all":
         return None
     # a frozen dataclass can be hashed only if its values can
@@ -57,11 +56,11 @@ def _budget_value(value):
 
 
 def _read_budgets() -> dict[str, dict[str, Budget]]:  # section -> budget
-    "The budgets of each section, out of budgets.toml."
+    "Read the budgets of each section from budgets.toml."
     text = (package_folder("tables") / "budgets.toml").read_text(encoding="utf-8")
     sections = {}
     for section, budgets in tomllib.loads(text).items():
-        # the section that it is the same as stands above it in the table
+        # the section it refers to comes earlier in the table
         if "same_as" in budgets:
             sections[section] = sections[budgets["same_as"]]
             continue
@@ -78,7 +77,7 @@ BUDGETS = _read_budgets()
 
 # %% ../nbs/library/06_budgets.ipynb #093b60ef
 def get_budget(section: str, budget: str) -> Budget:
-    "What a budget stands for in a section. Raises CarpError with the choices for an unknown budget."
+    "Look up the settings of a budget. Raises CarpError with the choices for an unknown one."
     if budget not in BUDGETS[section]:
         raise CarpError(f"budget is {budget!r}; use one of {', '.join(BUDGETS[section])}.")
     return BUDGETS[section][budget]
@@ -89,12 +88,12 @@ _EPOCHS = ("epochs", "epochs_frozen", "epochs_cnn", "epochs_pairs")
 
 def override_budget(
     budget: Budget,
-    train_rows: int = 0,  # of train and of valid; 0: what the budget says, -1: all
-    test_rows: int = 0,  # of test, likewise
-    epochs: int = 0,  # at most; 0: what the budget says
-    patience: int = 0,  # epochs without a gain on the validation rows; 0: each method's own
+    train_rows: int = 0,  # of the training and validation sets each; 0: the budget's, -1: all
+    test_rows: int = 0,  # of the test set, likewise
+    epochs: int = 0,  # at most; 0: the budget's
+    patience: int = 0,  # epochs without a gain on the validation rows; 0: each method's default
 ) -> Budget:
-    "Return the budget with the limits that are given. Raises CarpError for a negative one."
+    "Replace the limits that are given. Raises CarpError for a negative one."
     for what, n in (("train_rows", train_rows), ("test_rows", test_rows)):
         if n < -1:
             raise CarpError(

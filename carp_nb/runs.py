@@ -35,12 +35,12 @@ from .pretrained import find_weights
 
 # %% ../nbs/library/44_runs.ipynb #097eb4f3
 def _is_trial(folder: Path) -> bool:
-    "Whether a run is one of the short ones of `choose_lr`."
+    "Return whether a run is one of the short trials of `choose_lr`."
     return folder.parent.name == "rates"
 
 
 def _n_parameters(size: str) -> int:
-    "Parameters of a size; on the meta device nothing is computed."
+    "Count the parameters of a size, on the meta device, where a model takes no memory."
     with torch.device("meta"):
         return n_parameters(PretrainConfig(size).untrained())
 
@@ -62,7 +62,7 @@ RUN_COLUMNS = [
 
 
 def _run_row(folder: Path) -> dict | None:
-    "What a folder says of its run, by `RUN_COLUMNS`; None if it holds no finished pretraining."
+    "Describe the run in a folder by `RUN_COLUMNS`; None if it is not a finished pretraining run."
     record = json.loads((folder / "config.json").read_text())
     config = record["config"]
     if "size" not in config:  # another kind of training
@@ -91,23 +91,23 @@ def _run_row(folder: Path) -> dict | None:
 def find_runs(
     folder: str | Path,  # with run folders below it
 ) -> pd.DataFrame:  # one row per finished run, with `RUN_COLUMNS`
-    "Every finished run of `pretrain` below a folder, smallest first; of copies, one."
+    "List the finished runs of `pretrain` in a folder, smallest model first; copies are listed once."
     rows = []
     for path in sorted(Path(folder).rglob("config.json")):
         row = None if _is_trial(path.parent) else _run_row(path.parent)
         if row is not None:
             rows.append(row)
     runs = pd.DataFrame(rows, columns=RUN_COLUMNS)
-    # The longest of several runs that differ in nothing else
+    # of several runs that differ in nothing but their length, the longest
     runs = runs.sort_values("tokens", ascending=False, kind="stable")
     runs = runs.drop_duplicates(["name", "size", "seed", "corpus_sha256"])
     return runs.sort_values(["parameters", "seed"], ignore_index=True)
 
 # %% ../nbs/library/44_runs.ipynb #fa239689
 def _series_so_far(config: PretrainConfig, train_set: Corpus, folder: Path) -> pd.DataFrame:
-    "Finished runs of the size, the corpus and the length of a series whose rate was chosen by trials."
+    "Find the finished runs of a series: same size, corpus and length, learning rate chosen by trials."
     runs = find_runs(folder)
-    # The last update of a run overshoots its tokens by up to one batch
+    # the last update of a run exceeds its tokens by up to one batch
     slack = 0.02 * config.tokens + config.batch_tokens
     alike = (
         (runs["size"] == config.size)
@@ -130,8 +130,8 @@ def pretrain_series(
     progress: bool = True,
 ) -> list[Path]:  # the run folders
     """Choose a learning rate for one size on held-out sequences, then train it from several
-    seeds. Runs of such a series that are finished anywhere below the folder are not run
-    again, and further seeds take their rate.
+    seeds. Runs of the series that are already finished in the folder are not run again, and
+    further seeds take their learning rate.
     """
     folder = Path(folder)
     finished = _series_so_far(config, train_set, folder)
@@ -166,7 +166,7 @@ CHECKPOINT_COLUMNS = ["run", "size", "parameters", "seed", "step", "loss", "weig
 
 
 def _checkpoint_rows(folder: Path, shipped: set[str]) -> Iterator[dict]:
-    "The planned checkpoints of a run, by `CHECKPOINT_COLUMNS`; weights are None if not here."
+    "Yield the checkpoints of a run by `CHECKPOINT_COLUMNS`; weights are None if the file is missing."
     config = json.loads((folder / "config.json").read_text())["config"]
     run = config["name"] or folder.name
     parameters = _n_parameters(config["size"])
@@ -174,7 +174,7 @@ def _checkpoint_rows(folder: Path, shipped: set[str]) -> Iterator[dict]:
     for step, loss in zip(curve.step.astype(int), curve.loss):
         weights: Path | None = folder / "snapshots" / f"step_{step:07d}.safetensors"
         if not weights.exists():
-            # The last checkpoint of a run whose model ships is that model
+            # the included models are the last checkpoints of their runs
             ships = step == curve.step.max() and run in shipped
             weights = find_weights(run) if ships else None
         yield {
@@ -191,10 +191,10 @@ def _checkpoint_rows(folder: Path, shipped: set[str]) -> Iterator[dict]:
 def find_checkpoints(
     folder: str | Path,  # with run folders below it
     names: str = "",  # of runs, comma-separated; empty: all
-) -> tuple[pd.DataFrame, dict[str, int]]:  # with CHECKPOINT_COLUMNS; run -> number not here
-    """List the checkpoints of runs of `pretrain`, one a row, smallest size first.
+) -> tuple[pd.DataFrame, dict[str, int]]:  # with CHECKPOINT_COLUMNS; run -> number missing
+    """List the checkpoints of runs of `pretrain`, one per row, smallest size first.
 
-    Raises FileNotFoundError if none of a requested run is here.
+    Raises FileNotFoundError if a requested run has none.
     """
     shipped = shipped_models()
     planned = []
@@ -219,14 +219,14 @@ def find_checkpoints(
 
 # %% ../nbs/library/44_runs.ipynb #b687223f
 def _trained_alike(runs: pd.DataFrame, run: pd.Series) -> pd.Series:  # bool per run
-    "Which runs saw the corpus of a run, and as many residues (2 %)."
+    "Mark the runs trained on the same corpus as a run, and on as many residues (within 2 %)."
     same_length = (runs.tokens / run.tokens - 1).abs() < 0.02
     return (runs.corpus_sha256 == run.corpus_sha256) & same_length
 
 
 def _pairs(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
-    """Runs of a CARP size and of the ESM size nearest in parameters (within a factor of two),
-    on one corpus and as many residues.
+    """Pair the runs of each CARP size with those of the ESM size nearest in parameters (within a
+    factor of two), trained on the same corpus and as many residues.
     """
     pairs = []
     left = cast(pd.DataFrame, runs[runs.family == "carp"])
@@ -246,7 +246,7 @@ def _pairs(runs: pd.DataFrame) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
 
 # %% ../nbs/library/44_runs.ipynb #1b7e2f0c
 def _limits_of(family: str, group: pd.DataFrame) -> list[str]:
-    "What the runs of one family leave open: seeds, and better learning rates beyond those tried."
+    "List the limits of the runs of one family: a single seed, a learning rate at the edge of those tried."
     notes = []
     lr = group.lr.iloc[0]
     tried = [float(rate) for rate in group.trials.iloc[0] or ()]
@@ -269,7 +269,7 @@ def _nats_by_sequence(
 
 
 def _spread(losses: list[float]) -> float:
-    "Standard deviation over seeds; NaN for one seed."
+    "Compute the standard deviation over seeds; NaN for one seed."
     return float(np.std(losses, ddof=1)) if len(losses) > 1 else np.nan
 
 
@@ -281,7 +281,7 @@ def _compare_pair(
     n_boot: int,
     rng: np.random.Generator,
 ) -> dict:
-    "One row of `compare_families`."
+    "Compute one row of `compare_families`."
     answers = evaluations[carp["name"].iloc[0]].answers
     masked = answers.groupby("sequence").size().to_numpy()
     carp_nats = _nats_by_sequence(evaluations, carp["name"].tolist())
@@ -338,7 +338,7 @@ def compare_families(
 
 # %% ../nbs/library/44_runs.ipynb #f6bb8f40
 def _bin_name(lengths: pd.Interval) -> str:
-    "A range of sequence lengths in words."
+    "Write a range of sequence lengths in words."
     if lengths.right < 1e9:
         return f"{lengths.left + 1:,.0f} to {lengths.right:,.0f}"
     return f"over {lengths.left:,.0f}"
@@ -346,11 +346,11 @@ def _bin_name(lengths: pd.Interval) -> str:
 
 def held_out_table(
     model: CARP | ESM,
-    counts: np.ndarray,  # of the training set, as mlm.ngram_counts gives them
-    test_set: Sequence[str],  # cropped only for a model that reads no more
+    counts: np.ndarray,  # of the training set, from `ngram_counts`
+    test_set: Sequence[str],  # cropped only for a model with a length limit
 ) -> pd.DataFrame:  # index: length in residues; sequences, selected, and nats per model
-    """Loss by sequence length of a model, a trigram and residue frequencies, on the same
-    corrupted residues.
+    """Compute the loss by sequence length of a model, a trigram model and residue frequencies, on
+    the same masked residues.
     """
     limit = model.max_length  # of an ESM; a CARP reads any length
     evaluations = {
@@ -391,7 +391,7 @@ Loss in nats by sequence length, on the same masked residues. The baselines are 
 
 # %% ../nbs/library/44_runs.ipynb #c884fca9
 def _cell(value) -> str:
-    "A value in a table: losses with three decimals, counts with commas."
+    "Format a value: losses with three decimals, counts with commas."
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, (int, np.integer)):
@@ -400,7 +400,7 @@ def _cell(value) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    "A table in markdown."
+    "Write a table in markdown."
     rows = [["residues", *table.columns], ["---"] * (len(table.columns) + 1)]
     for name, *values in table.astype(object).itertuples():
         rows.append([name, *map(_cell, values)])
@@ -420,7 +420,7 @@ def _model_facts(model: CARP | ESM) -> dict:
 
 
 def _data_facts(record: dict, train_set: Corpus) -> dict:
-    "The training set, and the licence that follows from it."
+    "Describe the training set, and the licence that follows from it."
     described = record.get("train", {})
     name = described.get("name", "an unnamed corpus")
     catalogue = list_datasets()
@@ -436,7 +436,7 @@ def _data_facts(record: dict, train_set: Corpus) -> dict:
 
 
 def _training_facts(record: dict, last: pd.Series, train_set: Corpus) -> dict:
-    "Length, settings and hardware of a run, whose last row of metrics is given."
+    "Describe the length, settings and hardware of a run, from its record and its last row of metrics."
     config = record["config"]
     cooldown = "then constant"
     if config["cooldown"]:
@@ -459,7 +459,7 @@ def _training_facts(record: dict, last: pd.Series, train_set: Corpus) -> dict:
     }
 
 # %% ../nbs/library/44_runs.ipynb #a1dbc3be
-# What else the held-out sequences were used for, by their role
+# what else the held-out sequences were used for, by their role
 _USES = {"validation": "also read along the way", "test": "nothing was chosen on it"}
 
 
@@ -472,7 +472,7 @@ def model_card(
     caveat: str = "",  # what the model is not
     role: str = "validation",  # of the held-out set; test, where nothing was chosen on it
 ) -> str:  # markdown
-    "Say what a model is: data, tokens, settings, hardware and held-out loss by length."
+    "Write the model card: data, tokens, settings, hardware and held-out loss by length."
     record = json.loads((Path(folder) / "config.json").read_text())
     last = pd.read_parquet(Path(folder) / "metrics.parquet").iloc[-1]
     return CARD.format(

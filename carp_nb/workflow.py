@@ -54,11 +54,11 @@ def _read_run(
     path: Path,  # the table, for error sentences
 ) -> PlannedRun:
     "One run of the table. Raises CarpError for a field that a run does not have."
-    known = [f.name for f in fields(PlannedRun)]
-    unknown = sorted(set(given) - {*known, "common"})
+    allowed = [f.name for f in fields(PlannedRun)]
+    unknown = sorted(set(given) - {*allowed, "common"})
     if unknown:
         raise CarpError(
-            f"{path}: {name} has a field {unknown[0]!r}; the fields are {', '.join(known)}."
+            f"{path}: {name} has a field {unknown[0]!r}; the fields are {', '.join(allowed)}."
         )
     values: dict[str, Any] = {"notebook": name}
     for key, value in given.items():
