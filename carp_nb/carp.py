@@ -196,12 +196,12 @@ class CARP(nn.Module):
         if mask.dtype != torch.bool:
             segments = Segments(mask)
         x = self.up_embed(self.embed(tokens))
-        inside = (mask != 0).unsqueeze(-1).to(x.dtype)
+        is_residue = (mask != 0).unsqueeze(-1).to(x.dtype)
         for block in self.blocks[:layer]:
-            x = block(x, inside, segments)
+            x = block(x, is_residue, segments)
         if norm and layer == self.config.n_layers:
             x = self.norm(x)
-        return x * inside
+        return x * is_residue
 
     def tiles(
         self,
@@ -232,8 +232,8 @@ class CARP(nn.Module):
         reader = MaskedReader(self.tiles, self.decoder, PROTEIN.mask_idx, reach)
         if at is None:
             at = masked
-        budget = batch_tokens or self.batch_tokens
-        answers = masked_log_probs_at(reader, tokens, masked, at, budget)
+        batch_tokens = batch_tokens or self.batch_tokens
+        answers = masked_log_probs_at(reader, tokens, masked, at, batch_tokens)
         # the amino acids are the first tokens of the alphabet
         return [answer[:, : len(AMINO_ACIDS)] for answer in answers]
 

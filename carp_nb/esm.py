@@ -511,6 +511,6 @@ class Ensemble(nn.Module):
         batch_tokens: int | None = None,
     ) -> list[Tensor]:  # N tensors, float32 [len(at_i), 20]
         "Average the members' log-probabilities; the result is not normalised."
-        budget = batch_tokens or self.batch_tokens
-        answers = [model.log_probs(wild_type, masked, at, budget) for model in self.members]
+        batch_tokens = batch_tokens or self.batch_tokens
+        answers = [model.log_probs(wild_type, masked, at, batch_tokens) for model in self.members]
         return [torch.stack(same_set).mean(0) for same_set in zip(*answers)]

@@ -89,14 +89,14 @@ class PretrainConfig:
         return self.name or self.size
 
     def untrained(self) -> CARP | ESM:  # on the CPU, weights drawn from the seed
-        "The model before its first update."
+        "Make the model with random weights."
         torch.manual_seed(self.seed)
         if self.size in TABLE_S2:
             return ESM(TABLE_S2[self.size], self.model_name)
         return CARP(TABLE_S1[self.size], self.model_name)
 
     def plan(self, batches: Batches) -> TrainConfig:
-        "The updates that this many tokens take."
+        "Compute the number of updates, and return the settings of the training loop."
         return TrainConfig(
             steps=int(np.ceil(self.tokens / batches.tokens_per_step)),
             lr=self.lr,
@@ -111,13 +111,13 @@ class PretrainConfig:
 def log_spaced(
     steps: int,  # planned updates
 ) -> list[int]:  # 0 excluded
-    "Powers of two up to `steps`, and `steps`."
+    "List the powers of two up to `steps`, and `steps`."
     powers = {2**i for i in range(steps.bit_length())}
     return sorted(powers | {steps})
 
 # %% ../nbs/library/43_pretrain.ipynb #b1f6e3c8
 class CorruptedBatches:
-    "Corrupted batches with their targets; random access by step, as `Batches` has."
+    "Corrupted batches with their targets, by step: `batches[step]`."
 
     def __init__(self, batches: Batches, seed: int):
         self.batches = batches
@@ -136,7 +136,7 @@ def mlm_step(
     batch: tuple[Tensor, Tensor, Tensor, Tensor],  # of `CorruptedBatches`
     generator: torch.Generator,  # not used: the corruption is in the batch
 ) -> tuple[Tensor, int, int]:  # loss (nats per selected token), residues seen, selected tokens
-    "Masked language modelling loss of a batch or of some of its rows; a loss for `train`."
+    "Compute the masked language modelling loss of a batch or of some of its rows, for `train`."
     device = next(model.parameters()).device
     corrupted, tokens, mask, selected = (part.to(device, non_blocking=True) for part in batch)
     loss = mlm_loss(model(corrupted, mask), tokens, selected)
@@ -144,7 +144,7 @@ def mlm_step(
     return loss, int(batch[2].sum()), int(batch[3].sum())
 
 # %% ../nbs/library/43_pretrain.ipynb #0e69b6a2
-# These cut up the work of an update and do not change its result
+# these divide the work of an update and do not change its result
 _SAME_UPDATES = ("accumulate", "recompute")
 
 
@@ -167,12 +167,12 @@ def refuse_other_run(folder: Path, settings: dict) -> None:
 
 # %% ../nbs/library/43_pretrain.ipynb #a965d0c2
 def _last_update(folder: Path) -> int:
-    "The update of the newest checkpoint; 0 if there is none."
+    "Return the update of the newest checkpoint; 0 if there is none."
     return max((int(path.stem) for path in (folder / "checkpoints").glob("*.pt")), default=0)
 
 
 def _write_record(folder: Path, record: dict) -> None:
-    "Keep how a run was started; each later start adds an entry under `resumed`."
+    "Record how a run was started; each later start adds an entry under `resumed`."
     path = folder / "config.json"
     updates = _last_update(folder)
     if updates and path.exists():
@@ -186,7 +186,7 @@ def _write_record(folder: Path, record: dict) -> None:
 
 # %% ../nbs/library/43_pretrain.ipynb #86538da3
 def shipped_models() -> set[str]:
-    "Names of the models that come with the package."
+    "List the names of the included models."
     return set(list_models().query("origin == 'shipped'").name)
 
 
@@ -194,7 +194,7 @@ def trained_weights(
     folder: Path,  # of a run
     name: str,  # of its model
 ) -> Path | None:  # None: not finished
-    "The weights of a finished run: in its folder, or shipped if only the history was kept there."
+    "Find the weights of a finished run, in its folder or among the included models."
     path = folder / f"{name}.safetensors"
     if path.exists():
         return path
@@ -206,7 +206,7 @@ def trained_weights(
 def _snapshot(
     model: CARP | ESM, step: int, valid_set: Sequence[str], folder: Path
 ) -> Callable[[], None]:
-    "What happens after that many updates: the weights are kept and the held-out loss is measured."
+    "Make the action after an update: save the weights and measure the held-out loss."
 
     def take():
         save_checkpoint(model, folder / "snapshots" / f"step_{step:07d}.safetensors")
@@ -222,7 +222,7 @@ def _snapshot(
 
 # %% ../nbs/library/43_pretrain.ipynb #e2bb8e69
 def _finished_weights(folder: Path, name: str, steps: int) -> Path | None:
-    "The weights of a run that has made all of its updates; None if it has not."
+    "Find the weights of a run that has made all of its updates; None if it has not."
     weights = trained_weights(folder, name)
     metrics = folder / "metrics.parquet"
     if weights is None or not metrics.exists():
@@ -262,10 +262,10 @@ def pretrain(
     if config.recompute:
         recompute_activations(model)
     snapshots = {step: _snapshot(model, step, valid_set, folder) for step in log_spaced(plan.steps)}
-    questions = CorruptedBatches(batches, config.seed)
+    corrupted = CorruptedBatches(batches, config.seed)
     # A checkpoint with every snapshot, so that a resumed run seldom measures one again
     saved = frozenset(snapshots)
-    train(model, questions, mlm_step, plan, folder, snapshots, progress, save_at=saved)
+    train(model, corrupted, mlm_step, plan, folder, snapshots, progress, save_at=saved)
     if ranks.is_main_process:
         save_checkpoint(model, folder / f"{model.name}.safetensors")
     ranks.wait_for_everyone()

@@ -57,7 +57,7 @@ class TrainConfig:
         return min(self.warmup, self.steps // 20)
 
     def lr_at(self, step: int) -> float:  # step counts from 0
-        "Learning rate of an update."
+        "Return the learning rate of an update."
         rising = (step + 1) / max(1, self.warmup_steps)
         falling = 1.0
         if self.cooldown:
@@ -77,14 +77,15 @@ def _save_checkpoint(folder: Path, step: int, state: dict) -> None:
 
 # %% ../nbs/library/42_training.ipynb #7acc377d
 def _blames_machine(error: Exception) -> bool:
-    "Whether an error on reading says nothing about the file: no memory, no permission."
+    "Return whether an error on reading says nothing about the file: no memory, no permission."
     # PyTorch reports a failed allocation as a RuntimeError
     return isinstance(error, (MemoryError, PermissionError)) or "allocate memory" in str(error)
 
 # %% ../nbs/library/42_training.ipynb #b2d0a113
 def _load_checkpoint(folder: Path) -> dict | None:
-    """The newest readable checkpoint, or None if there is none. An unreadable one is renamed to
-    `.damaged`, with a warning. Raises what is not the file's fault: MemoryError, PermissionError.
+    """Load the newest readable checkpoint, or None if there is none. An unreadable one is renamed
+    to `.damaged`, with a warning. Raises MemoryError and PermissionError, which say nothing about
+    the file.
     """
     for path in sorted(folder.glob("*.pt"), reverse=True):
         try:
@@ -106,8 +107,8 @@ def step_generator(
     seed: int,  # of the run
     step: int,  # update, counted from 0
 ) -> torch.Generator:  # on the CPU
-    """The randomness of one update: a function of seed and step alone, so that a resumed run
-    draws the same numbers as an uninterrupted one.
+    """Make the generator of one update from seed and step alone, so that a resumed run draws the
+    same numbers as an uninterrupted one.
     """
     # The 2 keeps these draws apart from those of the batches, which are seeded by [seed, step, 1]
     mixed = np.random.SeedSequence([seed, step, 2]).generate_state(1)
@@ -115,7 +116,7 @@ def step_generator(
 
 # %% ../nbs/library/42_training.ipynb #d6b30175
 def _rows(batch, part: int, parts: int):
-    "Every `parts`-th row of a batch, which is a tensor or a tuple of tensors."
+    "Take every `parts`-th row of a batch, which is a tensor or a tuple of tensors."
     # Rows come sorted by length: parts of neighbours would differ most in their residues
     if isinstance(batch, Tensor):
         return batch[part::parts]
@@ -123,19 +124,19 @@ def _rows(batch, part: int, parts: int):
 
 
 def _n_rows(batch) -> int:
-    "Rows of a batch."
+    "Count the rows of a batch."
     while not isinstance(batch, Tensor):
         batch = batch[0]
     return len(batch)
 
 # %% ../nbs/library/42_training.ipynb #fd276e97
 def _n_parts(batch, accumulate: int, processes: int) -> int:
-    "Parts of the whole batch: up to `accumulate` for each process, none without a row."
+    "Count the parts of the whole batch: up to `accumulate` for each process, none without a row."
     return min(accumulate, max(1, _n_rows(batch) // processes)) * processes
 
 
 def _share(batch, part: int, parts: int) -> tuple[Any, bool]:
-    "One part of a batch, and whether it counts."
+    "Return one part of a batch, and whether it has weight in the update."
     if parts == 1:
         return batch, True
     share = _rows(batch, part, parts)
@@ -147,10 +148,10 @@ def _share(batch, part: int, parts: int) -> tuple[Any, bool]:
 
 # %% ../nbs/library/42_training.ipynb #9e0f4c53
 def processes() -> PartialState:
-    "The processes of this run: one, unless a launcher started more."
-    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    "Return the processes of this run: one, unless a launcher started more."
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     # The other processes wait while the first one measures the held-out loss, perhaps for hours
-    return PartialState(cpu=told or not torch.cuda.is_available(), timeout=timedelta(days=1))
+    return PartialState(cpu=use_cpu or not torch.cuda.is_available(), timeout=timedelta(days=1))
 
 # %% ../nbs/library/42_training.ipynb #d51e4498
 # (model, batch, generator) -> mean loss (scalar), tokens seen, terms in the mean (default: rows)
@@ -160,7 +161,7 @@ _Loss = Callable[[nn.Module, Any, torch.Generator], tuple]
 def _forward(
     model: nn.Module, share, loss: _Loss, config: TrainConfig, generator: torch.Generator
 ) -> tuple[Tensor, int, int]:
-    "Mean loss of a share, its tokens, and the terms in the mean."
+    "Return the mean loss of a share, its tokens, and the number of terms in the mean."
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         value, tokens, *terms = loss(model, share, generator)
@@ -170,7 +171,7 @@ def _forward(
 
 # %% ../nbs/library/42_training.ipynb #589bfef7
 def _any_failed(total: Tensor, accelerator: Accelerator) -> bool:
-    "Whether the loss of any process is not a finite number."
+    "Return whether the loss of any process is not a finite number."
     failed = (~torch.isfinite(total)).float()
     if accelerator.num_processes > 1:
         failed = accelerator.reduce(failed, "sum")
@@ -180,8 +181,8 @@ def _any_failed(total: Tensor, accelerator: Accelerator) -> bool:
 def _exchange(
     model: nn.Module, accelerator: Accelerator, last: bool
 ) -> AbstractContextManager[Any]:
-    "A context whose backward pass exchanges gradients, if it is that of the `last` part."
-    # Once an update: an exchange for every part would send as much each time
+    "Make a context in which a backward pass exchanges gradients only if it is that of the `last` part."
+    # Once per update: exchanging after every part would multiply the traffic
     if last or accelerator.num_processes == 1:
         return nullcontext()
     return accelerator.no_sync(model)
@@ -206,10 +207,10 @@ def _gradients(
     # Loss, terms, tokens; in float64, which counts the tokens of a large batch exactly
     sums = torch.zeros(3, dtype=torch.float64, device=next(model.parameters()).device)
     for part in range(accelerator.process_index, parts, ranks):
-        share, counts = _share(batch, part, parts)
+        share, has_weight = _share(batch, part, parts)
         with _exchange(model, accelerator, last=part + ranks >= parts):
             value, tokens, terms = _forward(model, share, loss, config, generator)
-            if not counts:
+            if not has_weight:
                 tokens = terms = 0
             sums[0] += value.detach().double() * terms
             sums[1] += terms
@@ -233,22 +234,22 @@ METRICS = ["step", "tokens", "loss", "lr", "seconds", "tokens_per_second"]
 
 
 def _metrics_row(
-    at: Mapping[str, Any],  # counters of a run: step, tokens, seconds, rows so far, recent losses
+    counters: Mapping[str, Any],  # step, tokens, seconds, rows so far, recent losses
     lr: float,
 ) -> list:  # in the order of METRICS
-    "The next row of metrics."
+    "Compute the next row of metrics."
     before = {"tokens": 0, "seconds": 0.0}
-    if at["rows"]:
-        before = dict(zip(METRICS, at["rows"][-1]))
+    if counters["rows"]:
+        before = dict(zip(METRICS, counters["rows"][-1]))
     # A coarse clock may stand still between two rows
-    seconds = max(at["seconds"] - before["seconds"], 1e-9)
-    rate = (at["tokens"] - before["tokens"]) / seconds
-    loss = float(np.mean(at["recent"]))
-    return [at["step"], at["tokens"], loss, lr, at["seconds"], rate]
+    seconds = max(counters["seconds"] - before["seconds"], 1e-9)
+    rate = (counters["tokens"] - before["tokens"]) / seconds
+    loss = float(np.mean(counters["recent"]))
+    return [counters["step"], counters["tokens"], loss, lr, counters["seconds"], rate]
 
 # %% ../nbs/library/42_training.ipynb #af6a7331
 def _common_checkpoint(folder: Path, accelerator: Accelerator) -> dict | None:
-    """The checkpoint that all processes continue from, or None. Raises RuntimeError if they see
+    """Load the checkpoint that all processes continue from, or None. Raises RuntimeError if they see
     different ones.
     """
     with accelerator.main_process_first():  # which may have to set a damaged file aside
@@ -268,13 +269,13 @@ def _common_checkpoint(folder: Path, accelerator: Accelerator) -> dict | None:
 
 # %% ../nbs/library/42_training.ipynb #cd13e41a
 def _adam(model: nn.Module, lr: float) -> torch.optim.Adam:
-    "The optimizer of section 4.3 for the weights that are not frozen."
+    "Make the optimizer of section 4.3 for the weights that are not frozen."
     trained = [p for p in model.parameters() if p.requires_grad]
     # Not prepared by the accelerator: `_gradients` scales after the backward pass
     return torch.optim.Adam(trained, lr=lr, fused=True)
 
 # %% ../nbs/library/42_training.ipynb #554cf4fb
-class _Run:
+class _TrainingState:
     """What changes while a run goes on: weights, optimizer, counters, metrics; saved and
     restored as one.
     """
@@ -293,7 +294,7 @@ class _Run:
         self.memory = memory
         self.accelerator = accelerator
         self.main = accelerator.is_main_process
-        self.at = {"step": 0, "tokens": 0, "seconds": 0.0, "rows": [], "recent": []}
+        self.counters = {"step": 0, "tokens": 0, "seconds": 0.0, "rows": [], "recent": []}
         self.consistent = True  # weights, counters and `memory` are of one step
         distributed = accelerator.num_processes > 1
         # Before the optimizer, which keeps its state on the device of the weights
@@ -312,7 +313,7 @@ class _Run:
     def _restore(self, saved: dict) -> None:
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.at = saved["at"]
+        self.counters = saved["at"]  # the name that checkpoints have always had
         # In place: the actions of the run hold this very dict
         self.memory.clear()
         self.memory.update(saved["memory"])
@@ -320,13 +321,13 @@ class _Run:
     @property
     def ended(self) -> bool:
         "Whether an action has ended the training."
-        return bool(self.at.get("ended"))
+        return bool(self.counters.get("ended"))
 
     @property
     def remaining(self) -> range:
         "The updates still to make, counted from 0."
         stop = 0 if self.ended else self.config.steps
-        return range(self.at["step"], stop)
+        return range(self.counters["step"], stop)
 
     @contextmanager
     def clock_paused(self):
@@ -340,30 +341,30 @@ class _Run:
     def advance(self, value: float, tokens: int) -> None:
         "Count an update; add a row of metrics every `log_every` updates and after the last."
         now = time.monotonic()
-        self.at["step"] += 1
-        self.at["tokens"] += tokens
-        self.at["seconds"] += now - self._since
-        self.at["recent"].append(value)
+        self.counters["step"] += 1
+        self.counters["tokens"] += tokens
+        self.counters["seconds"] += now - self._since
+        self.counters["recent"].append(value)
         self._since = now
-        step = self.at["step"]
+        step = self.counters["step"]
         if step % self.config.log_every == 0 or step == self.config.steps:
-            row = _metrics_row(self.at, self.config.lr_at(step - 1))
-            self.at["rows"].append(row)
-            self.at["recent"] = []
+            row = _metrics_row(self.counters, self.config.lr_at(step - 1))
+            self.counters["rows"].append(row)
+            self.counters["recent"] = []
 
     def save(self) -> pd.DataFrame:  # as METRICS
         "Write a checkpoint and the metrics, by the first process; return the metrics."
-        table = pd.DataFrame(self.at["rows"], columns=METRICS)
+        table = pd.DataFrame(self.counters["rows"], columns=METRICS)
         if not self.main:
             return table
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "at": self.at,
+            "at": self.counters,
             "memory": self.memory,
         }
         with self.clock_paused():
-            _save_checkpoint(self.folder / "checkpoints", self.at["step"], state)
+            _save_checkpoint(self.folder / "checkpoints", self.counters["step"], state)
         self._saved = time.monotonic()
         return write_table(table, self.folder / "metrics.parquet")
 
@@ -377,7 +378,7 @@ class NonFiniteLoss(CarpError):
     "Training met a loss that is not a number; the batch is saved beside the checkpoints."
 
 
-def _stop_training(batch, value: float, step: int, run: _Run) -> None:
+def _stop_training(batch, value: float, step: int, run: _TrainingState) -> None:
     "Save the batch and raise NonFiniteLoss."
     path = run.folder / "non_finite_batch.pt"
     if run.main:
@@ -392,7 +393,7 @@ def _stop_training(batch, value: float, step: int, run: _Run) -> None:
 
 # %% ../nbs/library/42_training.ipynb #d7d60a62
 def _prefetch(batches, steps: range) -> Iterator[tuple[int, Any]]:
-    "Steps with their batches, each batch prepared while the one before it is used."
+    "Yield steps with their batches; each batch is prepared while the previous one is used."
     if not steps:
         return
     # One thread, one batch ahead: a batch may not fit into memory many times
@@ -437,8 +438,10 @@ def _run_callback(
     return ends
 
 # %% ../nbs/library/42_training.ipynb #d9039927
-def _start(model: nn.Module, config: TrainConfig, folder: Path, memory: dict | None) -> _Run:
-    "A run at its last checkpoint, or at its beginning."
+def _start(
+    model: nn.Module, config: TrainConfig, folder: Path, memory: dict | None
+) -> _TrainingState:
+    "Set up a run at its last checkpoint, or at its beginning."
     # Before the accelerator, which would not look for other processes on a CPU
     processes()
     # Without its mixed precision: `config.dtype` decides
@@ -446,21 +449,21 @@ def _start(model: nn.Module, config: TrainConfig, folder: Path, memory: dict | N
     # Not `memory or {}`: the caller's dict may still be empty, and its actions write into it
     if memory is None:
         memory = {}
-    return _Run(model, config, folder, memory, accelerator)
+    return _TrainingState(model, config, folder, memory, accelerator)
 
 
-def _progress_bar(run: _Run, shown: bool) -> tqdm:
-    "A bar over all planned updates, which stands where the run does; of one process only."
+def _progress_bar(run: _TrainingState, shown: bool) -> tqdm:
+    "Make a progress bar over all planned updates, shown by the first process only."
     return tqdm(
         total=run.config.steps,
-        initial=run.at["step"],
+        initial=run.counters["step"],
         disable=not (shown and run.main),
         desc="updates",
         mininterval=5,
     )
 
 # %% ../nbs/library/42_training.ipynb #5d344fd5
-def _update(run: _Run, batch, loss: _Loss, step: int) -> float:
+def _update(run: _TrainingState, batch, loss: _Loss, step: int) -> float:
     "Make an update of the weights. Returns the loss of the whole batch before it."
     for group in run.optimizer.param_groups:
         group["lr"] = run.config.lr_at(step)
@@ -501,7 +504,7 @@ def train(
             value = _update(run, batch, loss, step)
             if step + 1 in actions:
                 with run.clock_paused():
-                    run.at["ended"] = _run_callback(actions[step + 1], model, run.accelerator)
+                    run.counters["ended"] = _run_callback(actions[step + 1], model, run.accelerator)
             run.consistent = True
             bar.update()
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
