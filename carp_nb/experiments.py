@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAPER_COLUMNS', 'ALL_METHODS', 'splits_of', 'in_domain_split', 'load_split', 'parse_choices', 'Fit', 'plan_fits',
-           'shared_representations', 'fit_and_test', 'fill_command']
+           'shared_representations', 'fit_and_test']
 
 # %% ../nbs/library/66_experiments.ipynb #dd0cdd8d
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -309,26 +308,3 @@ def fit_and_test(
         data_sha=task.sha256,
         weights_sha=fit.weights_sha,
     )
-
-# %% ../nbs/library/66_experiments.ipynb #5e9917fc
-def fill_command(
-    cells: Sequence[tuple[str, str]],  # (set, split) of one table
-    method: str,  # as in the paper's table
-    model: str,  # as in the paper's table
-) -> str:
-    "Return the papermill command for cells that have no row yet."
-    if any(cell in PAPER_COLUMNS["table_4"] for cell in cells):
-        section = "in_domain"
-        parameters = {"tasks": ",".join(name for name, _ in cells)}
-    else:
-        section = "flip"
-        splits = ",".join(split for _, split in cells)
-        parameters = {"landscape": cells[0][0], "splits": splits}
-    if method == "baseline":
-        parameters["methods"] = model.lower()
-    else:
-        parameters["methods"] = method
-        parameters["model"] = "carp_640m" if model.startswith("CARP") else "esm1b"
-    words = [f"papermill nbs/{section}.ipynb outputs/{section}.ipynb"]
-    words += [f"-p {name} {shlex.quote(value)}" for name, value in parameters.items()]
-    return " ".join([*words, "-p budget paper"])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRUCTURE_TASKS', 'DEFAULT_SETS', 'THREE_STATES', 'ONE_HOT', 'STRUCTURE_METHODS', 'TABLE_1_METRICS', 'structure_sets',
            'load_structure_task', 'confusion', 'states_of', 'evaluate_structure', 'structure_fits', 'fit_structure',
-           'load_downstream', 'fit_downstream', 'table_1_columns', 'fill_table_1']
+           'load_downstream', 'fit_downstream', 'table_1_columns']
 
 # %% ../nbs/library/67_structure.ipynb #8270ab40
 import warnings
@@ -467,22 +467,3 @@ def table_1_columns(
         chosen = next((name for name in names if name in tasks), names[0])
         columns[chosen, "test"] = column
     return columns
-
-# %% ../nbs/library/67_structure.ipynb #5e29f252
-def fill_table_1(
-    cells: Sequence[tuple[str, str]],  # (task, split) without a row
-    method: str,  # as in the paper
-    model: str,  # as in the paper
-) -> str:
-    "Return the papermill command for cells of Table 1 that have no row yet."
-    if method.endswith("ft"):
-        cells = [c for c in cells if not c[0].startswith("contacts")]
-    if not cells:
-        return ""
-    tasks, sets = zip(*(name.split(": ") for name, _ in cells))
-    ours = "carp_640m" if model.startswith("CARP") else "esm1b"
-    return (
-        "papermill nbs/structure.ipynb outputs/structure.ipynb "
-        f"-p task {','.join(tasks)} -p data {','.join(sets)} "
-        f"-p methods {method} -p model {ours} -p budget paper"
-    )
