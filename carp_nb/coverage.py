@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,18 @@ def _budget_label(run: PlannedRun, given: dict[str, Any]) -> str:
     return ", ".join([given["budget"], *limits])
 
 # %% ../nbs/library/77_coverage.ipynb #a64c5c98
+@cache
+def _longest_inputs() -> dict[str, int]:  # name of a model -> residues
+    "Return what the models read at most that have a limit."
+    limits = list_models().set_index("name").max_length.dropna()
+    return {str(name): int(limit) for name, limit in limits.items()}
+
+
 def _fit_crop(task: str, model: str, budget: Budget) -> int | None:
     "Return how many residues a fit sees at once; None: the whole sequence."
     if task.startswith("contacts"):
         return budget.crop
-    limits = list_models().set_index("name").max_length
-    limit = limits.get(model)
-    return None if limit is None or pd.isna(limit) else int(limit)
+    return _longest_inputs().get(model)
 
 
 def _fit_cells(

@@ -203,7 +203,7 @@ EDITS = [
         "planned heads of the checkpoints",
         "the paper fine-tunes them",
         "profiles/*.toml",
-        r'(heads = )"pt-ft"',
+        r'(\[paper\.checkpoints_carp_600k\][^\[]*heads = )"pt-ft"',
         r'\g<1>"pt-fr"',
         (f"{FACTS}::test_planned_checkpoints_are_fine_tuned",),
     ),
