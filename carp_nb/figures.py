@@ -49,7 +49,7 @@ from .esm import ESM
 from .files import write_text
 from .mlm import ngram_counts
 from .paper import count_benchmarks, falls_furthest, published, summarised
-from .runs import held_out_table, model_card
+from .runs import held_out_table, model_card, seen_text
 
 # %% ../nbs/library/73_figures.ipynb #30a17dfb
 def _count_ahead(
@@ -206,7 +206,7 @@ def _draw_sizes(axes: Axes, runs: pd.DataFrame) -> None:
     alone = iter("s^Pv*" * len(runs))
     for (family, tokens), group in groups_of(runs, "family", "tokens"):
         colour = model_colour(family)
-        label = f"{family.upper()}, {tokens / 1e6:,.0f} million residues seen"
+        label = f"{family.upper()}, {seen_text(tokens)}"
         mean = group.groupby("parameters").loss.mean()
         if len(mean) > 1:
             axes.plot(mean.index, mean, color=colour, label=label)
@@ -255,19 +255,35 @@ def loss_by_size_figure(
 # %% ../nbs/library/73_figures.ipynb #28d374a3
 def _draw_length_curve(
     axes: Axes,
-    curve: pd.DataFrame,  # length, loss
+    curve: pd.DataFrame,  # length, loss (NaN: a gap)
     bins: pd.DataFrame,  # length, loss, lo, hi
     i: int,  # which model, for the line, the mark and its place
     colour: str,
     label: str,
 ) -> None:
-    "The running mean of one model, and the bins that it leaves out."
+    "The smoothed loss of one model, and the bins that it leaves out."
     axes.plot(curve.length, curve.loss, color=colour, ls=line_style(i), lw=1.4, label=label)
     # each model a little further right, so that the bars stand side by side
     x = bins.length * 1.03**i
     # matplotlib takes no negative bar, which rounding can give
     bars = np.maximum([bins.loss - bins.lo, bins.hi - bins.loss], 0)
     axes.errorbar(x, bins.loss, bars, fmt="os^Dv"[i % 5], ms=4, color=colour, lw=1)
+
+# %% ../nbs/library/73_figures.ipynb #3c043fcd
+def _draw_counts(
+    axes: Axes,
+    curves: dict[str, pd.DataFrame],  # model -> length, sequences
+    points: dict[str, pd.DataFrame],  # model -> length, sequences of bins
+    shades: dict[str, str],
+) -> None:
+    "The number of sequences in each window, and in each bin beside the curve."
+    for i, (name, curve) in enumerate(curves.items()):
+        style = {"color": shades[name], "lw": 1}
+        axes.plot(curve.length, curve.sequences, ls=line_style(i), **style)
+        bins = points[name]
+        axes.plot(bins.length * 1.03**i, bins.sequences, "os^Dv"[i % 5], ms=4, **style)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("sequences")
 
 # %% ../nbs/library/73_figures.ipynb #7910bb1d
 def _mark_crop(axes: Axes, crop: int) -> None:
@@ -279,25 +295,30 @@ def _mark_crop(axes: Axes, crop: int) -> None:
 # %% ../nbs/library/73_figures.ipynb #4cac47fc
 @carp_style()
 def loss_by_length_figure(
-    curves: dict[str, pd.DataFrame],  # model -> length, loss
-    points: dict[str, pd.DataFrame],  # model -> length, loss, lo, hi of bins beside the curve
+    curves: dict[str, pd.DataFrame],  # model -> length, loss, sequences of `loss_by_length`
+    points: dict[str, pd.DataFrame],  # model -> length, loss, lo, hi, sequences of `long_bins`
     crop: int,  # longest training crop, in residues
-    window: int = 30,  # sequences of the running mean, for the caption
+    tokens: dict[str, float],  # model -> residues seen in training; NaN: not recorded
+    window: int = 30,  # residues of length, for the legend
+    fewest: int = 5,  # sequences of a window with a value, for the legend
 ) -> Figure:
-    "Held-out loss against sequence length (Figure 1e)."
-    figure, axes = plt.subplots(figsize=(6.4, 4.0))
+    "Held-out loss against sequence length, above the sequences behind each value (Figure 1e)."
+    size = {"figsize": (6.4, 5.0), "height_ratios": [4, 1]}
+    figure, (axes, counts) = plt.subplots(2, sharex=True, **size)
     shades = model_shades(curves)
     for i, (name, curve) in enumerate(curves.items()):
-        label = f"{name}, running mean over {window} sequences"
+        label = f"{name}, {seen_text(tokens[name])}"
         _draw_length_curve(axes, curve, points[name], i, shades[name], label)
+    _draw_counts(counts, curves, points, shades)
     _mark_crop(axes, crop)
     lengths = [32, 64, 128, 256, 512, 1024, 2048, 4096]
-    axes.set_xscale("log")
-    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.minorticks_off()
-    axes.set_xlabel("sequence length (residues)")
+    counts.set_xscale("log")
+    counts.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    counts.minorticks_off()
+    counts.set_xlabel("sequence length (residues)")
     axes.set_ylabel("held-out loss (nats per masked residue)")
-    return finish_figure(figure, [figure], loc="outside lower center")
+    rule = f"smoothed over a window of {window} residues of length with at least {fewest} sequences"
+    return finish_figure(figure, [figure], loc="outside lower center", title=rule)
 
 # %% ../nbs/library/73_figures.ipynb #83ba6d6d
 def _standard_error(values: np.ndarray) -> float:

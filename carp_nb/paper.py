@@ -153,18 +153,25 @@ def depth_table(
 # %% ../nbs/library/72_paper.ipynb #d9bbfc10
 def loss_by_length(
     answers: pd.DataFrame,  # of an `mlm.Evaluation`
-    window: int = 30,  # sequences, in the order of their length
+    window: int = 30,  # residues of length
+    fewest: int = 5,  # sequences; a window with fewer has no loss
     longest: float = np.inf,  # residues; longer sequences are left out, as too few
-) -> pd.DataFrame:  # length, loss (nats per masked residue), smoothed
-    "Loss against length, a running mean over neighbouring sequences (Figure 1e), without shorter windows at the ends."
-    sequences = answers[answers.length <= longest].groupby("sequence")
-    sums = sequences.agg(length=("length", "first"), nats=("nats", "sum"), n=("nats", "size"))
-    # sequences of one length stay in their order, so that a curve can be repeated
-    sums = sums.sort_values("length", kind="stable")
-    rolled = sums.rolling(window, center=True)[["nats", "n"]].sum()
-    length = sums.length.rolling(window, center=True).median()
-    curve = pd.DataFrame({"length": length, "loss": rolled.nats / rolled.n})
-    return curve.dropna().reset_index(drop=True)
+) -> pd.DataFrame:  # length (middle of the window), loss (nats per masked residue), sequences
+    "Loss against length, each value over a window of lengths (Figure 1e), without shorter windows at the ends."
+    kept = answers[answers.length <= longest]
+    if kept.empty:
+        return pd.DataFrame(columns=["length", "loss", "sequences"], dtype=float)
+    by_length = kept.groupby("length")
+    sums = by_length.agg(
+        nats=("nats", "sum"), masked=("nats", "size"), sequences=("sequence", "nunique")
+    )
+    # a length that no sequence has belongs to its windows all the same
+    lengths = range(sums.index.min(), sums.index.max() + 1)
+    sums = sums.reindex(lengths, fill_value=0).rolling(window).sum().dropna()
+    loss = (sums.nats / sums.masked).where(sums.sequences >= fewest)
+    middle = sums.index.to_numpy() - (window - 1) / 2
+    curve = {"length": middle, "loss": loss.to_numpy(), "sequences": sums.sequences.astype(int)}
+    return pd.DataFrame(curve).reset_index(drop=True)
 
 # %% ../nbs/library/72_paper.ipynb #fadfdfa6
 def long_bins(

@@ -127,7 +127,15 @@ EDITS = [
         "nbs/**/*.ipynb",
         r"(def loss_by_length_figure\(…window : int = )30",
         r"\g<1>60",
-        (f"{FACTS}::test_figure_1e_says_that_it_is_smoothed_over_30",),
+        (f"{FACTS}::test_figure_1e_says_that_it_is_smoothed_over_30_and_what_was_seen",),
+    ),
+    WrongEdit(
+        "Figure 1e smoothed over sequences",
+        "the window is one of length, however many sequences it holds",
+        "nbs/**/*.ipynb",
+        r"(def loss_by_length\(…)sums = sums\.reindex\( lengths , fill_value = 0 \)",
+        r"\g<1>sums = sums",
+        (f"{FACTS}::test_the_window_of_figure_1e_is_as_wide_where_sequences_are_rare",),
     ),
     WrongEdit(
         "fewer than three seeds not hollow",

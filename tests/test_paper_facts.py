@@ -242,23 +242,47 @@ def test_pretraining_reads_at_most_2048_residues_of_a_sequence(tmp_path):
 def test_loss_by_length_is_smoothed_over_30():
     """Section 2.1: Figure 1e is "smoothed with a window of 30 in the length dimension".
 
-    A hundred lengths with one answer each: a running mean over thirty leaves seventy-one points.
+    A hundred lengths with ten answers of sequences each: thirty lengths leave seventy-one windows,
+    each with the answers of 300 sequences. A window of thirty sequences would hold three lengths.
     """
-    nats = np.random.default_rng(0).uniform(1, 3, 100)
-    answers = pd.DataFrame({"sequence": range(100), "length": range(50, 150), "nats": nats})
+    nats = np.random.default_rng(0).uniform(1, 3, (100, 10))
+    lengths = np.repeat(range(50, 150), 10)
+    answers = pd.DataFrame({"sequence": range(1000), "length": lengths, "nats": nats.ravel()})
     curve = loss_by_length(answers)
     means = [nats[i : i + 30].mean() for i in range(71)]
     np.testing.assert_allclose(curve.loss, means)
     np.testing.assert_allclose(curve.length, 50 + 14.5 + np.arange(71))
+    assert (curve.sequences == 300).all()
 
 
-def test_figure_1e_says_that_it_is_smoothed_over_30():
-    """Section 2.1: the window of Figure 1e, in the words of the legend."""
-    curve = pd.DataFrame({"length": [100.0, 200.0], "loss": [2.5, 2.4]})
-    points = pd.DataFrame(columns=["length", "loss", "lo", "hi"], dtype=float)
-    figure = loss_by_length_figure({"carp": curve}, {"carp": points}, crop=2048)
-    labels = figure.axes[0].get_legend_handles_labels()[1]
-    assert any("over 30 sequences" in label for label in labels), labels
+def test_the_window_of_figure_1e_is_as_wide_where_sequences_are_rare():
+    """The same sentence: the window has 30 residues, however many sequences have such lengths.
+
+    Thirty sequences of lengths 10, 20 ... 300: windows hold three of them, and never all.
+    """
+    lengths = np.arange(10, 301, 10)
+    answers = pd.DataFrame({"sequence": range(30), "length": lengths, "nats": lengths / 100})
+    curve = loss_by_length(answers, fewest=3)
+    assert (curve.sequences == 3).all()
+    assert curve.loss.is_monotonic_increasing and np.isclose(curve.loss.iloc[0], 0.2)
+    assert loss_by_length(answers, fewest=4).loss.isna().all()
+
+
+def test_figure_1e_says_that_it_is_smoothed_over_30_and_what_was_seen():
+    """Section 2.1: the window of Figure 1e, in the words of the legend; and the residues seen."""
+    curve = pd.DataFrame({"length": [100.0, 200.0], "loss": [2.5, 2.4], "sequences": 9})
+    points = pd.DataFrame(columns=["length", "loss", "lo", "hi", "sequences"], dtype=float)
+    names = ["carp", "esm"]
+    figure = loss_by_length_figure(
+        dict.fromkeys(names, curve),
+        dict.fromkeys(names, points),
+        crop=2048,
+        tokens={"carp": 151e6, "esm": 4e6},
+    )
+    (legend,) = figure.legends
+    assert "a window of 30 residues of length" in legend.get_title().get_text()
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["carp, 151 million residues seen", "esm, 4 million residues seen"]
 
 
 # the published tables
