@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Protein', 'Mutants', 'ScoreFile', 'Offset', 'Method', 'RunFolder',
            'Size', 'TrainSet', 'ValidSet', 'RunName', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup',
-           'Cooldown', 'Accumulate', 'Recompute', 'InventoryItem', 'inventory', 'models', 'verify', 'fetch', 'score',
-           'embed', 'corpus', 'pretrain', 'plan']
+           'Cooldown', 'Accumulate', 'Recompute', 'Snapshots', 'InventoryItem', 'inventory', 'models', 'verify',
+           'fetch', 'score', 'embed', 'corpus', 'pretrain', 'plan']
 
 # %% ../nbs/library/83_cli.ipynb #6af66793
 import sys
@@ -566,6 +566,9 @@ Warmup = Annotated[int, Option(help="updates of linear warmup, at most 5 % of al
 Cooldown = Annotated[float, Option(help="share of the updates over which the rate falls to zero")]
 Accumulate = Annotated[int, Option(help="parts that a batch is cut into; less memory")]
 Recompute = Annotated[bool, Option(help="activation checkpointing; less memory again")]
+Snapshots = Annotated[
+    int, Option(help="weights kept in the second half, evenly spaced, besides powers of two")
+]
 
 # %% ../nbs/library/83_cli.ipynb #1801e49b
 def _train_and_describe(
@@ -604,6 +607,7 @@ def pretrain(
     cooldown: Cooldown = PretrainConfig.cooldown,
     accumulate: Accumulate = PretrainConfig.accumulate,
     recompute: Recompute = PretrainConfig.recompute,
+    snapshots: Snapshots = PretrainConfig.snapshots,
     seed: int = PretrainConfig.seed,
     name: RunName = "",
     dtype: Dtype = "auto",
@@ -623,6 +627,7 @@ def pretrain(
         dtype=used_dtype(dtype, device),
         accumulate=accumulate,
         recompute=recompute,
+        snapshots=snapshots,
         name=name or None,
     )
     _train_and_describe(config, train, valid, output, device)

@@ -22,7 +22,7 @@ from .carp import TABLE_S1, n_parameters
 from .datasets import list_datasets
 from .esm import TABLE_S2
 from .files import CarpError, in_project
-from .pretrain import PretrainConfig, log_spaced
+from .pretrain import PretrainConfig, snapshot_steps
 from .pretrained import list_models
 from .results import Results, notebook_parameters
 
@@ -244,12 +244,12 @@ def _gpu_hours(
 
 
 def _disk(run: PlannedRun) -> float:  # bytes
-    "What a run leaves: log-spaced weights, and twice weights with the optimizer's two moments."
+    "What a run leaves: the weights of its snapshots, and twice weights with the optimizer's two moments."
     weights = 0
     if run.notebook == "pretrain":
         for size, _ in run.trains:
             # 4 bytes a number, and as many checkpoints as 500,000 updates leave
-            weights += 4 * _count_parameters(size) * (len(log_spaced(500_000)) + 2 * 3)
+            weights += 4 * _count_parameters(size) * (len(snapshot_steps(500_000)) + 2 * 3)
     return weights + 5e6
 
 # %% ../nbs/library/75_workflow.ipynb #7666aff0
