@@ -48,7 +48,14 @@ from .datasets import Scan
 from .esm import ESM
 from .files import write_text
 from .mlm import ngram_counts
-from .paper import count_benchmarks, falls_furthest, published, summarised
+from carp_nb.paper import (
+    average_runs,
+    count_benchmarks,
+    falls_furthest,
+    published,
+    series_labels,
+    summarised,
+)
 from .runs import held_out_table, model_card, seen_text
 
 # %% ../nbs/library/73_figures.ipynb #30a17dfb
@@ -571,6 +578,14 @@ def _draw_downstream_run(axes: Axes, points: pd.DataFrame, i: int, colour: str) 
         label = f"{name} {method}, never pretrained"
         axes.axhline(value, color=colour, ls=(i, dashes), lw=1.4, label=label)
 
+# %% ../nbs/library/73_figures.ipynb #96621aef
+def _draw_single_runs(axes: Axes, points: pd.DataFrame, shades: dict[str, str]) -> None:
+    "A faint line for each run behind the mean of its series."
+    points = points.assign(series=series_labels(points.run)).sort_values("step")
+    several = points[points.series != points.run].dropna(subset=["loss"])
+    for (series, *_), curve in groups_of(several, "series", "run", "method"):
+        axes.plot(curve.loss, curve.value, lw=0.7, alpha=0.4, color=shades[series])
+
 # %% ../nbs/library/73_figures.ipynb #e30dbc98
 def _downstream_panel(axes: Axes, task: str, points: pd.DataFrame, runs: dict[str, str]) -> None:
     "The curves of all runs (name -> colour) on one task."
@@ -599,20 +614,26 @@ def downstream_figure(
     panels = list(grid.flat)
     for axes in panels[len(tasks) :]:
         axes.axis("off")
-    shades = model_shades(points.run)
+    means = average_runs(points)
+    shades = model_shades(means.run)
     for task, axes in zip(tasks, panels):
-        _downstream_panel(axes, task, points[points.task == task], shades)
+        _draw_single_runs(axes, points[points.task == task], shades)
+        _downstream_panel(axes, task, means[means.task == task], shades)
     below = {"fontsize": 6.5, "loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
     return finish_figure(figure, panels[: len(tasks)], **below)
 
 # %% ../nbs/library/73_figures.ipynb #35c2bcd9
 def _draw_mean_curve(axes: Axes, of_run: pd.DataFrame, i: int, colour: str, label: str) -> None:
-    "The mean over scans of one run, with every scan behind it."
-    for _, curve in of_run.groupby("task"):
+    "The mean over scans of one run or of runs of several seeds, with every scan behind it."
+    for _, curve in of_run.groupby(["run", "task"]):
         scan = curve.sort_values("step")
         axes.plot(scan.loss, scan.value, lw=0.7, alpha=0.3, color=colour, ls=line_style(i))
     steps = of_run.groupby(["run", "step", "loss"], as_index=False)
     mean = steps.agg(value=("value", "mean"), partial=("partial", "any"))
+    if mean.run.nunique() > 1:
+        spread = {"lo": ("value", "min"), "hi": ("value", "max"), "partial": ("partial", "any")}
+        runs = mean.groupby("step", as_index=False)
+        mean = runs.agg(loss=("loss", "mean"), value=("value", "mean"), **spread)
     _draw_curve(axes, mean, i, colour, label)
 
 # %% ../nbs/library/73_figures.ipynb #f5412297
@@ -625,15 +646,18 @@ def zero_shot_along_figure(
     """
     points = points[points.kind == "zero-shot"].dropna(subset=["loss"])
     figure, (mean, one) = plt.subplots(1, 2, figsize=(8.6, 3.8))
-    shades = model_shades(points.run)
+    series = series_labels(points.run)
+    means = average_runs(points)
+    shades = model_shades(means.run)
     for i, (name, colour) in enumerate(shades.items()):
         label = f"{name}, mean over {points.task.nunique()} scans"
-        _draw_mean_curve(mean, points[points.run == name], i, colour, label)
+        _draw_mean_curve(mean, points[series == name], i, colour, label)
     if shades:
         last = list(shades)[-1]
-        shown = falls_furthest(points[points.run == last]).index[0]
+        shown = falls_furthest(means[means.run == last]).index[0]
         one.set_title(f"{shown}: falls furthest from its best in {last}")
-        of_scan = points[points.task == shown]
+        _draw_single_runs(one, points[points.task == shown], shades)
+        of_scan = means[means.task == shown]
         for i, (name, colour) in enumerate(shades.items()):
             _draw_curve(one, of_scan[of_scan.run == name], i, colour, name)
     for axes in (mean, one):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FillCommand', 'published', 'count_benchmarks', 'scan_table', 'mean_table', 'depth_table', 'loss_by_length',
            'long_bins', 'stated_table', 'summarised', 'against_paper', 'paper_table', 'other_table',
-           'checkpoint_points', 'loss_rank_correlations', 'falls_furthest']
+           'checkpoint_points', 'loss_rank_correlations', 'falls_furthest', 'series_labels', 'average_runs']
 
 # %% ../nbs/library/72_paper.ipynb #3d0a1ae3
 import itertools
@@ -511,6 +511,23 @@ def _mark_partial(rows: pd.DataFrame) -> pd.Series:  # index: task, split, model
     part = sizes.assign(part=sizes.value.astype(float) < sizes.n.astype(float))
     return part.groupby(_FIT, dropna=False).part.any()
 
+# %% ../nbs/library/72_paper.ipynb #d889be84
+def _average_seeds(
+    points: pd.DataFrame,  # columns of `checkpoint_points`, a line per seed
+) -> pd.DataFrame:  # with seeds: how many
+    "Means over the seeds of a head, one line per checkpoint, task, method and metric."
+    keys = ["run", "step", "loss", "kind", "task", "method", "metric"]
+    if not points.duplicated(keys).any():
+        return points.assign(seeds=1)
+    distances = points.assign(below=points.value - points.lo, above=points.hi - points.value)
+    fits = distances.groupby(keys, sort=False, dropna=False)
+    means = fits[["value", "below", "above"]].mean().fillna(0)
+    means = means.assign(n=fits.n.max(), partial=fits.partial.any(), seeds=fits.size())
+    over_seeds = _seed_half_interval(fits.value.std(), means.seeds)
+    lo = means.value - np.hypot(means.below, over_seeds)
+    hi = means.value + np.hypot(means.above, over_seeds)
+    return means.assign(lo=lo, hi=hi).reset_index()[[*points.columns, "seeds"]]
+
 # %% ../nbs/library/72_paper.ipynb #1a3e4da5
 def _first_seen(column: pd.Series) -> pd.Series:
     "A sort key: runs in the order in which they appear, other columns as they are."
@@ -522,7 +539,7 @@ def _first_seen(column: pd.Series) -> pd.Series:
 def checkpoint_points(
     rows: pd.DataFrame,  # results rows of any number of runs
     metrics: Sequence[str] = ("spearman", "accuracy", "q3"),  # one per task; q3: of residues
-) -> pd.DataFrame:  # run, step, loss, kind, task, method, metric, value, lo, hi, n, partial
+) -> pd.DataFrame:  # run, step, loss, kind, task, method, metric, value, lo, hi, n, partial, seeds
     """Score and held-out loss of every checkpoint, one line per task. Loss is NaN for weights never pretrained;
     kind is zero-shot or downstream; a line is partial if it stands for part of the data."""
     rows = best_rows(rows[rows.section == "checkpoints"])
@@ -542,7 +559,7 @@ def checkpoint_points(
     )
     points = points[points.step.isna() | points.loss.notna()]
     columns = "run step loss kind task method metric value lo hi n partial".split()
-    points = points[columns].astype({"value": float})
+    points = _average_seeds(points[columns].astype({"value": float, "lo": float, "hi": float}))
     return points.sort_values(["run", "task", "step"], key=_first_seen, ignore_index=True)
 
 # %% ../nbs/library/72_paper.ipynb #4de5b541
@@ -569,3 +586,37 @@ def falls_furthest(
     "How much of its best score each task has lost by the last checkpoint; Figure 4b shows the first scan."
     ordered = points.dropna(subset="loss").sort_values("step").groupby("task").value
     return (ordered.max() - ordered.last()).sort_values(ascending=False)
+
+# %% ../nbs/library/72_paper.ipynb #e6a6c024
+def series_labels(
+    runs: pd.Series,  # names, any number of times each
+) -> pd.Series:
+    "For each run the label of its series: its own name if it is the only seed of it."
+    series = runs.str.replace(r"_seed\d+$", "", regex=True)
+    members = runs.groupby(series).transform("nunique")
+    return runs.where(members == 1, series + ", mean of " + members.astype(str) + " runs")
+
+
+def average_runs(
+    points: pd.DataFrame,  # as `checkpoint_points` gives them
+) -> pd.DataFrame:  # run: the label of a series
+    """Means over runs of several seeds after the same number of updates; their lo and hi are the lowest and the
+    highest run. A run without another seed stays as it is, and so does its interval."""
+    label = series_labels(points.run)
+    alone = points[label == points.run]
+    several = points[label != points.run]
+    if several.empty:
+        return points
+    keys = ["run", "step", "kind", "task", "method", "metric"]
+    runs = several.assign(run=label[several.index]).groupby(keys, sort=False, dropna=False)
+    means = runs.agg(
+        # a baseline that was never pretrained has no loss
+        loss=("loss", "mean"),
+        value=("value", "mean"),
+        lo=("value", "min"),
+        hi=("value", "max"),
+        n=("n", "max"),
+        partial=("partial", "any"),
+        seeds=("seeds", "max"),
+    )
+    return pd.concat([alone, means.reset_index()], ignore_index=True)[list(points.columns)]
