@@ -52,27 +52,40 @@ def _tooltips() -> list[alt.Tooltip]:
     return tips
 
 # %% ../nbs/library/79_interactive.ipynb #c45d20e7
+def _run_scale(points: pd.DataFrame) -> alt.Scale:
+    "The colours of the runs in the printed figures."
+    shades = model_shades(points.run)
+    return alt.Scale(domain=list(shades), range=list(shades.values()))
+
+
 def _encodings(points: pd.DataFrame, y: str) -> dict:
     "Loss to score, with the colours of the printed figures and everything under the pointer."
-    shades = model_shades(points.run)
-    scale = alt.Scale(domain=list(shades), range=list(shades.values()))
     falling = alt.Scale(reverse=True, zero=False)
     return {
         "x": alt.X("loss:Q", scale=falling, title="held-out pretraining loss (nats)"),
         "y": alt.Y("value:Q", scale=alt.Scale(zero=False), title=y),
-        "color": alt.Color("run:N", scale=scale, title="run"),
+        "color": alt.Color("run:N", scale=_run_scale(points), title="run"),
         "tooltip": _tooltips(),
     }
 
 
-def _marks(base: alt.Chart) -> list[alt.Chart]:
+def _marks(
+    base: alt.Chart,
+    points: pd.DataFrame,  # all that is drawn, for the colours of the runs
+    width: float = 1.5,  # of the line
+) -> list[alt.Chart]:
     "A line in the order of training, intervals, and a mark for each checkpoint."
     measured = base.transform_filter("isValid(datum.loss)")
-    line = measured.mark_line(strokeWidth=1.5).encode(order="step:Q", detail=["task:N", "method:N"])
+    line = measured.mark_line(strokeWidth=width).encode(
+        order="step:Q", detail=["task:N", "method:N"]
+    )
     bars = measured.mark_rule(opacity=0.4).encode(y="lo:Q", y2="hi:Q")
     hollow = alt.condition("datum.partial", alt.value(0.0), alt.value(1.0))
     marks = measured.mark_point(size=60, opacity=1).encode(
-        fill="run:N", fillOpacity=hollow, shape=alt.Shape("method:N", title="head")
+        # without the scale and the legend of the lines, the faces would have their own
+        fill=alt.Fill("run:N", scale=_run_scale(points), legend=None),
+        fillOpacity=hollow,
+        shape=alt.Shape("method:N", title="method"),
     )
     return [line, bars, marks]
 
@@ -87,7 +100,7 @@ def downstream_chart(
     naive = base.transform_filter("!isValid(datum.loss)")
     naive = naive.mark_rule(strokeDash=[2, 3], strokeWidth=1.5).encode(x=alt.value(0))
     naive = naive.encode(x2=alt.value(260))
-    panel = alt.layer(*_marks(base), naive).properties(width=260, height=220)
+    panel = alt.layer(*_marks(base, table), naive).properties(width=260, height=220)
     title = alt.Facet("task:N", title=None)
     chart = panel.facet(title, data=table, columns=3)
     return chart.resolve_scale(x="independent", y="independent")
@@ -115,5 +128,5 @@ def zero_shot_chart(
     base = alt.Chart(scans).encode(**encodings, opacity=shown)
     lines = base.mark_line().encode(order="step:Q", detail=["task:N", "method:N"])
     marks = base.mark_circle(size=50).add_params(near)
-    layers = [lines, marks, *_marks(alt.Chart(means).encode(**encodings))]
+    layers = [lines, marks, *_marks(alt.Chart(means).encode(**encodings), means, 3)]
     return alt.layer(*layers).properties(width=520, height=360)
