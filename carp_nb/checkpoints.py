@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 
 from .budgets import Budget, override_budget
-from .datasets import Scan, load_sequences
+from .datasets import Scan
 from .devices import Compute
 from .experiments import Fit
 from .files import file_sha256, split_commas
 from .mlm import evaluate
+from .pretrain import read_records
 from .pretrained import load_model
 from .results import Run, cached_rows
 from .scoring import find_scans, method_name, score_scan
@@ -67,7 +68,7 @@ def load_tests(
     for place in [] if tasks == "none" else split_commas(tasks or budget.tasks):
         name, split = place.split(":")
         loaded.append(load_downstream(name, split, settings.rows, settings.test))
-    sequences = [s for _, s in load_sequences(held_out)][: budget.sequences]
+    sequences = [s for _, s in read_records(held_out)][: budget.sequences]
     return CheckpointTests(
         held_out,
         sequences,
