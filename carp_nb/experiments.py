@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAPER_COLUMNS', 'ALL_METHODS', 'splits_of', 'in_domain_split', 'load_split', 'parse_choices', 'Fit', 'plan_fits',
-           'shared_representations', 'fit_and_test']
+           'shared_representations', 'count_epochs', 'fit_and_test']
 
 # %% ../nbs/library/66_experiments.ipynb #dd0cdd8d
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,14 +16,14 @@ from pathlib import Path
 import pandas as pd
 
 from .assays import make_split, run_task, scan_sequences
-from .baselines import fit_cnn, fit_ridge
+from .baselines import CNNBaseline, RidgeBaseline, fit_cnn, fit_ridge
 from .budgets import Budget
 from .carp import CARP
 from .datasets import Scan, list_datasets, load_dataset
 from .devices import Compute
 from .esm import ESM
 from .files import CarpError, split_commas
-from .finetune import METHODS, FinetuneConfig, finetune
+from .finetune import METHODS, FinetuneConfig, FineTuned, finetune
 from .pretrained import weights_sha256
 from .rows import Encoder, SharedRepresentations
 from .tasks import Task
@@ -279,16 +280,42 @@ def _rows_used(part: Task, method: str) -> pd.DataFrame:
     ]
     return pd.DataFrame(sizes, columns=["metric", "value", "n"])
 
+# %% ../nbs/library/66_experiments.ipynb #2815393a
+def _best_epoch(scores: pd.Series) -> int:
+    "The first epoch with the highest validation score, from 1; 0 if no score is a number."
+    known = scores.dropna()
+    # the index of a history starts at 0
+    return int(known.idxmax()) + 1 if len(known) else 0
+
+
+def count_epochs(
+    fitted: FineTuned | CNNBaseline,
+    folder: str | Path,  # of the fit, with its settings
+) -> pd.DataFrame:  # metric, value, n
+    "Return how many epochs a fit took (n: its limit), and how many of them after the best one (n: its patience)."
+    folder = Path(folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    if isinstance(fitted, CNNBaseline):
+        scores = fitted.history.valid_score
+    else:
+        scores = -pd.read_parquet(folder / "history.parquet").valid_loss
+    epochs = len(scores)
+    counts = [
+        ("epochs_run", float(epochs), settings["epochs"]),
+        ("epochs_without_gain", float(epochs - _best_epoch(scores)), settings["patience"]),
+    ]
+    return pd.DataFrame(counts, columns=["metric", "value", "n"])
+
 # %% ../nbs/library/66_experiments.ipynb #9bbd85b8
 def fit_and_test(
     task: Task,  # as `load_split` gives it
     fit: Fit,
     budget: Budget,
     compute: Compute,
-    folder: str | Path,  # of the fit; an interrupted fit is resumed
-    shared: SharedRepresentations | None = None,  # of frozen encoders, for several fits
-) -> pd.DataFrame:  # results rows: the metrics; train_rows and test_rows
-    "Fit one method to a split and predict the test rows. Raises CarpError as `run_task` does."
+    folder: str | Path,  # of the fit, which goes on where it was interrupted
+    shared: SharedRepresentations | None = None,  # of frozen encoders, between fits
+) -> pd.DataFrame:  # results rows: the metrics; train_rows and test_rows; the epochs, but of ridge
+    "Fit one method to one split and read the test once. Raises CarpError as `run_task` does."
     if fit.method == "ridge":
         # ridge takes a second and the others take minutes, so its rows have a limit of their own
         part = task.subsample(budget.ridge_rows, budget.ridge_rows)
@@ -297,9 +324,11 @@ def fit_and_test(
     fits = _fits_of(fit, task.kind, budget, compute, Path(folder), shared)
     tables = []
     for (model, way), fit_rows in fits.items():
-        *_, metrics = run_task(fit_rows, part, budget.n_boot, fit.seed)
-        table = pd.concat([metrics, _rows_used(part, way)])
-        tables.append(table.assign(model=model, method=way))
+        fitted, _, metrics = run_task(fit_rows, part, budget.n_boot, fit.seed)
+        parts = [metrics, _rows_used(part, way)]
+        if not isinstance(fitted, RidgeBaseline):
+            parts.append(count_epochs(fitted, folder))
+        tables.append(pd.concat(parts).assign(model=model, method=way))
     return pd.concat(tables, ignore_index=True).assign(
         task=task.name,
         split=task.split,

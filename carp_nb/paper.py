@@ -20,7 +20,7 @@ from scipy.stats import t as student_t
 from .datasets import Scan
 from .files import in_project
 from .metrics import bootstrap, interval, spearman
-from .results import best_rows, run_names, styled
+from .results import best_rows, informed_rows, run_names, styled, with_settings
 
 # %% ../nbs/library/72_paper.ipynb #ad7ba339
 def published(table: str) -> pd.DataFrame:
@@ -229,55 +229,143 @@ def _seed_half_interval(
     # one seed has no degree of freedom and no spread: both are NaN, and NaN becomes 0
     return np.nan_to_num(student_t.ppf(0.975, seeds - 1) * np.asarray(sd, float) / np.sqrt(seeds))
 
-# %% ../nbs/library/72_paper.ipynb #d88fb7cf
-def _summarise_fits(
+# %% ../nbs/library/72_paper.ipynb #00de1614
+def _fit_sizes(
     group: pd.DataFrame,  # results rows of one task, split, model and method
-    values: pd.DataFrame,  # those of its metric
-) -> dict:
-    "Mean over seeds with its interval, and on how much of the data."
-    size = group.drop_duplicates("metric").set_index("metric")
-    used = {part: size.value.get(f"{part}_rows", np.nan) for part in ("train", "test")}
-    whole = {part: size.n.get(f"{part}_rows", np.nan) for part in ("train", "test")}
+) -> pd.DataFrame:  # index: metric; value, n
+    "How large a fit was (value), and the whole set or the paper's head (n); NaN where it is not said."
+    parts = ["train_rows", "test_rows", "layers", "channels"]
+    sizes = group.drop_duplicates("metric").set_index("metric")[["value", "n"]]
+    return sizes.reindex(parts).astype(float)
+
+
+def _describe_head(sizes: pd.DataFrame) -> list[str]:
+    "Say by how much a head is smaller than the paper's: one text, or none."
+    head = sizes.loc[["layers", "channels"]]
+    if not (head.value < head.n).any():
+        return []
+    parts = [f"{s.value:.0f} of {s.n:.0f} {name}" for name, s in head.iterrows()]
+    return [f"head of {' and '.join(parts)}"]
+
+# %% ../nbs/library/72_paper.ipynb #1cc8f99e
+def _describe_epochs(
+    group: pd.DataFrame,  # results rows of one task, split, model and method
+) -> list[str]:
+    "Say how many fits were cut short by their limit of epochs, or that it is not known: one text, or none."
+    # without rows that it was fitted on it was not fitted; ridge has no epochs
+    fitted = group[group.metric == "train_rows"].seed.nunique()
+    if not fitted or group.model.iloc[0] == "ridge":
+        return []
+    run = group[group.metric == "epochs_run"].set_index("seed")
+    if len(run) < fitted:
+        return ["epochs not recorded"]
+    waited = group[group.metric == "epochs_without_gain"].set_index("seed").reindex(run.index)
+    # early stopping ends a fit once it has waited for as long as its patience
+    cut = (run.value >= run.n) & ~(waited.value >= waited.n)
+    if not cut.any():
+        return []
+    limit = f"limit of {run.n.max():.0f} epochs"
+    return [f"{cut.sum()} of {len(run)} fits cut short at the {limit}"]
+
+
+def _describe_shortcuts(
+    group: pd.DataFrame,  # results rows of one task, split, model and method
+) -> list[str]:
+    "Say what makes fits less than the paper's besides rows and seeds: head, epochs, a choice by test scores."
+    chosen = with_settings(group).reason.iloc[0]
+    reasons = [*_describe_head(_fit_sizes(group)), *_describe_epochs(group)]
+    return [*reasons, chosen] if chosen else reasons
+
+# %% ../nbs/library/72_paper.ipynb #d88fb7cf
+def _mean_interval(
+    values: pd.DataFrame,  # results rows of one metric, a row for each seed
+) -> tuple[float, float]:
+    "The interval of the mean over seeds, which combines test rows and seeds."
     mean = values.value.mean()
-    sd = values.value.std()
-    seeds = values.seed.nunique()
     # two independent sources of error add as squares
-    over_seeds = _seed_half_interval(sd, seeds)
+    over_seeds = _seed_half_interval(values.value.std(), values.seed.nunique())
     lo = mean - np.hypot(mean - values.lo.astype(float).mean(), over_seeds)
     hi = mean + np.hypot(mean - values.hi.astype(float).mean(), over_seeds)
     # no interval beyond what the metric can be
     least = -1.0 if values.metric.iloc[0] == "spearman" else 0.0
-    few_rows = used["train"] < whole["train"] or used["test"] < whole["test"]
+    return max(lo, least), min(hi, 1.0)
+
+
+def _summarise_fits(
+    group: pd.DataFrame,  # results rows of one task, split, model and method
+    values: pd.DataFrame,  # those of its metric
+) -> dict:
+    "Mean over seeds with its interval, on how much of the data, and why it is partial."
+    sizes = _fit_sizes(group)
+    lo, hi = _mean_interval(values)
+    seeds = values.seed.nunique()
+    rows = sizes.loc[["train_rows", "test_rows"]]
+    few_rows = (rows.value < rows.n).any()
     few_seeds = values.model.iloc[0] != "ridge" and seeds < 3
+    shortcuts = _describe_shortcuts(group)
     return {
-        "here": mean,
-        "sd": sd,
+        "here": values.value.mean(),
+        "sd": values.value.std(),
         "seeds": seeds,
-        "lo": max(lo, least),
-        "hi": min(hi, 1.0),
+        "lo": lo,
+        "hi": hi,
         "n": int(values.n.iloc[0]),
-        "train_rows": used["train"],
-        "train_all": whole["train"],
-        "test_all": whole["test"],
-        "partial": bool(few_rows or few_seeds),
+        "train_rows": sizes.value["train_rows"],
+        "train_all": sizes.n["train_rows"],
+        "test_all": sizes.n["test_rows"],
+        "partial": bool(few_rows or few_seeds or shortcuts),
+        "why": "; ".join(shortcuts),
     }
+
+# %% ../nbs/library/72_paper.ipynb #014de832
+_FIT = ["task", "split", "model", "method"]
+
+
+def _spread_text(sd: float) -> str:
+    if pd.isna(sd):
+        return ""
+    # spaces that do not break, so that a value and its spread stay on one line
+    return f"\u00a0±\u00a0{sd:.2g}"
+
+
+def _extra_texts(
+    rows: pd.DataFrame,  # results rows
+    metrics: Sequence[str],
+) -> dict[tuple, str]:  # (task, split, model, method) -> text
+    "What each cell says of fits whose settings were chosen by test scores."
+    extra = informed_rows(rows)
+    extra = extra[extra.metric.isin(metrics)]
+    texts = {}
+    for key, fits in extra.groupby([*_FIT, "epochs", "patience"], sort=False):
+        *cell, epochs, patience = key
+        value = f"{fits.value.mean():.3f}{_spread_text(fits.value.std())}"
+        limits = f"at most {epochs:.0f} epochs, patience {patience:.0f}"
+        text = f"not the result: {value} with {limits}, {fits.reason.iloc[0]}"
+        texts[tuple(cell)] = "; ".join(filter(None, [texts.get(tuple(cell)), text]))
+    return texts
 
 # %% ../nbs/library/72_paper.ipynb #e9d6bfe5
 def summarised(
     rows: pd.DataFrame,  # results rows
     metrics: Sequence[str] = ("spearman", "auroc"),  # those that tables show, one per task
-) -> pd.DataFrame:  # set, split, model, method, here, sd, seeds, lo, hi, n, train_rows, train_all, test_all, partial
+) -> pd.DataFrame:  # the names below
     """Means over seeds of the best rows with intervals over test rows and seeds, one line per task, split, model and
-    method, and whether they stand for all of the data and three seeds."""
-    columns = "set split model method here sd seeds lo hi n train_rows train_all test_all partial"
-    keys = ["task", "split", "model", "method"]
+    method; whether they stand for less than the paper's fits (partial), and why, besides rows and seeds; and what
+    else there is that must not be the result (also)."""
+    columns = (
+        "set split model method here sd seeds lo hi n train_rows train_all test_all partial why also"
+    ).split()
+    extra = _extra_texts(rows, metrics)
     lines = []
-    for key, group in best_rows(rows).groupby(keys, sort=False, dropna=False):
+    for key, group in best_rows(rows).groupby(_FIT, sort=False, dropna=False):
         values = group[group.metric.isin(metrics)]
         if len(values):
-            cell = dict(zip(("set", "split", "model", "method"), key))
-            lines.append(cell | _summarise_fits(group, values))
-    return pd.DataFrame(lines, columns=columns.split())
+            line = dict(zip(columns, key)) | _summarise_fits(group, values)
+            # where there is nothing else, the reason stands beside the value itself
+            chosen_by_test = bool(with_settings(group).informed.any())
+            line["also"] = "" if chosen_by_test else extra.get(key, "")
+            lines.append(line)
+    return pd.DataFrame(lines, columns=columns)
 
 # %% ../nbs/library/72_paper.ipynb #dfaf250c
 def _place_in_table(
@@ -348,13 +436,6 @@ def against_paper(
     )
 
 # %% ../nbs/library/72_paper.ipynb #5b2160e0
-def _spread_text(sd: float) -> str:
-    if pd.isna(sd):
-        return ""
-    # spaces that do not break, so that a value and its spread stay on one line
-    return f"\u00a0±\u00a0{sd:.2g}"
-
-
 def _signed_text(x: float) -> str:
     # adding zero leaves no minus before a zero
     return f"{round(float(x), 2) + 0.0:+.2f}"
@@ -365,50 +446,52 @@ def _count_text(n: float, whole: float) -> str:
         return f"{n:,.0f}"
     return f"{n:,.0f} of {whole:,.0f}"
 
+
+def _seeds_text(
+    model: str,
+    seeds: float,
+    expected: float,  # NaN: the paper does not say, so three
+) -> list[str]:
+    "Say how many seeds a mean is of: one text, or none for ridge, which has no seed."
+    if model.startswith("ridge"):
+        return []
+    expected = 3 if pd.isna(expected) else expected
+    if seeds < expected:
+        return [f"{seeds:.0f} of {expected:.0f} seeds"]
+    return [f"{seeds:.0f} seeds"]
+
 # %% ../nbs/library/72_paper.ipynb #1b40129d
-def _here_text(cell) -> str:
-    "Our value with its spread, and on how much of the data; ○ marks a partial one."
-    value = f"{cell.here:.3f}{_spread_text(cell.sd)}"
-    if cell.partial:
-        value = "○ " + value
-    size = f"{_count_text(cell.n, cell.test_all)} tested"
+_CELL_STYLE = "width:10.5em;white-space:normal;text-align:left;line-height:1.25"
+_LINE_STYLE = "white-space:nowrap"
+
+
+def _basis_text(cell) -> str:
+    "On how much of the data and seeds our value rests, and what else makes it partial."
+    parts = [f"{_count_text(cell.n, cell.test_all)} tested"]
     if pd.notna(cell.train_rows):
-        size = f"{_count_text(cell.train_rows, cell.train_all)} fitted,<br>{size}"
-    if cell.seeds > 1:
-        size += f", {cell.seeds:.0f} seeds"
-    return f"<span style='white-space:nowrap'>{value}<br><small>{size}</small></span>"
+        parts.insert(0, f"{_count_text(cell.train_rows, cell.train_all)} fitted")
+    parts += _seeds_text(cell.model, cell.seeds, cell.paper_seeds)
+    # an empty text adds nothing
+    return "; ".join(filter(None, [", ".join(parts), cell.why, cell.also]))
 
 
-def _cell_texts(cell) -> dict[str, str]:  # here, paper, difference
-    "What one cell of the paper's table shows, as html."
-    texts = {"here": "", "paper": "–", "difference": ""}
+def _cell_texts(cell) -> dict[str, str]:  # here, paper, difference, basis
+    "What one cell of the paper's table shows."
+    texts = {"here": "", "paper": "–", "difference": "", "basis": ""}
     if pd.notna(cell.paper):
         # a percent with one decimal, as Table 1 prints, is a share with three
         digits = 2 + (cell.paper_step < 0.01)
         texts["paper"] = f"{cell.paper:.{digits}f}{_spread_text(cell.paper_sd)}"
     if pd.notna(cell.here):
-        texts["here"] = _here_text(cell)
+        mark = "○ " if cell.partial else ""
+        texts["here"] = f"{mark}{cell.here:.3f}{_spread_text(cell.sd)}"
+        texts["basis"] = _basis_text(cell)
     if pd.notna(cell.difference):
         ends = f"{_signed_text(cell.d_lo)} to {_signed_text(cell.d_hi)}"
-        small = f"<br><small style='white-space:nowrap'>{ends}</small>"
-        texts["difference"] = _signed_text(cell.difference) + small
+        texts["difference"] = f"{_signed_text(cell.difference)} ({ends})"
     return texts
 
 # %% ../nbs/library/72_paper.ipynb #cee2227a
-_COMMAND_STYLE = (
-    "display:inline-block;width:30em;white-space:normal;overflow-wrap:anywhere;"
-    "text-align:left;font-size:0.8em"
-)
-
-
-def _line_texts(line: pd.DataFrame) -> dict[tuple[str, str], str]:  # (task, side) -> html
-    "The cells of one line, for each task ours, the paper's and the difference."
-    texts = {}
-    for cell in line.itertuples():
-        texts |= {(cell.task, side): text for side, text in _cell_texts(cell).items()}
-    return texts
-
-
 def _best_values(compared: pd.DataFrame) -> dict[tuple[str, str], float]:  # (task, side) -> value
     "The best value of each column. Part of the data is no better than all of it."
     whole = compared.assign(here=compared.here.where(compared.partial.eq(False)))
@@ -418,9 +501,26 @@ def _best_values(compared: pd.DataFrame) -> dict[tuple[str, str], float]:  # (ta
             best[task, side] = cells[side].astype(float).max()
     return best
 
+
+def _cell_html(cell, best: dict[tuple[str, str], float]) -> str:
+    "A cell of the table: a line for each part that there is."
+    texts = _cell_texts(cell)
+    for side, value in (("here", cell.here), ("paper", cell.paper)):
+        is_partial = side == "here" and bool(cell.partial)
+        if value == best[cell.task, side] and not is_partial:
+            texts[side] = f"<b>{texts[side]}</b>"
+    lines = [f"<span style='{_LINE_STYLE}'>{texts['here']}</span>"] * bool(texts["here"])
+    lines.append(f"<span style='{_LINE_STYLE};color:#8a8a8a'>paper {texts['paper']}</span>")
+    if texts["difference"]:
+        lines.append(f"<small style='{_LINE_STYLE}'>Δ {texts['difference']}</small>")
+    if texts["basis"]:
+        lines.append(f"<small>{texts['basis']}</small>")
+    return f"<div style='{_CELL_STYLE}'>{'<br>'.join(lines)}</div>"
+
 # %% ../nbs/library/72_paper.ipynb #1e1f6e30
 # ((set, split)s, method, model) -> what fills these cells
 FillCommand = Callable[[list[tuple[str, str]], str, str], str]
+_COMMAND_STYLE = "white-space:normal;overflow-wrap:anywhere"
 
 
 def _fill_text(
@@ -436,44 +536,61 @@ def _fill_text(
     # a model of no family of the paper has no cell that must be filled
     if not missing or family == "–":
         return ""
-    return f"<code style='{_COMMAND_STYLE}'>{command(missing, method, family)}</code>"
+    words = command(missing, method, family)
+    if not words:
+        return ""
+    return f"{method} {family}: <code style='{_COMMAND_STYLE}'>{words}</code>"
+
+
+def _with_caption(style: Styler, lines: Sequence[str]) -> Styler:
+    "A table with text below it, no wider than the table."
+    below = [("caption-side", "bottom"), ("text-align", "left"), ("font-size", "0.85em")]
+    cells = [("font-size", "12px"), ("vertical-align", "top")]
+    styles = [{"selector": "caption", "props": below}, {"selector": "th, td", "props": cells}]
+    style = style.set_table_styles(styles)
+    text = "<br>".join(filter(None, lines))
+    return style.set_caption(text) if text else style
 
 
 def paper_table(
     compared: pd.DataFrame,  # as `against_paper` gives it
     command: FillCommand,
     columns: dict[tuple[str, str], str],  # as of `against_paper`
+    note: str = "",  # what is to be known of all cells
 ) -> Styler:
     "The whole table of the paper with what was computed here, styled."
-    top = _best_values(compared)
+    best = _best_values(compared)
     texts = {}
-    best = {}
+    below = [note]
     by_line = compared.groupby(["method", "paper_model", "model"], sort=False)
     for (method, family, model), line in by_line:
         label = method
         for misprint in line.printed.dropna()[:1]:
             label = f"{method} (printed {misprint})"
-        key = (label, family, model or "–")
-        fill = _fill_text(line, str(method), str(family), columns, command)
-        texts[key] = _line_texts(line) | {("empty cells are filled by", ""): fill}
-        best[key] = {}
-        for side in ("here", "paper"):
-            for task, value in zip(line.task, line[side]):
-                best[key][task, side] = value == top[task, side]
-    # every line has every column
-    heads = list(next(iter(texts.values())))
+        cells = {cell.task: _cell_html(cell, best) for cell in line.itertuples()}
+        texts[label, family, model or "–"] = cells
+        below.append(_fill_text(line, str(method), str(family), columns, command))
     index = pd.MultiIndex.from_tuples(list(texts), names=["method", "paper", "here"])
     table = pd.DataFrame.from_dict(texts, orient="index").set_axis(index)
-    table.columns = pd.MultiIndex.from_tuples(heads)
-    bold = pd.DataFrame.from_dict(best, orient="index")
-    bold = bold.reindex(columns=table.columns, fill_value=False).set_axis(index)
-    return styled(table, bold=bold, light=[head for head in heads if head[1] == "paper"])
+    if any(below[1:]):
+        below.insert(1, "Empty cells are filled by:")
+    return _with_caption(styled(table), below)
 
 # %% ../nbs/library/72_paper.ipynb #e9a344ee
+def _rest_notes(fits: pd.DataFrame) -> list[str]:
+    "What is to be known of each line besides its numbers, as html that is broken into lines."
+    notes = []
+    for fit in fits.itertuples():
+        text = "; ".join(filter(None, [fit.why, fit.also]))
+        notes.append(f"<div style='{_CELL_STYLE}'><small>{text}</small></div>" if text else "")
+    return notes
+
+
 def other_table(
     rows: pd.DataFrame,  # results rows
     columns: dict,  # every (task, split) that the paper has a number for
     metrics: Sequence[str] = ("spearman", "auroc"),
+    note: str = "",  # what is to be known of all lines
 ) -> Styler | None:
     "What was computed on sets that the paper has no number for, styled; None if there is nothing."
     fits = summarised(rows, metrics)
@@ -485,11 +602,15 @@ def other_table(
     table = fits[["set", "split", "model", "method"]].assign(value=fits.here, sd=fits.sd)
     table["95 % interval"] = [f"{lo:.2f} to {hi:.2f}" for lo, hi in zip(fits.lo, fits.hi)]
     table["seeds"] = fits.seeds
-    table["fitted on"] = fits.train_rows.fillna(0).astype(int)
-    table["tested on"] = fits.n
+    table["fitted on"] = [_count_text(fit.train_rows, fit.train_all) for fit in fits.itertuples()]
+    table["tested on"] = [_count_text(fit.n, fit.test_all) for fit in fits.itertuples()]
     table[""] = np.where(fits.partial, "○", "")
-    top = fits.groupby(["set", "split"]).here.transform("max") == fits.here
-    return styled(table, 3, bold=pd.DataFrame(False, table.index, table.columns).assign(value=top))
+    table["because"] = _rest_notes(fits)
+    # part of the data is no better than all of it
+    whole = fits.here.where(~fits.partial)
+    top = whole.groupby([fits.set, fits.split]).transform("max") == fits.here
+    bold = pd.DataFrame(False, table.index, table.columns).assign(value=top & ~fits.partial)
+    return _with_caption(styled(table, 3, bold=bold), [note])
 
 # %% ../nbs/library/72_paper.ipynb #095db1cb
 def _held_out_losses(rows: pd.DataFrame) -> pd.Series:  # model -> loss
@@ -502,14 +623,14 @@ def _held_out_losses(rows: pd.DataFrame) -> pd.Series:  # model -> loss
     return rows[rows.split == run.map(most_used)].set_index("model").value
 
 # %% ../nbs/library/72_paper.ipynb #fe9fc091
-_FIT = ["task", "split", "model", "method"]
-
-
 def _mark_partial(rows: pd.DataFrame) -> pd.Series:  # index: task, split, model, method
-    "Whether any seed of a fit read fewer rows than its split has."
-    sizes = rows[rows.metric.isin(["train_rows", "test_rows"])]
-    part = sizes.assign(part=sizes.value.astype(float) < sizes.n.astype(float))
-    return part.groupby(_FIT, dropna=False).part.any()
+    "Whether a fit read fewer rows than its split has, has a smaller head, or was cut short."
+    partial = {}
+    for key, group in rows.groupby(_FIT, dropna=False):
+        sizes = _fit_sizes(group)
+        partial[key] = bool((sizes.value < sizes.n).any() or _describe_epochs(group))
+    index = pd.MultiIndex.from_tuples(list(partial), names=_FIT) if partial else None
+    return pd.Series(list(partial.values()), index=index, dtype=bool)
 
 # %% ../nbs/library/72_paper.ipynb #d889be84
 def _average_seeds(
@@ -553,7 +674,7 @@ def checkpoint_points(
         run=name[0],
         step=pd.to_numeric(name[1]),
         loss=points.model.map(loss).astype(float),
-        partial=part.reindex(keys, fill_value=False).to_numpy(bool),
+        partial=part.reindex(keys, fill_value=False).to_numpy(bool) if len(points) else False,
         kind=np.where(points.split.isna(), "zero-shot", "downstream"),
         task=points.task + (", " + points.split.astype("string")).fillna("").astype(object),
     )
