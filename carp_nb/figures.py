@@ -470,7 +470,7 @@ def _draw_paper_panel(axes: Axes, name: str, both: pd.DataFrame) -> None:
     axes.axline((0, 0), slope=1, color="0.7", lw=0.8, zorder=0)
     axes.set(xlim=(-0.1, 1), ylim=(-0.3, 1))
     axes.set_xlabel(f"{name} as published (models and data: see the table)")
-    axes.set_ylabel("here (hollow: part of the data\nor fewer than three seeds)")
+    axes.set_ylabel("here (hollow: partial, the table says why)")
 
 # %% ../nbs/library/73_figures.ipynb #6093900f
 @carp_style()
@@ -526,7 +526,7 @@ def training_size_figure(
     axes.set(ylim=(-0.3, 1), xlabel="rows fitted on")
     axes.tick_params(axis="x", which="minor", labelbottom=False)
     draw_zero(axes)
-    hollow = "hollow: part of the data or fewer than three seeds"
+    hollow = "hollow: partial, the table says why"
     axes.set_ylabel(f"Spearman or AUROC on the test rows\n({hollow})", fontsize=8)
     return finish_figure(figure, [axes] if len(lines) else (), **BESIDE)
 

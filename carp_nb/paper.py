@@ -340,7 +340,8 @@ def _extra_texts(
         *cell, epochs, patience = key
         value = f"{fits.value.mean():.3f}{_spread_text(fits.value.std())}"
         limits = f"at most {epochs:.0f} epochs, patience {patience:.0f}"
-        text = f"not the result: {value} with {limits}, {fits.reason.iloc[0]}"
+        seeds = f"{fits.seed.nunique()} seeds"
+        text = f"not the result: {value} ({seeds}, {limits}), {fits.reason.iloc[0]}"
         texts[tuple(cell)] = "; ".join(filter(None, [texts.get(tuple(cell)), text]))
     return texts
 

@@ -266,6 +266,9 @@ def _describe_differences(cell: dict[Hashable, Any]) -> str:
     if cell["train_rows"] < cell["train_all"] or cell["n"] < cell["test_all"]:
         reasons.append("part of the data")
     reasons += _describe_seeds(cell)
+    # a smaller head, fits cut short, a choice by test scores
+    if cell.get("why"):
+        reasons.append(str(cell["why"]))
     if cell["model"] == "ridge":
         reasons.append("fitted without the validation rows")
     if _is_stand_in(cell):

@@ -1,15 +1,22 @@
 """checkpoints.ipynb and report.ipynb: the page is made of rows, and of nothing else."""
 
 import json
+import random
+import re
 import shutil
+from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from carp_nb.experiments import PAPER_COLUMNS, fill_command
 from carp_nb.figures import against_paper_figure
-from carp_nb.paper import against_paper, stated_table, summarised
-from carp_nb.results import COLUMNS, best_rows
+from carp_nb.paper import against_paper, other_table, paper_table, stated_table, summarised
+from carp_nb.report import compared_tables
+from carp_nb.results import COLUMNS, Results, best_rows, unfinished_runs
+from carp_nb.structure import TABLE_1_METRICS, TABLE_1_NOTE, fill_table_1, table_1_columns
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +61,190 @@ def test_fewer_than_three_seeds_are_partial_and_drawn_hollow(seeds, partial):
     )
     marks = [c for c in figure.axes[0].collections if c.get_label() == "carp_4k pt-ft"]
     assert [(m.get_facecolor() == 1).all() for m in marks] == [partial]
+
+
+def fit_rows(values: dict[int, float], fitted=20, tested=100, **other) -> pd.DataFrame:
+    """Results rows of fits (seed -> score) on so many of 20 training and 100 test rows."""
+    tables = [scores(list(values.values()), n=tested, **other).assign(seed=list(values))]
+    for metric, used, all_rows in (("train_rows", fitted, 20), ("test_rows", tested, 100)):
+        sizes = scores([used] * len(values), n=all_rows, metric=metric, **other)
+        tables.append(sizes.assign(seed=list(values)))
+    # early stopping ended them
+    for metric, value, limit in (("epochs_run", 60, 100), ("epochs_without_gain", 10, 10)):
+        epochs = scores([value] * len(values), n=limit, metric=metric, **other)
+        tables.append(epochs.assign(seed=list(values)))
+    return pd.concat(tables)
+
+
+def keep(folder: Path, rows: pd.DataFrame, when: str, **parameters) -> None:
+    """Write a run as `Run.save` does."""
+    folder.mkdir(parents=True)
+    rows.to_parquet(folder / "results.parquet", index=False)
+    record = {"section": "flip", "when": when, "parameters": parameters}
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+FULL = {0: 0.5, 1: 0.6, 2: 0.7}
+CNN = {"model": "cnn", "method": "train"}
+LATER = {"epochs": 300, "patience": 40}
+# (runs of one cell: rows, date, parameters) -> value shown, whether partial
+CASES = {
+    "a late seed on part of the rows": (
+        [(fit_rows(FULL), "2026-01-01", {}), (fit_rows({0: 0.1}, 5), "2026-01-02", {})],
+        (0.6, False),
+    ),
+    "a late run on part of the test rows": (
+        [(fit_rows(FULL), "2026-01-01", {}), (fit_rows(FULL, tested=9), "2026-01-02", {})],
+        (0.6, False),
+    ),
+    "fewer seeds of the same rows, other limits": (
+        [
+            (fit_rows(FULL), "2026-01-01", {}),
+            (fit_rows({0: 0.1}).replace({"n": {10: 30}}), "2026-01-02", {}),
+        ],
+        (0.6, False),
+    ),
+    "the later of two equal runs": (
+        [(fit_rows(FULL), "2026-01-02", {}), (fit_rows({0: 0, 1: 0, 2: 0}), "2026-01-01", {})],
+        (0.6, False),
+    ),
+    "a seed of an equal run fills up": (
+        [(fit_rows({0: 0.5, 1: 0.6}), "2026-01-02", {}), (fit_rows({2: 0.7}), "2026-01-01", {})],
+        (0.6, False),
+    ),
+    "the larger budget with fewer seeds": (
+        [
+            (fit_rows(FULL), "2026-01-02", {}),
+            (fit_rows({0: 0.3}, budget="paper"), "2026-01-01", {}),
+        ],
+        (0.3, True),
+    ),
+    "a setting chosen by test scores": (
+        [
+            (scores([0.5, 0.6, 0.7], **CNN), "2026-01-01", {"epochs": 100, "patience": 0}),
+            (scores([0.9, 0.9, 0.9], **CNN), "2026-01-02", LATER),
+        ],
+        (0.6, False),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_which_row_is_shown_does_not_depend_on_the_names_of_folders(case, tmp_path):
+    runs, expected = CASES[case]
+    names = ["a", "b", "z", "0", "m/n"]
+    shuffled = random.Random(0)
+    shown = set()
+    for attempt in range(6):
+        shuffled.shuffle(names)
+        outputs = tmp_path / str(attempt)
+        for name, (rows, when, parameters) in zip(names, runs):
+            keep(outputs / name, rows, when, **parameters)
+        line = summarised(Results.read(outputs).rows).iloc[0]
+        shown.add((round(line.here, 9), bool(line.partial)))
+    assert shown == {expected}
+
+
+def test_a_setting_chosen_by_test_scores_stands_in_the_cell_and_nowhere_else():
+    chosen = scores([0.9, 0.9, 0.9], **CNN).assign(**LATER, when="2")
+    rows = pd.concat([scores([0.5, 0.6, 0.7], **CNN).assign(epochs=100, patience=0), chosen])
+    columns = {("flip_gb1", "three_vs_rest"): "3-vs-many"}
+    html = paper_table(against_paper(rows, stated_table("table_3"), columns), fill_command, columns)
+    assert "<b>0.600" in html.to_html() and "not the result: 0.900" in html.to_html()
+    # alone it is shown, hollow and with the reason
+    line = summarised(chosen).iloc[0]
+    assert line.partial and "after the test scores" in line.why
+
+
+@pytest.mark.parametrize(
+    "metrics, why",
+    [
+        ({"epochs_run": (100, 100), "epochs_without_gain": (2, 10)}, "3 of 3 fits cut short"),
+        ({"epochs_run": (100, 100), "epochs_without_gain": (10, 10)}, ""),
+        ({"epochs_run": (40, 100), "epochs_without_gain": (10, 10)}, ""),
+        ({}, "epochs not recorded"),
+        (
+            {"epochs_run": (40, 100), "layers": (8, 24), "channels": (16, 64)},
+            "head of 8 of 24 layers and 16 of 64 channels",
+        ),
+    ],
+)
+def test_full_fits_that_were_cut_short_are_hollow_and_say_why(metrics, why):
+    sizes = {"train_rows": (20, 20), "test_rows": (100, 100), **metrics}
+    said = [
+        scores([value] * 3, metric=name, n=n).astype({"value": float})
+        for name, (value, n) in sizes.items()
+    ]
+    rows = pd.concat([scores([0.5, 0.6, 0.7]), *said])
+    line = summarised(rows).iloc[0]
+    assert (line.partial, line.why.startswith(why)) == (bool(why), True)
+    columns = {("flip_gb1", "three_vs_rest"): "3-vs-many"}
+    compared = against_paper(rows, stated_table("table_3"), columns)
+    assert (why in paper_table(compared, fill_command, columns).to_html()) or not why
+    marks = against_paper_figure({"Table 3": compared}).axes[0].collections
+    marks = [mark for mark in marks if mark.get_label() == "carp_4k pt-ft"]
+    assert [(mark.get_facecolor() == 1).all() for mark in marks] == [bool(why)]
+
+
+def test_unfinished_runs_are_named(tmp_path):
+    keep(tmp_path / "short", fit_rows({0: 0.5, 1: 0.6}), "1", methods="pt-ft,na-fr", seeds=3)
+    keep(tmp_path / "whole", fit_rows(FULL), "1", methods="pt-ft", seeds=3)
+    assert unfinished_runs(tmp_path) == [
+        "short did not finish: no rows of na-fr; "
+        "2 of 3 seeds of flip_gb1 three_vs_rest carp_4k pt-ft."
+    ]
+
+
+def text_width(html: str, pixels: float = 7) -> float:
+    """Least width of some html in pixels: of its longest word, or of what must not be broken."""
+    box = [float(em) * 12 for em in re.findall(r"width:([\d.]+)em", html)]
+    fixed = re.findall(
+        r"<(?:span|small) style='white-space:nowrap[^>]*>(.*?)</(?:span|small)>", html
+    )
+    fixed = [re.sub("<[^>]+>", "", text) for text in fixed]
+    rest = re.sub("<[^>]+>", " ", html)
+    # commands may be broken anywhere
+    words = [] if "overflow-wrap:anywhere" in html else unescape(rest).split(" ")
+    return max([*box, *(pixels * len(text) for text in [*fixed, *words])], default=0)
+
+
+def table_width(html: str) -> float:
+    """Least width of a table in pixels: the sum over columns of the widest cell, with its padding."""
+    columns = []
+    lines = re.findall(r"<tr>(.*?)</tr>", html, re.S)
+    body = [re.findall(r"<(?:td|th)[^>]*>(.*?)</(?:td|th)>", line, re.S) for line in lines]
+    most = max(map(len, body))
+    for line in body:
+        # a line that goes on with the method or model above has fewer cells, at its end
+        columns.append([0.0] * (most - len(line)) + [text_width(cell) for cell in line])
+    return float(np.max(columns, axis=0).sum() + 12 * most)
+
+
+def test_tables_fit_on_a_page_of_1200_pixels():
+    rows = Results.read(ROOT / "outputs").rows
+    compared = compared_tables(rows)
+    structure = rows[rows.section == "structure"]
+    columns = table_1_columns(structure)
+    tables = {"Table 1": paper_table(compared["Table 1"], fill_table_1, columns, TABLE_1_NOTE)}
+    for i in (2, 3, 4):
+        where = PAPER_COLUMNS[f"table_{i}"]
+        tables[f"Table {i}"] = paper_table(compared[f"Table {i}"], fill_command, where)
+    stated = {key for table in PAPER_COLUMNS.values() for key in table}
+    tuned = rows[rows.section.isin(["flip", "in_domain"])]
+    tables["other"] = other_table(tuned, dict.fromkeys(stated))
+    tables["other structure"] = other_table(structure, columns, TABLE_1_METRICS)
+    widths = {name: table_width(style.to_html()) for name, style in tables.items()}
+    assert max(widths.values()) <= 1200, widths
+    assert min(widths.values()) > 500, widths
+
+
+def test_frozen_heads_of_table_1_state_their_learning_rate():
+    rows = Results.read(ROOT / "outputs").rows
+    structure = rows[rows.section == "structure"]
+    columns = table_1_columns(structure)
+    compared = against_paper(structure, stated_table("table_1"), columns, TABLE_1_METRICS)
+    html = paper_table(compared, fill_table_1, columns, TABLE_1_NOTE).to_html()
+    assert "learning rate of 0.001" in html and "0.0001" in html
 
 
 def test_ridge_has_no_seeds_and_is_whole_unless_rows_are_missing():
