@@ -269,12 +269,12 @@ def _describe_epochs(
 
 
 def _describe_shortcuts(
-    group: pd.DataFrame,  # results rows of one task, split, model and method
+    group: pd.DataFrame,  # results rows of one task, split, model and method, with their reason
 ) -> list[str]:
     "Say what makes fits less than the paper's besides rows and seeds: head, epochs, a choice by test scores."
-    chosen = with_settings(group).reason.iloc[0]
     reasons = [*_describe_head(_fit_sizes(group)), *_describe_epochs(group)]
-    return [*reasons, chosen] if chosen else reasons
+    # rows of one setting have one reason, and most have none
+    return [*reasons, *group.reason[group.reason != ""].unique()]
 
 # %% ../nbs/library/72_paper.ipynb #d88fb7cf
 def _mean_interval(
@@ -292,7 +292,7 @@ def _mean_interval(
 
 
 def _summarise_fits(
-    group: pd.DataFrame,  # results rows of one task, split, model and method
+    group: pd.DataFrame,  # results rows of one task, split, model and method, with their reason
     values: pd.DataFrame,  # those of its metric
 ) -> dict:
     "Mean over seeds with its interval, on how much of the data, and why it is partial."
@@ -358,12 +358,14 @@ def summarised(
     ).split()
     extra = _extra_texts(rows, metrics)
     lines = []
-    for key, group in best_rows(rows).groupby(_FIT, sort=False, dropna=False):
+    # the reason why settings are known to follow from test scores, of most rows none
+    known = rows.assign(reason=with_settings(rows).reason.to_numpy())
+    for key, group in best_rows(known).groupby(_FIT, sort=False, dropna=False):
         values = group[group.metric.isin(metrics)]
         if len(values):
             line = dict(zip(columns, key)) | _summarise_fits(group, values)
             # where there is nothing else, the reason stands beside the value itself
-            chosen_by_test = bool(with_settings(group).informed.any())
+            chosen_by_test = (group.reason != "").any()
             line["also"] = "" if chosen_by_test else extra.get(key, "")
             lines.append(line)
     return pd.DataFrame(lines, columns=columns)
