@@ -30,9 +30,15 @@ class Source:
     url: str = ""  # direct download of this file, if there is one
     kind: str = "dms"  # "dms", "sequences" or "task"
     benchmark: str = ""  # name among the 41 sets of DeepSequence, whatever the layout
-    wild_type: str = ""  # "fasta path#record", or the column that holds full variant sequences
+    # "path#record" of a FASTA or ProteinGym's reference file, perhaps with /first-last residue;
+    # the column that holds full variant sequences; or "letters": what the mutants say themselves
+    wild_type: str = ""
+    wild_type_url: str = ""  # direct download of that path
+    residues: dict[str, str] = field(
+        default_factory=dict
+    )  # where the parent differs: number, letter
     columns: tuple[str | None, str | None] = (None, None)  # mutant, score
-    offset: int = 1  # number of the first residue of the wild type
+    offset: int | None = 1  # number of the first residue of the wild type; None: the one that fits
     direction: int = 0  # +1: a higher score is fitter; -1: the assay measures harm
     assay: str = ""  # the authors' name of the score
     why: str = ""  # what a higher score means
@@ -52,6 +58,8 @@ def _make_source(entry: dict[str, Any]) -> Source:
             entry[name] = tuple(entry[name])
     if "reader" in entry:
         entry["reader"] = getattr(tasks, entry["reader"])
+    if entry.get("offset") == "fits":
+        entry["offset"] = None
     entry.setdefault("n", sum(entry.get("sizes", ())))
     return Source(**entry)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Record', 'stream_records', 'check_sequence', 'read_fasta', 'read_aligned', 'fasta_record', 'write_fasta',
-           'table_lines', 'first_five', 'bad_rows', 'find_column', 'find_optional_column', 'Alignment',
+           'table_lines', 'first_five', 'bad_rows', 'find_column', 'find_optional_column', 'find_cell', 'Alignment',
            'read_alignment']
 
 # %% ../nbs/library/30_readers.ipynb #5fc1478a
@@ -264,6 +264,23 @@ def find_optional_column(
     if chosen is None and not any(c.lower() in lower for c in columns):
         return None
     return find_column(path, columns, chosen, common_names, advice)
+
+# %% ../nbs/library/30_readers.ipynb #c4fafdc0
+def find_cell(
+    path: str | Path,  # csv or tsv
+    key_column: str,
+    key: str,
+    column: str,  # where to read
+) -> str | None:  # None: no row has the key
+    "Read one cell of the first row with a key. Raises CarpError for a missing column."
+    lines = table_lines(Path(path))
+    columns = next(lines)[1]
+    at = columns.index(find_column(path, columns, key_column))
+    wanted = columns.index(find_column(path, columns, column))
+    for _, cells in lines:
+        if len(cells) == len(columns) and cells[at] == key:
+            return cells[wanted]
+    return None
 
 # %% ../nbs/library/30_readers.ipynb #cb6c0300
 @dataclass(frozen=True)
