@@ -134,7 +134,7 @@ def mean_table(
     )
     return pd.DataFrame(_mean_lines(wide, count_benchmarks(scans)) + _published_mean_lines())
 
-# %% ../nbs/library/72_paper.ipynb #e8ca4849
+# %% ../nbs/library/72_paper.ipynb #c7e8706a
 _PROTEINGYM = {  # column of data/paper/proteingym.csv -> model
     "carp_600k": "CARP-600k",
     "carp_38m": "CARP-38M",
