@@ -102,6 +102,45 @@ def test_a_set_that_is_not_here_is_fetched_by_address_and_sum(monkeypatch, tmp_p
     assert re.fullmatch("[0-9a-f]{64}", asked["sha256"])
 
 
+def test_all_41_scans_have_a_loader(monkeypatch, tmp_path):
+    "The scans that are in no table of their own come out of the one of all 41, with a parent by name."
+    missing = [
+        s for s in datasets.SOURCES if s.benchmark and s.path.startswith("dms_official_format/")
+    ]
+    assert len({s.benchmark for s in datasets.SOURCES} - {""}) == 41
+    (tmp_path / "proteingym").mkdir()
+    (tmp_path / "uniprot").mkdir()
+    (tmp_path / "dms_official_format").mkdir()
+    reference = ["DMS_id,target_seq"]
+    # the stabilised parents differ from UniProt at these residues
+    protein = "MKV" * 200
+    rows = ["protein_name,mutant,gt"]
+    official = [s for s in missing if s.n == 0]
+    for source in official:
+        if source.wild_type.startswith("proteingym"):
+            reference.append(f"{source.wild_type.partition('#')[2]},{protein}")
+        elif source.wild_type.startswith("uniprot"):
+            path = tmp_path / source.wild_type.partition("#")[0]
+            path.write_text(f">sp|X|X_X\n{protein}\n")
+        first = 1 if source.offset is None else source.offset
+        letters = source.residues.get("207") or source.residues.get("373")
+        number = {"F": 207, "C": 373}.get(letters, first)
+        rows += [f"{source.name},{letters or 'M'}{number}W,1.5"]
+        # each letter once, so that only one numbering fits
+        if source.offset is None:
+            rows += [f"{source.name},{a}{i}W,1" for i, a in enumerate(protein, 1) if i > 1]
+    assert len(official) == 16
+    (tmp_path / "dms_official_format/raw_df.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "proteingym/DMS_substitutions.csv").write_text("\n".join(reference) + "\n")
+    monkeypatch.setenv("CARP_NB_DATA", str(tmp_path))
+    monkeypatch.setattr(datasets, "cache_dir", lambda: tmp_path / "cache")
+    for source in official:
+        scan = load_dataset(source.name)
+        assert scan.benchmark == source.name and len(scan) >= 1
+        assert scan.columns == ("mutant", "gt")
+        assert not scan.verified
+
+
 def test_a_published_tar_is_fetched_once_and_unpacked(monkeypatch, tmp_path):
     "TAPE's sets are tars of three files; the member is found whatever its layout, and a damaged tar is one sentence."
     (tmp_path / "stability").mkdir()

@@ -123,3 +123,69 @@ def test_published_weights_without_a_connection(papermill, tmp_path):
         word in done.shown
         for word in ("carp_640M.pt", "https://zenodo.org/record/6564798", "CARP_NB_WEIGHTS")
     ), done.shown
+
+
+GYM = "mutant,mutated_sequence,DMS_score,DMS_score_bin\n"
+WILD_TYPE = "MQYKLILNGKTLKGETTTEA"
+
+
+def write_scan(path: Path) -> None:
+    "A made-up scan of 19 mutants in ProteinGym's layout."
+    rows = []
+    for i, letter in enumerate(WILD_TYPE[1:], 2):
+        rows.append(f"{letter}{i}W,{WILD_TYPE[: i - 1]}W{WILD_TYPE[i:]},{i % 7},0\n")
+    path.write_text(GYM + "".join(rows))
+
+
+def correlations(out: Path) -> pd.DataFrame:
+    rows = pd.read_parquet(out / "results.parquet")
+    return rows[rows.metric == "spearman"].set_index(["task", "model", "method"])
+
+
+def test_own_scan_by_path_with_fasta_and_alignment(papermill, tmp_path):
+    table = "".join(f"{a}{i}W,{i % 7}\n" for i, a in enumerate(WILD_TYPE, 1))
+    (tmp_path / "mine.csv").write_text("mutant,score\n" + table)
+    (tmp_path / "wt.fasta").write_text(f">protein\n{WILD_TYPE}\n")
+    (tmp_path / "ali").mkdir()
+    part = WILD_TYPE[4:14]
+    (tmp_path / "ali/mine.a3m").write_text(f">q\n{part}\n>a\n{part[::-1]}\n")
+    done = papermill("zero_shot", datasets="mine.csv", fasta="wt.fasta", alignments="ali")
+    assert done.status == 0, done.shown
+    n = correlations(done.out).n
+    assert n["mine", "carp_600k_sprot50", "masked"] == 20
+    # only what the alignment covers
+    assert n["mine", "pssm", "wild-type"] == 10
+    assert "mine" in (done.out / "figure.html").read_text()
+    assert "pssm" in (done.out / "figure.svg").read_text()
+
+
+def test_proteingym_layout_needs_nothing_else(papermill, tmp_path):
+    (tmp_path / "gym").mkdir()
+    write_scan(tmp_path / "gym/ASSAY_2020.csv")
+    done = papermill("zero_shot", datasets="gym,abeta42", direction="-1")
+    assert done.status == 0, done.shown
+    rows = correlations(done.out)
+    assert set(rows.index.get_level_values("task")) == {"ASSAY_2020", "abeta42"}
+    assert rows.n["ASSAY_2020", "carp_600k_sprot50", "masked"] == 19
+
+
+@pytest.mark.parametrize(
+    "parameters, sentence",
+    [
+        ({"datasets": "gym.csv", "fasta": "gym.csv"}, "expected a header that starts with '>'"),
+        ({"datasets": "nowhere.csv"}, "nowhere.csv is neither a file nor a folder"),
+        ({"datasets": "bare.csv"}, "its wild type is not known; give it with -p fasta"),
+        ({"datasets": "abeta42", "fasta": "wt.fasta"}, "datasets=abeta42 has their own"),
+        ({"datasets": "gym.csv", "mutants": "Q2W"}, "mutants belong to the protein of a fasta"),
+        ({"datasets": "gym.csv", "alignments": "ali"}, "is not the wild type of gym"),
+    ],
+)
+def test_scans_that_cannot_be_scored(papermill, tmp_path, parameters, sentence):
+    write_scan(tmp_path / "gym.csv")
+    (tmp_path / "bare.csv").write_text("mutant,score\nQ2W,1\n")
+    (tmp_path / "wt.fasta").write_text(f">protein\n{WILD_TYPE}\n")
+    (tmp_path / "ali").mkdir()
+    (tmp_path / "ali/gym.fasta").write_text(">q\nMKV\n>a\nMKV\n")
+    done = papermill("zero_shot", **parameters)
+    assert done.status != 0 and sentence in done.shown, done.shown
+    assert not list(done.out.glob("*.parquet"))
