@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STRUCTURE_ENDINGS', 'virtual_cb', 'Chain', 'read_atoms', 'residue_letters', 'split_chains', 'place_residues',
-           'read_chain', 'contacts_below', 'contact_map', 'placed_chain', 'pdb_text']
+           'read_chain', 'contacts_below', 'contact_map', 'placed_chain', 'pdb_text', 'chain_sequence']
 
 # %% ../nbs/library/31_coordinates.ipynb #ac4486a6
 import io
 import itertools
 import warnings
+import zipfile
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -505,3 +506,24 @@ def pdb_text(chain: AtomArray) -> bytes:
     file.set_structure(chain)
     file.write(text)
     return text.getvalue().encode()
+
+# %% ../nbs/library/31_coordinates.ipynb #96426ded
+_TRROSETTA = np.array(list("ARNDCQEGHILKMFPSTWYV-"))  # letters of the numbers in trRosetta's msa
+
+
+def _npz_sequence(path: Path) -> str:
+    "The query of trRosetta's alignment."
+    try:
+        with np.load(path) as data:
+            return "".join(_TRROSETTA[data["msa"][0]])
+    except (KeyError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
+        raise CarpError(f"{path} is not a chain of trRosetta's set: {error}.") from error
+
+
+def chain_sequence(
+    path: Path,  # trRosetta's .npz, or one of STRUCTURE_ENDINGS
+) -> str:
+    "The residues of a chain; of a structure those that have coordinates. Raises CarpError."
+    if path.suffix == ".npz":
+        return _npz_sequence(path)
+    return "".join(map(residue_letters, split_chains(read_atoms(path)).values()))

@@ -218,7 +218,7 @@ EDITS = [
     WrongEdit(
         "clusters of 50 % to 90 %",
         "near relatives would stand in training and test",
-        "nbs/**/*tasks.ipynb",
+        "nbs/**/*clusters.ipynb",
         r"(def cluster_sequences\(…identity : float = )0\.5",
         r"\g<1>0.9",
         (f"{FACTS}::test_clusters_are_of_50_percent_identity",),

@@ -22,6 +22,7 @@ from carp_nb.baselines import SmallCNN, fit_cnn
 from carp_nb.batching import Batches, Corpus
 from carp_nb.budgets import Budget
 from carp_nb.carp import CARP, TABLE_S1
+from carp_nb.clusters import cluster_sequences
 from carp_nb.devices import Compute
 from carp_nb.embedding import embed
 from carp_nb.esm import ESM, TABLE_S2
@@ -35,7 +36,7 @@ from carp_nb.pretrain import PretrainConfig, pretrain
 from carp_nb.pretrained import load_model
 from carp_nb.structure import contact_precision, fit_structure
 from carp_nb.targets import Targets
-from carp_nb.tasks import Task, cluster_sequences
+from carp_nb.tasks import Task
 from carp_nb.workflow import read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
