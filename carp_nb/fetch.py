@@ -289,6 +289,7 @@ def find_in_record(
 
     Raises CarpError that lists the files if none fits or several do, requests.RequestException.
     """
+    hint = hint or "fetch the right one by its own address"
     answer = requests.get(record, timeout=timeout)
     answer.raise_for_status()
     try:
@@ -299,7 +300,7 @@ def find_in_record(
     if len(fitting) != 1:
         raise CarpError(
             f"{record} has {len(fitting)} files with {part!r} in their names, and one is needed; "
-            f"it holds {', '.join(links)}; {hint or 'fetch the right one by its own address'}."
+            f"it holds {', '.join(links)}; {hint}."
         )
     return links[fitting[0]]
 
