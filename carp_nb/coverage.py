@@ -295,7 +295,7 @@ def find_gaps(
 # %% ../nbs/library/77_coverage.ipynb #4a75331e
 def _paper_set(name: str) -> str:
     "Return the paper's set for a column of Table 1 in which another set stands."
-    column = table_1_columns(pd.DataFrame({"task": [name]})).get((name, "test"))
+    column = table_1_columns(pd.DataFrame({"task": [name]})).get((name, "test"), "")
     columns = table_1_columns(pd.DataFrame({"task": []}))
     return {task: key[0] for key, task in columns.items()}.get(column, name)
 
@@ -370,7 +370,9 @@ def _judged_cells(
     # another way of fitting a baseline is part of its name: ridge, train + valid
     both = both.assign(our_model=both.model)
     why = [_why_otherwise(line) for line in both.to_dict("records")]
-    both = both.assign(why=why, reasons=[len(one) for one in why])
+    # the reasons of a value stand in one list
+    both["why"] = pd.Series(why, index=both.index, dtype=object)
+    both["reasons"] = [len(one) for one in why]
     nearest = both.sort_values("reasons", kind="stable")
     return nearest.drop_duplicates(["method", "paper_model", "task"])
 
@@ -409,9 +411,9 @@ def _count_sizes(trained: pd.DataFrame) -> dict[str, Any]:  # rows of trained mo
     sizes = [*TABLE_S1, *TABLE_S2]
     names = trained.model.astype(str)
     # a trained model is called after its size and its run: carp_4k_mine
-    n_all = sum(names.str.startswith(f"{size}_").any() for size in sizes)
+    n_all = sum(bool(names.str.startswith(f"{size}_").any()) for size in sizes)
     of_paper = trained[trained.budget == "paper"].model.astype(str)
-    full = sum(of_paper.str.startswith(f"{size}_").any() for size in sizes)
+    full = sum(bool(of_paper.str.startswith(f"{size}_").any()) for size in sizes)
     return {
         "cells": len(sizes),
         "filled": n_all,
