@@ -82,8 +82,8 @@ def _marks(
     bars = measured.mark_rule(opacity=0.4).encode(y="lo:Q", y2="hi:Q")
     hollow = alt.condition("datum.partial", alt.value(0.0), alt.value(1.0))
     marks = measured.mark_point(size=60, opacity=1).encode(
-        # without the scale and the legend of the lines, the faces would have their own
-        fill=alt.Fill("run:N", scale=_run_scale(points), legend=None),
+        # with the scale and the title of the lines, the faces share their legend
+        fill=alt.Fill("run:N", scale=_run_scale(points), title="run"),
         fillOpacity=hollow,
         shape=alt.Shape("method:N", title="method"),
     )
