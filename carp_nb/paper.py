@@ -754,6 +754,8 @@ def series_labels(
     runs: pd.Series,  # names, any number of times each
 ) -> pd.Series:
     "For each run the label of its series: its own name if it is the only seed of it."
+    # a column without any run has no text yet
+    runs = runs.astype(str)
     series = runs.str.replace(r"_seed\d+$", "", regex=True)
     members = runs.groupby(series).transform("nunique")
     return runs.where(members == 1, series + ", mean of " + members.astype(str) + " runs")
