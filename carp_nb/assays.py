@@ -221,12 +221,13 @@ def _read_table(
     target_column: str | None,
     split_column: str | None,
     kind: str,
+    test_fold: int | None,
 ) -> Task:
     "Read a labelled table. Raises CarpError with the row of an illegal symbol."
     for i, sequence in enumerate(read_sequences(source, sequence_column or None), 1):
         PROTEIN.to_ids(sequence, f"{source}, row {i}")
     return read_labelled(
-        source, sequence_column or None, target_column or None, split_column or None, kind
+        source, sequence_column or None, target_column or None, split_column, kind, test_fold
     )
 
 # %% ../nbs/library/61_assays.ipynb #b0de1cfa
@@ -252,13 +253,18 @@ def read_assay(
     seed: int = 0,  # of the split, and of the rows that are kept
     rows: int | None = None,  # number of rows to keep of each split, drawn at random; None: all
     most: int = 1,  # with how=mutations: most mutations of a training sequence
+    test_fold: int | None = None,  # where the split column numbers folds: which is tested
 ) -> Task:  # with sequence, target and split only; its split is how the rows were divided
     "Read an assay as a task; warn of rows left out. Raises CarpError, FileNotFoundError."
     # only a wild type that the user gives is required to have been measured
     given = wild_type
     dropped: dict[str, int] = {}
+    target = "score"
     if is_table(source):
-        task = _read_table(source, sequence_column, target_column, split_column, kind)
+        # a file whose rows are divided anew may have a split column of any kind
+        column = split_column or ("" if how else None)
+        task = _read_table(source, sequence_column, target_column, column, kind, test_fold)
+        target = task.target
         table = task.table
         dropped = {why: n for why, n in task.dropped.items() if n}
     else:
@@ -282,7 +288,7 @@ def read_assay(
     if rows:
         table = subsample_splits(table, dict.fromkeys(table.split, rows), seed)
     table = table.loc[:, ["sequence", "target", "split"]].reset_index(drop=True)
-    return Task(table, kind, name=Path(source).name, split=how, dropped=dropped)
+    return Task(table, kind, Path(source).name, how, target, dropped=dropped)
 
 # %% ../nbs/library/61_assays.ipynb #f9e590e1
 class Predictor(Protocol):

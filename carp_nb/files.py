@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['CarpError', 'open_file', 'file_sha256', 'text_sha256', 'joined_sha256', 'content_sha256', 'tensors_sha256',
-           'rows_sha256', 'atomic_path', 'write_text', 'write_table', 'save_tensors', 'read_tensors', 'project_root',
-           'in_project', 'package_folder', 'split_commas', 'file_name']
+           'rows_sha256', 'atomic_path', 'write_text', 'table_suffix', 'write_table', 'save_tensors', 'read_tensors',
+           'project_root', 'in_project', 'package_folder', 'split_commas', 'file_name']
 
 # %% ../nbs/library/00_files.ipynb #122eb073
 import gzip
 import hashlib
+import io
 import os
 import re
 import shutil
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -56,10 +58,19 @@ def _in_zip(archive: str, member: str) -> Iterator[IO[bytes]]:
             f"{archive}: the zip file is cut off or damaged; fetch it again."
         ) from error
 
+# %% ../nbs/library/00_files.ipynb #36be8ac8
+def _standard_input() -> IO[bytes]:
+    "What stands on standard input, plain or gzip, as a file in memory."
+    text = io.BytesIO(sys.stdin.buffer.read())
+    if text.getbuffer()[:2] == b"\x1f\x8b":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=text))
+    return text
+
 # %% ../nbs/library/00_files.ipynb #a45c999f
 @contextmanager
 def open_file(
-    path: str | Path,  # plain or gzip, told apart by the first two bytes; or archive.zip#member
+    # plain or gzip, told apart by the first two bytes; archive.zip#member; - for standard input
+    path: str | Path,
 ):  # binary file object
     "Open a file for reading. Raises FileNotFoundError, or CarpError for a folder or a damaged archive."
     archive, inside, member = str(path).partition(".zip#")
@@ -68,6 +79,10 @@ def open_file(
             yield file
         return
     path = Path(path)
+    if str(path) == "-":
+        with _standard_input() as file:
+            yield file
+        return
     if path.is_dir():
         raise CarpError(f"{path} is a folder; give a file.")
     if not path.exists():
@@ -179,15 +194,34 @@ def write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
-# %% ../nbs/library/00_files.ipynb #279dda84
+# %% ../nbs/library/00_files.ipynb #a6e9e05d
+_SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
+
+
+def table_suffix(
+    path: str | Path,
+) -> str:  # in lower case
+    "The suffix that says the layout of a table. Raises CarpError for one that is not written."
+    known = [*_SEPARATORS, ".parquet"]
+    for suffix in sorted(known, key=len, reverse=True):
+        if Path(path).name.lower().endswith(suffix):
+            return suffix
+    raise CarpError(f"{path}: a table is written as {', '.join(known)}; give one of these endings.")
+
+
 def write_table(
     table: pd.DataFrame,
-    path: Path,  # .parquet or .csv
+    path: Path,  # with a suffix of `table_suffix`
 ) -> pd.DataFrame:  # the same table
-    "Write a table under a temporary name and rename it, so that it is never incomplete."
-    write = table.to_parquet if path.suffix == ".parquet" else table.to_csv
+    "Write a table under a temporary name and rename it, so that it is never half there."
+    suffix = table_suffix(path)
     with atomic_path(path) as temporary:
-        write(temporary, index=False)
+        if suffix == ".parquet":
+            table.to_parquet(temporary, index=False)
+            return table
+        # without a time of day, so that the same table makes the same file
+        packing: Any = {"method": "gzip", "mtime": 0} if suffix.endswith(".gz") else None
+        table.to_csv(temporary, sep=_SEPARATORS[suffix], index=False, compression=packing)
     return table
 
 # %% ../nbs/library/00_files.ipynb #7ac49df2

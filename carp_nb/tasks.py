@@ -10,6 +10,7 @@ __all__ = ['SPLITS', 'KINDS', 'MISSING', 'SEQUENCE_COLUMNS', 'subsample', 'subsa
 # %% ../nbs/library/32_tasks.ipynb #2a7c28a1
 import json
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from carp_nb.readers import (
     find_optional_column,
     first_five,
     is_fasta,
+    parse_numbers,
     read_fasta,
     stream_lmdb,
     stream_records,
@@ -76,6 +78,7 @@ class Task:
     kind: str = "regression"  # one of KINDS
     name: str = ""  # of the set
     split: str = "official"  # which of the splits that the set comes with
+    target: str = "target"  # the column of a user's table that the targets are from
     classes: list = field(default_factory=list)  # in order; none for numbers and structures
     read: dict[str, int] = field(default_factory=dict)  # rows of each split, before any was dropped
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> rows left out
@@ -137,10 +140,13 @@ def _letters(
     strip: bool,  # remove what is not a letter, as FLIP does
 ) -> tuple[pd.Series, int]:  # sequences in upper case; rows that lost symbols
     "Sequences in upper case. Raises CarpError with the first five that are not made of residues."
-    sequence = table.sequence.str.strip().str.upper()
+    sequence = table.sequence.str.strip()
+    # upper() turns some letters into plain ones (long s into S): they are kept, to be refused
+    plain = sequence.map(str.isascii).astype(bool)
+    sequence = sequence.where(~plain, sequence.str.upper())
     stripped = 0
     if strip:
-        symbols = sequence.str.contains("[^A-Z]", regex=True)
+        symbols = plain & sequence.str.contains("[^A-Z]", regex=True)
         stripped = int(symbols.sum())
         if stripped:
             sequence = sequence.where(~symbols, sequence.str.replace("[^A-Z]", "", regex=True))
@@ -170,7 +176,7 @@ def _targets(path: str | Path, table: pd.DataFrame, kind: str) -> pd.Series:
         return target.astype(int) if set(target) <= {"0", "1"} else target
     if kind != "regression":
         return target
-    number = pd.to_numeric(target, errors="coerce").astype(float)
+    number = parse_numbers(path, target)
     wrong = table[~np.isfinite(number)]
     if len(wrong):
         problems = [
@@ -255,8 +261,9 @@ def make_task(
     )
 
 # %% ../nbs/library/32_tasks.ipynb #e40ee9b6
-SEQUENCE_COLUMNS = ("sequence", "seq", "primary")
-_TARGET_COLUMNS = ("target", "label", "score")
+# the first is the documented name, the others are understood; mutated_sequence is ProteinGym's
+SEQUENCE_COLUMNS = ("sequence", "seq", "primary", "mutated_sequence")
+_TARGET_COLUMNS = ("target", "label", "score", "fitness", "DMS_score")
 _SPLIT_COLUMNS = ("split", "set")
 _SPLIT_WORDS = {
     "train": "train",
@@ -273,6 +280,35 @@ _SPLIT_WORDS = {
 def _normalise_split(word: str) -> str:
     "train, valid or test; another word is left as it is, to be refused."
     return _SPLIT_WORDS.get(word.lower(), word)
+
+# %% ../nbs/library/32_tasks.ipynb #44175bbc
+def _split_by_folds(
+    path: str | Path,  # for messages
+    folds: pd.Series,  # whole numbers as text
+    test_fold: int | None,  # None: the highest
+) -> pd.Series:  # train, valid or test
+    "Divide rows by their fold. Raises CarpError for fewer than three folds or one that is not there."
+    number = folds.astype(int)
+    present = sorted(set(number))
+    if len(present) < 3:
+        raise CarpError(
+            f"{path}: the split column has {len(present)} folds; train, valid and test need three."
+        )
+    if test_fold is None:
+        test_fold = present[-1]
+        warnings.warn(
+            f"{path}: the split column has numbers; {test_fold} is the test, {present[-2]} stops "
+            "the training. Choose another with test_fold.",
+            stacklevel=3,
+        )
+    if test_fold not in present:
+        raise CarpError(
+            f"{path}: there is no fold {test_fold}; the folds are {', '.join(map(str, present))}."
+        )
+    # of the first fold the one before is the last
+    valid_fold = present[present.index(test_fold) - 1]
+    names = dict.fromkeys(present, "train") | {valid_fold: "valid", test_fold: "test"}
+    return number.map(names)
 
 # %% ../nbs/library/32_tasks.ipynb #7014e24a
 def _join_validation(
@@ -319,40 +355,58 @@ def _labelled_fasta(path: Path) -> pd.DataFrame:  # line, id, sequence, target, 
     return table.assign(split=split).drop(columns="validation")
 
 # %% ../nbs/library/32_tasks.ipynb #01d8115b
-def _labelled_table(
+def _read_columns(
     path: Path,
-    sequence_column: str | None,
-    target_column: str | None,
-    split_column: str | None,
-) -> pd.DataFrame:  # line, sequence, target, split (empty where the table has none)
-    "Read the columns of a labelled csv or tsv. Raises CarpError for a missing one."
+    columns: dict[
+        str, str | None
+    ],  # our name -> name in the file; None: the table has no such column
+) -> pd.DataFrame:  # line and our names; empty text for a column that is not there
+    "Read some columns of a csv or tsv."
     lines = table_lines(path)
     header = next(lines)[1]
-    names = {
-        "sequence": find_column(
-            path, header, sequence_column, SEQUENCE_COLUMNS, "choose sequence_column from"
-        ),
-        "target": find_column(
-            path, header, target_column, _TARGET_COLUMNS, "choose target_column from"
-        ),
-        "split": find_optional_column(
-            path, header, split_column, _SPLIT_COLUMNS, "choose split_column from"
-        ),
-    }
-    # FLIP marks its validation rows in a column of their own, beside `set`
-    if names["split"] == "set" and "validation" in header:
-        names["validation"] = "validation"
-    places = {key: header.index(name) for key, name in names.items() if name}
+    places = {key: header.index(name) for key, name in columns.items() if name}
     rows = []
     for number, cells in lines:
         if any(cells):
             rows.append((number, *(cells[i].strip() for i in places.values())))
     table = pd.DataFrame(rows, columns=["line", *places])
-    for key in ("split", "validation"):
-        if key not in table:
-            table[key] = ""
-    split = _join_validation(table.split, table.validation)
-    return table.assign(split=split).drop(columns="validation")
+    absent = [key for key in columns if key not in places]
+    return table.assign(**dict.fromkeys(absent, ""))
+
+
+def _labelled_table(
+    path: Path,
+    sequence_column: str | None,
+    target_column: str | None,
+    split_column: str | None,  # "": the table's own is not read
+    test_fold: int | None,
+) -> tuple[pd.DataFrame, str]:  # line, sequence, target, split (maybe empty); the target's column
+    "Read the columns of a labelled csv or tsv. Raises CarpError for a missing one."
+    header = next(table_lines(path))[1]
+    target = find_column(path, header, target_column, _TARGET_COLUMNS, "choose target_column from")
+    names: dict[str, str | None] = {
+        "sequence": find_column(
+            path, header, sequence_column, SEQUENCE_COLUMNS, "choose sequence_column from"
+        ),
+        "target": target,
+        "split": None,
+        "validation": None,
+    }
+    if split_column != "":
+        names["split"] = find_optional_column(
+            path, header, split_column, _SPLIT_COLUMNS, "choose split_column from"
+        )
+    # FLIP marks its validation rows in a column of their own, beside `set`
+    if names["split"] == "set" and "validation" in header:
+        names["validation"] = "validation"
+    table = _read_columns(path, names)
+    in_split = table.split != ""
+    if in_split.any() and table.split[in_split].str.fullmatch(r"\d{1,6}").all():
+        folds = _split_by_folds(path, table.split[in_split], test_fold)
+        split = folds.reindex(table.index, fill_value="")
+    else:
+        split = _join_validation(table.split, table.validation)
+    return table.assign(split=split).drop(columns="validation"), target
 
 # %% ../nbs/library/32_tasks.ipynb #11439018
 def guess_kind(target: pd.Series) -> str:  # regression or classification
@@ -363,25 +417,32 @@ def guess_kind(target: pd.Series) -> str:  # regression or classification
 # %% ../nbs/library/32_tasks.ipynb #2a77923c
 def read_labelled(
     path: str | Path,  # csv or tsv, or FASTA with labels in the headers; plain or gzip
-    sequence_column: str | None = None,  # None: sequence, seq or primary
-    target_column: str | None = None,  # None: target, label or score
-    split_column: str | None = None,  # None: split or set; where there is none every row is train
+    sequence_column: str | None = None,  # None: sequence, seq, primary or mutated_sequence
+    target_column: str | None = None,  # None: target, label, score, fitness or DMS_score
+    # None: split or set; without one, or if it is "", every row is train
+    split_column: str | None = None,
     kind: str | None = "regression",  # or classification; None: by what the targets are
+    test_fold: int | None = None,  # where the split is a number: which fold is tested
 ) -> Task:
     """Read sequences with labels as a task.
 
     Rows without a split are left out and counted. Raises CarpError.
     """
     path = Path(path)
+    target = "target"
     if is_fasta(path):
         table = _labelled_fasta(path)
     else:
-        table = _labelled_table(path, sequence_column, target_column, split_column)
+        table, target = _labelled_table(
+            path, sequence_column, target_column, split_column, test_fold
+        )
     kind = kind or guess_kind(table.target)
     empty = table.split == ""
     if empty.all():
-        return make_task(path, table.assign(split="train"), kind)
-    return make_task(path, table[~empty], kind, {"no split": int(empty.sum())})
+        task = make_task(path, table.assign(split="train"), kind)
+    else:
+        task = make_task(path, table[~empty], kind, {"no split": int(empty.sum())})
+    return replace(task, target=target)
 
 # %% ../nbs/library/32_tasks.ipynb #c68836b4
 _FLIP_COLUMNS = "a FLIP file has sequence, target, set, validation; this one has"
