@@ -27,7 +27,7 @@ from .finetune import METHODS
 from .paper import published
 from .pretrained import list_models
 from .report import _PARTS, _full_command
-from .results import _notebook_parameters, run_names
+from .results import notebook_parameters, run_names
 from .structure import STRUCTURE_METHODS, structure_sets, table_1_columns
 from .workflow import PlannedRun
 
@@ -64,7 +64,7 @@ _LIMITS = ("tokens", "lr", "train_rows", "test_rows", "epochs", "patience", "mut
 
 def _all_parameters(run: PlannedRun) -> dict[str, Any]:
     "Return the parameters of a run, the notebook's own where the run says nothing."
-    declared = _notebook_parameters(run.notebook)
+    declared = notebook_parameters(run.notebook)
     return {**{name: one.default for name, one in declared.items()}, **run.parameters}
 
 

@@ -23,7 +23,14 @@ from .devices import pick_device
 from .esm import ESM, ESM_PUBLISHED, FAIR_ESM_URL, TABLE_S2, Ensemble, ESMConfig
 from .fetch import cache_dir, fetch
 from .files import CarpError, file_sha256, package_folder, split_commas, text_sha256
-from .layouts import WEIGHT_SUFFIXES, empty_model, read_weights
+
+# save_checkpoint is not used here: whoever loads a model also saves one, and looks for both in one place
+from carp_nb.layouts import (
+    WEIGHT_SUFFIXES,
+    empty_model,
+    read_weights,
+    save_checkpoint,  # noqa: F401
+)
 from carp_nb.protbert import (
     PROTBERT_FILES,
     PROTBERT_SHAPE,

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carp_nb.assays import read_assay
-from carp_nb.baselines import Blosum62, read_alignment
+from carp_nb.baselines import Blosum62
 from carp_nb.datasets import read_dms
 from carp_nb.files import CarpError
 from carp_nb.mutant_tables import read_mutant_table, score_table
 from carp_nb.mutants import parse_mutant
-from carp_nb.readers import read_aligned, read_fasta, table_lines
+from carp_nb.readers import read_aligned, read_alignment, read_fasta, table_lines
 from carp_nb.scoring import mutation_scan
 from carp_nb.tasks import read_labelled
 
@@ -55,7 +55,7 @@ def test_rare_residues_are_left_out_of_a_scan():
 def test_alignments_have_their_query(name):
     first, row = next(iter(read_aligned(CASES / name)))
     assert row == "MKTAYIAK", first
-    assert read_alignment(CASES / name)
+    assert read_alignment(CASES / name).query == "MKTAYIAK"
 
 
 @pytest.mark.parametrize("name", ["m_plain.csv", "m_hgvs.csv", "m_semi.csv", "m.tsv"])
