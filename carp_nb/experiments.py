@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .assays import is_table, make_split, run_task, scan_sequences
@@ -304,9 +305,10 @@ def _rows_used(part: Task, method: str) -> pd.DataFrame:
 # %% ../nbs/library/66_experiments.ipynb #2815393a
 def _best_epoch(scores: pd.Series) -> int:
     "The first epoch with the highest validation score, from 1; 0 if no score is a number."
-    known = scores.dropna()
-    # the index of a history starts at 0
-    return int(known.idxmax()) + 1 if len(known) else 0
+    values = scores.to_numpy(dtype=float)
+    if np.isnan(values).all():
+        return 0
+    return int(np.nanargmax(values)) + 1
 
 
 def count_epochs(

@@ -6,6 +6,8 @@
 __all__ = ['downstream_chart', 'zero_shot_chart']
 
 # %% ../nbs/library/69_interactive.ipynb #bb4ae608
+from typing import cast
+
 import altair as alt
 import numpy as np
 import pandas as pd
@@ -129,4 +131,5 @@ def zero_shot_chart(
     lines = base.mark_line().encode(order="step:Q", detail=["task:N", "method:N"])
     marks = base.mark_circle(size=50).add_params(near)
     layers = [lines, marks, *_marks(alt.Chart(means).encode(**encodings), means, 3)]
-    return alt.layer(*layers).properties(width=520, height=360)
+    # layers of one chart make one chart, whatever the stubs of altair say
+    return cast(alt.LayerChart, alt.layer(*layers).properties(width=520, height=360))

@@ -6,7 +6,6 @@
 __all__ = ['MutantTable', 'read_mutant_table', 'is_table', 'read_mutants', 'score_table']
 
 # %% ../nbs/library/52_mutant_tables.ipynb #59b55079
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os.path import isfile
 from pathlib import Path
@@ -166,6 +165,8 @@ def score_table(
     if table.empty:
         table = pd.DataFrame({"mutant": mutants.mutants})
     # more digits than a float32 model has would be noise
-    columns: list[Sequence] = [scores.round(5), percentiles.round(2)]
-    columns.append([reasons.get(row, "") for row in range(len(mutants))])
+    notes = [reasons.get(row, "") for row in range(len(mutants))]
+    columns = [
+        pd.Series(values, table.index) for values in (scores.round(5), percentiles.round(2), notes)
+    ]
     return table.assign(**dict(zip(_new_names(table), columns)))

@@ -10,7 +10,8 @@ __all__ = ['FillCommand', 'published', 'count_benchmarks', 'scan_table', 'mean_t
 # %% ../nbs/library/72_paper.ipynb #3d0a1ae3
 import itertools
 from collections.abc import Callable, Sequence
-from typing import cast
+from string import Template
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -326,7 +327,7 @@ def _mean_interval(
     hi = mean + np.hypot(mean - values.hi.astype(float).mean(), over_seeds)
     # no interval beyond what the metric can be
     least = -1.0 if values.metric.iloc[0] == "spearman" else 0.0
-    return max(lo, least), min(hi, 1.0)
+    return max(float(lo), least), min(float(hi), 1.0)
 
 
 def _summarise_fits(
@@ -587,7 +588,7 @@ def _with_caption(style: Styler, lines: Sequence[str]) -> Styler:
     "A table with text below it, no wider than the table."
     below = [("caption-side", "bottom"), ("text-align", "left"), ("font-size", "0.85em")]
     cells = [("font-size", "12px"), ("vertical-align", "top")]
-    styles = [{"selector": "caption", "props": below}, {"selector": "th, td", "props": cells}]
+    styles: Any = [{"selector": "caption", "props": below}, {"selector": "th, td", "props": cells}]
     style = style.set_table_styles(styles)
     text = "<br>".join(filter(None, lines))
     return style.set_caption(text) if text else style
@@ -618,12 +619,15 @@ def paper_table(
     return _with_caption(styled(table), below)
 
 # %% ../nbs/library/72_paper.ipynb #e9a344ee
+_NOTE = Template("<div style='$style'><small>$text</small></div>")
+
+
 def _rest_notes(fits: pd.DataFrame) -> list[str]:
     "What is to be known of each line besides its numbers, as html that is broken into lines."
     notes = []
-    for fit in fits.itertuples():
-        text = "; ".join(filter(None, [fit.why, fit.also]))
-        notes.append(f"<div style='{_CELL_STYLE}'><small>{text}</small></div>" if text else "")
+    for why, also in zip(fits.why, fits.also):
+        text = "; ".join(str(note) for note in (why, also) if note)
+        notes.append(_NOTE.substitute(style=_CELL_STYLE, text=text) if text else "")
     return notes
 
 
@@ -643,8 +647,8 @@ def other_table(
     table = fits[["set", "split", "model", "method"]].assign(value=fits.here, sd=fits.sd)
     table["95 % interval"] = [f"{lo:.2f} to {hi:.2f}" for lo, hi in zip(fits.lo, fits.hi)]
     table["seeds"] = fits.seeds
-    table["fitted on"] = [_count_text(fit.train_rows, fit.train_all) for fit in fits.itertuples()]
-    table["tested on"] = [_count_text(fit.n, fit.test_all) for fit in fits.itertuples()]
+    table["fitted on"] = [_count_text(*rows) for rows in zip(fits.train_rows, fits.train_all)]
+    table["tested on"] = [_count_text(*rows) for rows in zip(fits.n, fits.test_all)]
     table[""] = np.where(fits.partial, "○", "")
     table["because"] = _rest_notes(fits)
     # part of the data is no better than all of it

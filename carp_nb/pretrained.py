@@ -29,7 +29,7 @@ from carp_nb.layouts import (
     WEIGHT_SUFFIXES,
     empty_model,
     read_weights,
-    save_checkpoint,  # noqa: F401
+    save_checkpoint,
 )
 from carp_nb.protbert import (
     PROTBERT_FILES,

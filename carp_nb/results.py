@@ -536,6 +536,7 @@ def _missing_of_run(rows: pd.DataFrame, parameters: dict) -> list[str]:
     fitted = rows[rows.model != "ridge"]
     for cell, n in fitted.groupby(_CELL, dropna=False, sort=False).seed.nunique().items():
         if n < seeds:
+            assert isinstance(cell, tuple)
             words = [str(word) for word in cell if pd.notna(word)]
             missing.append(f"{n} of {seeds} seeds of {' '.join(words)}")
     return missing

@@ -172,7 +172,7 @@ def _residues_at(folder: Path, steps: pd.Series) -> np.ndarray:  # [N]; NaN: not
     if not path.exists():
         return np.full(len(steps), np.nan)
     metrics = pd.read_parquet(path)
-    return np.interp(steps, [0, *metrics.step], [0, *metrics.tokens]).round()
+    return np.asarray(np.interp(steps, [0, *metrics.step], [0, *metrics.tokens])).round()
 
 
 def _checkpoint_rows(folder: Path, shipped: set[str]) -> Iterator[dict]:
