@@ -500,8 +500,8 @@ def score(
     "Score mutants: a table as it is with score (nats), percentile and note; others best first."
     # All that can be wrong with the input is looked at before a model is loaded
     if output:
-        table_suffix(output)
         _must_be_writable(Path(output))
+        table_suffix(output)
     records, scan = read_proteins(protein)
     proteins = [(name or "sequence", residues) for name, residues in records]
     if offset is None:

@@ -611,7 +611,10 @@ def paper_table(
             label = f"{method} (printed {misprint})"
         cells = {cell.task: _cell_html(cell, best) for cell in line.itertuples()}
         texts[label, family, model or "–"] = cells
-        below.append(_fill_text(line, str(method), str(family), columns, command))
+        fill = _fill_text(line, str(method), str(family), columns, command)
+        # two of our models in one line of the paper lack the same cells
+        if fill not in below:
+            below.append(fill)
     index = pd.MultiIndex.from_tuples(list(texts), names=["method", "paper", "here"])
     table = pd.DataFrame.from_dict(texts, orient="index").set_axis(index)
     if any(below[1:]):

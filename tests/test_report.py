@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carp_nb.experiments import PAPER_COLUMNS, fill_command
+from carp_nb.coverage import fill_command
+from carp_nb.experiments import PAPER_COLUMNS
 from carp_nb.figures import against_paper_figure
 from carp_nb.paper import against_paper, other_table, paper_table, stated_table, summarised
 from carp_nb.report import compared_tables
 from carp_nb.results import COLUMNS, Results, best_rows, unfinished_runs
-from carp_nb.structure import TABLE_1_METRICS, TABLE_1_NOTE, fill_table_1, table_1_columns
+from carp_nb.structure import TABLE_1_METRICS, TABLE_1_NOTE, table_1_columns
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -225,7 +226,7 @@ def test_tables_fit_on_a_page_of_1200_pixels():
     compared = compared_tables(rows)
     structure = rows[rows.section == "structure"]
     columns = table_1_columns(structure)
-    tables = {"Table 1": paper_table(compared["Table 1"], fill_table_1, columns, TABLE_1_NOTE)}
+    tables = {"Table 1": paper_table(compared["Table 1"], fill_command, columns, TABLE_1_NOTE)}
     for i in (2, 3, 4):
         where = PAPER_COLUMNS[f"table_{i}"]
         tables[f"Table {i}"] = paper_table(compared[f"Table {i}"], fill_command, where)
@@ -243,7 +244,7 @@ def test_frozen_heads_of_table_1_state_their_learning_rate():
     structure = rows[rows.section == "structure"]
     columns = table_1_columns(structure)
     compared = against_paper(structure, stated_table("table_1"), columns, TABLE_1_METRICS)
-    html = paper_table(compared, fill_table_1, columns, TABLE_1_NOTE).to_html()
+    html = paper_table(compared, fill_command, columns, TABLE_1_NOTE).to_html()
     assert "learning rate of 0.001" in html and "0.0001" in html
 
 
