@@ -372,9 +372,11 @@ def test_the_page_is_made_of_rows_and_warns_of_what_is_mixed(papermill, tmp_path
     assert (
         "0.344" in text and "0.654" in text and "papermill nbs/structure.ipynb" in text
     )  # cells of Tables 3 and 1; the others have none
-    assert (
-        "0.088" in text and "contacts: pdb_chains_25" in text and "Table 2: 0 of" in text
-    )  # a set that the paper does not have, under its own name
+    # a set that the paper does not have, under its own name
+    assert "0.088" in text and "contacts: pdb_chains_25" in text
+    coverage = pd.read_csv(out / "coverage.csv").set_index("part")
+    assert coverage.filled["Tables 2, 3"] == 1 and coverage.filled["Table 4"] == 0
+    assert coverage.cells["Tables 1 to 4"] == 144 and coverage.filled["Tables 1 to 4"] == 2
     assert "flip_aav_substitutions" in text and "0.695" in text  # Table 2 has no such split
     figures = pd.read_csv(out / "figures.csv")
     assert {"2, Spearman on Cas9", "2, sets ahead of ESM-1b", "S1, lowest rank correlation"} <= set(
