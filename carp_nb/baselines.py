@@ -532,13 +532,13 @@ def read_profiles(
         plain = Path(path.name.removesuffix(".gz"))
         if plain.suffix.lower() in _ALIGNMENTS:
             files[plain.stem] = path
-    found = {}
+    profiles = {}
     for scan in scans:
         path = files.get(scan.name) or files.get(scan.benchmark)
         if path:
-            found[scan.name] = _read_profile(path, scan)
-    missing = [scan.name for scan in scans if scan.name not in found]
-    if not found:
+            profiles[scan.name] = _read_profile(path, scan)
+    missing = [scan.name for scan in scans if scan.name not in profiles]
+    if not profiles:
         raise CarpError(
             f"{folder} holds no alignment named after a scan; it should hold "
             f"{first_five([f'{name}.a3m' for name in missing], ', ')}."
@@ -548,4 +548,4 @@ def read_profiles(
             f"{folder}: no alignment of {', '.join(missing)}, so the PSSM is not scored there.",
             stacklevel=2,
         )
-    return found
+    return profiles

@@ -199,12 +199,12 @@ def _dataset_item(source: datasets.Source) -> InventoryItem:
 # %% ../nbs/library/83_cli.ipynb #2eff137d
 def _model_file(
     name: str,
-    own: Mapping[str, Path],  # of `own_weights`
+    user_weights: Mapping[str, Path],  # of `own_weights`
     shipped: Mapping[str, Path],  # of `shipped_weights`
 ) -> Path | None:
     "The file of a model, if it is on this machine."
     # In the order of `find_weights`: the user's own file goes before the others
-    file = own.get(name) or shipped.get(name)
+    file = user_weights.get(name) or shipped.get(name)
     if file is None and name in PUBLISHED:
         cached = cache_dir() / "weights" / PUBLISHED[name].file
         if cached.is_file():
@@ -224,14 +224,14 @@ def _model_checksum(name: str, shipped: Mapping[str, Path]) -> str | None:
 # %% ../nbs/library/83_cli.ipynb #0c56a21b
 def _model_items(wanted: Container[str]) -> Iterator[InventoryItem]:
     "Find and check the models that are one file."
-    own = own_weights()
+    user_weights = own_weights()
     shipped = shipped_weights()
     megabytes = list_models().set_index("name").size_mb.to_dict()
-    for name in dict.fromkeys([*shipped, *PUBLISHED, *own]):
+    for name in dict.fromkeys([*shipped, *PUBLISHED, *user_weights]):
         # A file of CARP_NB_WEIGHTS that has no size here belongs to another program
         if name not in megabytes or name not in wanted:
             continue
-        file = _model_file(name, own, shipped)
+        file = _model_file(name, user_weights, shipped)
         state = _file_state(file, _model_checksum(name, shipped), file_sha256)
         size = file.stat().st_size if file else int(1e6 * megabytes[name])
         yield InventoryItem(name, "model", str(file or ""), size, state)

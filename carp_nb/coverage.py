@@ -188,20 +188,22 @@ def _loss_cells(run: PlannedRun, plan: dict[str, PlannedRun]) -> list[FilledCell
     given = _all_parameters(run)
     test = Path(given["test"])
     cells = []
-    for one, own in _trained_models(run, plan).values():
+    for one, training_parameters in _trained_models(run, plan).values():
         # sequences of one corpus are held out of its training
-        corpus = " and ".join(dict.fromkeys(str(p.parent) for p in (Path(own["train"]), test)))
-        label = _budget_label(one, own)
+        corpus = " and ".join(
+            dict.fromkeys(str(p.parent) for p in (Path(training_parameters["train"]), test))
+        )
+        label = _budget_label(one, training_parameters)
         cells.append(
             FilledCell(
                 run.notebook,
                 corpus,
                 test.stem,
                 "trained",
-                own["model"],
+                training_parameters["model"],
                 label,
                 1,
-                own["max_length"],
+                training_parameters["max_length"],
             )
         )
     for model in split_commas(given["model"]):
@@ -224,9 +226,9 @@ def _checkpoint_cells(run: PlannedRun, plan: dict[str, PlannedRun]) -> list[Fill
     for name in split_commas(given["model"]):
         if name not in trained:
             continue
-        own = trained[name][1]
-        model = own["model"]
-        crop = own["max_length"]
+        training_parameters = trained[name][1]
+        model = training_parameters["model"]
+        crop = training_parameters["max_length"]
         for scan in _scan_sets(given["datasets"]):
             cells.append(
                 FilledCell(run.notebook, scan, "", given["method"], model, label, None, crop)
@@ -266,10 +268,10 @@ def _differences(cell: pd.Series, filled: pd.Series) -> list[str]:
     differ = []
     for name in _SETTINGS:
         # two empty settings are equal
-        here = None if pd.isna(filled[name]) else filled[name]
-        asked = None if pd.isna(cell[name]) else cell[name]
-        if here != asked:
-            differ.append(f"{name} {here} instead of {asked}")
+        filled_value = None if pd.isna(filled[name]) else filled[name]
+        wanted_value = None if pd.isna(cell[name]) else cell[name]
+        if filled_value != wanted_value:
+            differ.append(f"{name} {filled_value} instead of {wanted_value}")
     return differ
 
 
@@ -284,10 +286,10 @@ def find_gaps(
         runs = by_key.get(tuple(cell[_KEY]))
         problems = [f"no run fills {' '.join(name for name in cell[_KEY] if name)}"]
         if runs is not None:
-            found = {run["run"]: _differences(cell, run) for _, run in runs.iterrows()}
-            if not all(found.values()):
+            differences = {run["run"]: _differences(cell, run) for _, run in runs.iterrows()}
+            if not all(differences.values()):
                 continue
-            problems = [f"{run} has {', '.join(differ)}" for run, differ in found.items()]
+            problems = [f"{run} has {', '.join(differ)}" for run, differ in differences.items()]
         place = cell[["where", "line", "model", "task"]].to_dict()
         gaps.append({**place, "problem": "; ".join(problems)})
     return pd.DataFrame(gaps, columns=["where", "line", "model", "task", "problem"])
@@ -326,8 +328,8 @@ def fill_command(
 ) -> str:  # commands, separated by semicolons; empty: the paper has no such cell
     "Return the papermill commands for cells of Tables 1 to 4 that have no row yet."
     wanted = {(_paper_set(name), split) for name, split in cells}
-    known = paper_cells()
-    line = known[known["where"].str.startswith("Table") & (known.status == "computed")]
+    all_cells = paper_cells()
+    line = all_cells[all_cells["where"].str.startswith("Table") & (all_cells.status == "computed")]
     line = line[(line.line == method) & (line.model == model)]
     line = line[[key in wanted for key in zip(line["set"], line["split"], strict=True)]]
     commands = []
@@ -363,10 +365,10 @@ def _judged_cells(
     "Choose for each cell the value that is nearest to the paper's, and say what differs."
     cells = paper_cells()
     cells = cells[(cells["where"] == title) & (cells.status == "computed")]
-    asked = cells[["line", "model", "task", "set", "our_model", "seeds"]].set_axis(
+    wanted = cells[["line", "model", "task", "set", "our_model", "seeds"]].set_axis(
         ["method", "paper_model", "task", "set_asked", "model_asked", "seeds_asked"], axis=1
     )
-    both = compared[compared.here.notna()].merge(asked, on=["method", "paper_model", "task"])
+    both = compared[compared.here.notna()].merge(wanted, on=["method", "paper_model", "task"])
     # another way of fitting a baseline is part of its name: ridge, train + valid
     both = both.assign(our_model=both.model)
     why = [_why_otherwise(line) for line in both.to_dict("records")]
@@ -387,8 +389,8 @@ def _count_filled(
     compared: dict[str, pd.DataFrame],  # of `report.compared_tables`
 ) -> dict[str, Any]:
     "Count the cells of some tables, those filled, and those filled otherwise and why."
-    known = paper_cells()
-    cells = known[known["where"].isin(titles) & (known.status != "dash")]
+    all_cells = paper_cells()
+    cells = all_cells[all_cells["where"].isin(titles) & (all_cells.status != "dash")]
     judged = [_judged_cells(compared[t], t) for t in titles if t in compared]
     filled = pd.concat(judged) if judged else pd.DataFrame(columns=["reasons", "why", "seeds"])
     full = filled[filled.reasons == 0]
@@ -425,11 +427,11 @@ def _count_sizes(trained: pd.DataFrame) -> dict[str, Any]:  # rows of trained mo
 
 def _count_lines(part: str) -> dict[str, Any]:
     "Count the lines of figures that a part of the paper names; none is judged."
-    known = paper_cells()
+    all_cells = paper_cells()
     figures = re.findall(r"\b(S?\d)([a-z]?)", part)
     named = [f"Figure {number}{panel}" for number, panel in figures]
     # a figure without a letter is all of its panels
-    lines = [any(where.startswith(name) for name in named) for where in known["where"]]
+    lines = [any(where.startswith(name) for name in named) for where in all_cells["where"]]
     return dict.fromkeys(["filled", "paper's method and data", "otherwise"]) | {
         "cells": sum(lines),
         "why": "–",

@@ -111,18 +111,18 @@ def _fill_texts(
 # %% ../nbs/library/76_errata.ipynb #f8948691
 def _miscounted_carps() -> list[_Values]:
     "Find the models of Table S1 whose printed shape has another parameter count."
-    found = []
+    miscounted = []
     for line in published("table_s1").to_dict("records"):
         count = _count_parameters(line)
         if not _rounds_to(count, line["parameters"]):
             ratio = np.mean(printed_interval(line["parameters"])) / count
-            found.append({**line, "count": f"{count:,}", "ratio": f"{ratio:.2f}"})
-    return found
+            miscounted.append({**line, "count": f"{count:,}", "ratio": f"{ratio:.2f}"})
+    return miscounted
 
 # %% ../nbs/library/76_errata.ipynb #04951bb5
 def _miscounted_esms() -> list[_Values]:
     "Find the models of Table S2 with another parameter count, and the MLP widths that would have it."
-    found = []
+    miscounted = []
     for line in published("table_s2").to_dict("records"):
         count = _count_parameters(line)
         if _rounds_to(count, line["parameters"]):
@@ -133,22 +133,22 @@ def _miscounted_esms() -> list[_Values]:
         fits = [
             f"{d:,} gives {n:,}" for d, n in counts.items() if _rounds_to(n, line["parameters"])
         ]
-        found.append({**line, "count": f"{count:,}", "fits": ", ".join(fits)})
-    return found
+        miscounted.append({**line, "count": f"{count:,}", "fits": ", ".join(fits)})
+    return miscounted
 
 # %% ../nbs/library/76_errata.ipynb #0c909fcd
 def _repeated_lines() -> list[_Values]:
     "Find the lines of Table 2 that stand twice under one method."
     table = published("table_2")
-    found = []
+    repeated = []
     # one model may well have two methods, but not two values for one method and task
     twice = table[table.duplicated(["method", "model", "task"])]
     for (method, model), lines in twice.groupby(["method", "model"]):
         methods = set(table.method[table.model == model])
         absent = [m for m in ("pt-fr", "pt-ft", "na-fr", "na-ft") if m not in methods]
         missing = " or ".join(absent)
-        found.append({"method": method, "model": model, "cells": len(lines), "missing": missing})
-    return found
+        repeated.append({"method": method, "model": model, "cells": len(lines), "missing": missing})
+    return repeated
 
 # %% ../nbs/library/76_errata.ipynb #6d3109f7
 def _unnamed_lines() -> list[_Values]:
@@ -292,8 +292,8 @@ def find_errata() -> pd.DataFrame:  # where, printed, computed, against, calcula
     lines = []
     for name, texts in _TEXTS.items():
         # a fact from another source always stands, and once
-        found = [{}]
+        value_sets = [{}]
         if name in _FINDERS:
-            found = _FINDERS[name]()
-        lines += [_fill_texts(texts, values) for values in found]
+            value_sets = _FINDERS[name]()
+        lines += [_fill_texts(texts, values) for values in value_sets]
     return pd.DataFrame(lines)

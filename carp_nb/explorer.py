@@ -585,8 +585,8 @@ def _open_measurements(
 ) -> tuple[Scan | None, int, str]:  # measurements, their direction, their name or file
     "Read measurements; a table of one's own does not state its direction, so higher is fitter."
     if any(source.name == scan and source.kind == "dms" for source in SOURCES):
-        known = opened if opened and opened.name == scan else _open_scan(scan, wild_type)
-        return known, known.direction, scan
+        loaded_scan = opened if opened and opened.name == scan else _open_scan(scan, wild_type)
+        return loaded_scan, loaded_scan.direction, scan
     if scan:
         return read_dms(scan, wild_type, offset), 1, str(Path(scan).resolve())
     return None, 1, ""

@@ -189,16 +189,18 @@ def zero_shot_chart(
     base = alt.Chart(points.drop(columns=["lo", "hi"])).encode(
         x=across, color=alt.Color("label:N", scale=colours, legend=None)
     )
-    said = [
+    tooltip = [
         "scan:N",
         "task:N",
         "label:N",
         "n:Q",
         alt.Tooltip("value:Q", format=".3f", title="Spearman"),
     ]
-    said.append(alt.Tooltip("interval:N", title="95 % interval"))
+    tooltip.append(alt.Tooltip("interval:N", title="95 % interval"))
     value = alt.Y("value:Q", title="Spearman correlation (expected direction)")
-    marks = base.mark_circle(size=60, opacity=0.8).encode(y=value, xOffset="task:N", tooltip=said)
+    marks = base.mark_circle(size=60, opacity=0.8).encode(
+        y=value, xOffset="task:N", tooltip=tooltip
+    )
     means = base.mark_tick(thickness=3, size=45).encode(y="mean(value):Q")
     return (marks + means).properties(width=alt.Step(60), height=300)
 

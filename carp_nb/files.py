@@ -202,11 +202,13 @@ def table_suffix(
     path: str | Path,
 ) -> str:  # in lower case
     "The suffix that says the layout of a table. Raises CarpError for one that is not written."
-    known = [*_SEPARATORS, ".parquet"]
-    for suffix in sorted(known, key=len, reverse=True):
+    suffixes = [*_SEPARATORS, ".parquet"]
+    for suffix in sorted(suffixes, key=len, reverse=True):
         if Path(path).name.lower().endswith(suffix):
             return suffix
-    raise CarpError(f"{path}: a table is written as {', '.join(known)}; give one of these endings.")
+    raise CarpError(
+        f"{path}: a table is written as {', '.join(suffixes)}; give one of these endings."
+    )
 
 
 def write_table(

@@ -239,11 +239,11 @@ def _stretches(
 ) -> Iterator[_Stretch]:
     "Divide a sequence so that no answer depends on the cuts."
     reach = config.receptive_field
-    asked = [i for i in range(len(at)) if at[i]]
-    asked.sort(key=lambda i: min(at[i]))
+    nonempty = [i for i in range(len(at)) if at[i]]
+    nonempty.sort(key=lambda i: min(at[i]))
     questions = []
     first = last = 0
-    for i in asked:
+    for i in nonempty:
         # a stretch ends when it would get much wider than its two margins
         if questions and max(at[i]) - first > max(1024, 2 * reach):
             yield _Stretch(max(0, first - reach), min(length, last + reach + 1), questions)

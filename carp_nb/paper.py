@@ -165,8 +165,8 @@ def proteingym_table(
                 "mean of those": stated.loc[shared, column].mean(),
             }
         )
-    own = rows[(rows.metric == "spearman") & rows.task.isin(shared)]
-    for (model, method), of_model in own.groupby(["model", "method"], sort=False):
+    computed = rows[(rows.metric == "spearman") & rows.task.isin(shared)]
+    for (model, method), of_model in computed.groupby(["model", "method"], sort=False):
         line = {"model": model, "method": method, "from": "here", "mean of its 217": np.nan}
         lines.append(
             line | {"assays also here": len(of_model), "mean of those": of_model.value.mean()}
@@ -398,8 +398,8 @@ def summarised(
     extra = _extra_texts(rows, metrics)
     lines = []
     # the reason why settings are known to follow from test scores, of most rows none
-    known = rows.assign(reason=with_settings(rows).reason.to_numpy())
-    for key, group in best_rows(known).groupby(_FIT, sort=False, dropna=False):
+    with_reasons = rows.assign(reason=with_settings(rows).reason.to_numpy())
+    for key, group in best_rows(with_reasons).groupby(_FIT, sort=False, dropna=False):
         values = group[group.metric.isin(metrics)]
         if len(values):
             line = dict(zip(columns, key)) | _summarise_fits(group, values)

@@ -142,8 +142,8 @@ def _unknown(
     choices: list[str],  # names that exist
 ) -> CarpError:
     "Return the error for a name without a file."
-    asked = model_key(name)
-    key = _RESPELT.get(asked, asked)
+    requested_key = model_key(name)
+    key = _RESPELT.get(requested_key, requested_key)
     for table, number, kind in ((TABLE_S1, 1, "CARP"), (TABLE_S2, 2, "ESM")):
         if key in table:
             return CarpError(
@@ -152,7 +152,7 @@ def _unknown(
                 f"carp_nb.pretrain, or make it untrained with {kind}(TABLE_S{number}[{key!r}])."
             )
     advice = f"known are {', '.join(choices)}; "
-    near = difflib.get_close_matches(asked, choices, cutoff=0.5)
+    near = difflib.get_close_matches(requested_key, choices, cutoff=0.5)
     if near:
         advice = f"did you mean {' or '.join(near)}? "
     return CarpError(
@@ -192,15 +192,15 @@ def find_weights(
     of a published or included model but not its content; also as `fetch`.
     """
     key = model_key(name)
-    own = own_weights()
+    user_weights = own_weights()
     shipped = shipped_weights()
-    if key in own:
-        _must_be(key, own[key], shipped)
-        return own[key]
+    if key in user_weights:
+        _must_be(key, user_weights[key], shipped)
+        return user_weights[key]
     if key in shipped:
         return shipped[key]
     if key not in PUBLISHED:
-        raise _unknown(name, [*own, *shipped, *PUBLISHED, *ENSEMBLES, _PROTBERT])
+        raise _unknown(name, [*user_weights, *shipped, *PUBLISHED, *ENSEMBLES, _PROTBERT])
     model = PUBLISHED[key]
     return fetch(
         model.url,
@@ -224,8 +224,8 @@ def _protbert_folder(progress: bool) -> Path:
     """
     # without transformers, a download would be of no use
     hugging_face()
-    *own, cached = _protbert_folders()
-    for folder in own:
+    *user_folders, cached = _protbert_folders()
+    for folder in user_folders:
         if folder.is_dir():
             return folder
     # one call per file, so that an interrupted download continues where it stopped
@@ -331,9 +331,9 @@ def load_models(
 ) -> list[CARP | ESM | Ensemble | ProtBert]:  # in that order, each with its own name
     "Load several models. Raises CarpError for two of one name; also as `load_model`."
     # an empty text stays in the list, so that `load_model` rejects it as a name
-    asked = split_commas(names) or [names]
-    models = [load_model(name, device) for name in asked]
-    for name, model in zip(asked, models, strict=True):
+    requested = split_commas(names) or [names]
+    models = [load_model(name, device) for name in requested]
+    for name, model in zip(requested, models, strict=True):
         if _is_path(name) and not Path(name).is_dir():
             model.name = Path(name).stem
     called = [model.name for model in models]
@@ -401,12 +401,12 @@ def _holds_protbert(folder: Path) -> bool:
     return all((folder / file).is_file() for file in PROTBERT_FILES)
 
 # %% ../nbs/library/21_pretrained.ipynb #3210cea0
-def _published_rows(own: dict[str, Path]) -> list[dict[str, Any]]:
+def _published_rows(user_weights: dict[str, Path]) -> list[dict[str, Any]]:
     "Return the rows of published models and of their ensembles."
     rows = []
     cached = {}
     for name, model in PUBLISHED.items():
-        cached[name] = name in own or (cache_dir() / "weights" / model.file).is_file()
+        cached[name] = name in user_weights or (cache_dir() / "weights" / model.file).is_file()
         verified = model.sha256 is not None
         rows.append(_row(name, _size(_SHAPES[name]), model.origin, verified, cached[name]))
     for name, members in ENSEMBLES.items():
@@ -428,19 +428,21 @@ def list_models() -> pd.DataFrame:
     residues, whether the checksum is verified, whether the model is on this disk, and what
     it is good for.
     """
-    own = own_weights()
+    user_weights = own_weights()
     shipped = shipped_weights()
     rows = []
     for name, path in shipped.items():
         rows.append(_row(name, _size(read_weights(path)[1]), "shipped", True, True))
-    rows += _published_rows(own)
+    rows += _published_rows(user_weights)
     is_cached = any(map(_holds_protbert, _protbert_folders()))
     rows.append(_row(_PROTBERT, _PROTBERT_SIZE, "Hugging Face", False, is_cached))
-    for name in sorted(own.keys() - shipped.keys() - PUBLISHED.keys()):
+    for name in sorted(user_weights.keys() - shipped.keys() - PUBLISHED.keys()):
         # the folder may also hold files of other programs
         with suppress(ValueError):
             rows.append(
-                _row(name, _size(read_weights(own[name])[1]), "CARP_NB_WEIGHTS", False, True)
+                _row(
+                    name, _size(read_weights(user_weights[name])[1]), "CARP_NB_WEIGHTS", False, True
+                )
             )
     # with the default type, an empty cell would turn the lengths into floats
     table = pd.DataFrame(rows).astype({"max_length": "Int64"})

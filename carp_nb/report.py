@@ -358,10 +358,10 @@ def _zero_shot_line(
     both = scores.dropna(subset=[name for name in (model, rival) if name])
     if both.empty:
         return None
-    here = both[model].mean()
+    computed = both[model].mean()
     # a count of scans compares two models, a mean needs one
     if rival:
-        here = (both[model] > both[rival]).sum()
+        computed = (both[model] > both[rival]).sum()
     differs = []
     if _plain_name(model) != _plain_name(stated["model"]):
         differs.append(f"{model} instead of {stated['model']}")
@@ -372,7 +372,7 @@ def _zero_shot_line(
         "paper's model": stated["model"],
         "paper": stated["value"],
         "model here": model,
-        "here": here,
+        "here": computed,
         "n": f"{len(both)} of {stated['n']} scans",
         "what agrees": "–",
         "what differs": "; ".join(differs) or "nothing",
@@ -486,15 +486,15 @@ def _correlation_range_line(
     figure = f"S1, {stated['metric']}"
     if correlations.empty:
         return _absent_line(figure, stated["model"], stated["value"], "checkpoints")
-    here = correlations.min()
+    computed = correlations.min()
     if stated["metric"].startswith("highest"):
-        here = correlations.max()
+        computed = correlations.max()
     return {
         "figure": figure,
         "paper's model": stated["model"],
         "paper": stated["value"],
         "model here": "all runs",
-        "here": here,
+        "here": computed,
         "n": f"{len(correlations)} correlations",
         "what agrees": "–",
         "what differs": "sizes, residues of training, scans and checkpoints",

@@ -63,8 +63,8 @@ def _read_run(
 ) -> pd.DataFrame:
     "Read the rows of a run, and its record if there is one."
     record = path.with_name("run.json")
-    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    return _with_record(pd.read_parquet(path), str(path.parent), known)
+    recorded = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    return _with_record(pd.read_parquet(path), str(path.parent), recorded)
 
 # %% ../nbs/library/71_results.ipynb #af94e8e9
 COLUMNS = (
@@ -436,8 +436,8 @@ def _of_fit(
     column: str = "value",  # or n
 ) -> pd.Series:
     "What a fit says of itself, beside each of its rows; NaN where it says nothing."
-    said = rows[rows.metric == metric].set_index("fit")[column]
-    return rows.fit.map(said.astype(float))
+    by_fit = rows[rows.metric == metric].set_index("fit")[column]
+    return rows.fit.map(by_fit.astype(float))
 
 
 def with_settings(
@@ -496,11 +496,11 @@ def best_rows(
     fitted and tested, largest head, most seeds, latest); of rows that were computed again for a seed, the last."""
     if rows.empty:
         return rows
-    known = with_settings(rows)
+    annotated = with_settings(rows)
     keys = [*_CELL, *_SETTINGS]
-    known["group"] = known.groupby(keys, dropna=False).ngroup()
-    known = known[known.group.isin(_choose_settings(known))]
-    last = known.sort_values("when", kind="stable")
+    annotated["group"] = annotated.groupby(keys, dropna=False).ngroup()
+    annotated = annotated[annotated.group.isin(_choose_settings(annotated))]
+    last = annotated.sort_values("when", kind="stable")
     kept = last.drop_duplicates([*_CELL, "metric", "seed"], keep="last").index
     return rows.iloc[sorted(kept)]
 
@@ -511,9 +511,9 @@ def informed_rows(
     "Rows of settings that were chosen by test scores, with the reason; of a seed computed again, the last."
     if rows.empty:
         return with_settings(rows)
-    known = with_settings(rows)
-    known = known[known.informed].sort_values("when", kind="stable")
-    return known.drop_duplicates([*_CELL, *_SETTINGS, "metric", "seed"], keep="last")
+    annotated = with_settings(rows)
+    annotated = annotated[annotated.informed].sort_values("when", kind="stable")
+    return annotated.drop_duplicates([*_CELL, *_SETTINGS, "metric", "seed"], keep="last")
 
 # %% ../nbs/library/71_results.ipynb #e5c622d0
 def _asked_methods(parameters: dict) -> list[str]:

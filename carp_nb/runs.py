@@ -432,12 +432,12 @@ def held_out_table(
         "trigram": evaluate_ngram(counts, test_set, 3, max_length=limit),
         "residue frequencies": evaluate_ngram(counts, test_set, 1, max_length=limit),
     }
-    asked = evaluations[model.name].by_length[["sequences", "selected"]]
+    bin_sizes = evaluations[model.name].by_length[["sequences", "selected"]]
     losses = {name: evaluation.by_length.loss for name, evaluation in evaluations.items()}
-    table = asked.assign(**losses)
+    table = bin_sizes.assign(**losses)
     table.index = [_bin_name(lengths) for lengths in table.index]
     overall = [evaluation.loss for evaluation in evaluations.values()]
-    table.loc["all"] = [asked.sequences.sum(), asked.selected.sum(), *overall]
+    table.loc["all"] = [bin_sizes.sequences.sum(), bin_sizes.selected.sum(), *overall]
     return table.astype({"sequences": int, "selected": int})
 
 # %% ../nbs/library/44_runs.ipynb #c63bc9aa
