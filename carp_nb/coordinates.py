@@ -82,7 +82,7 @@ def _select(
     assert isinstance(chosen, AtomArray)
     return chosen
 
-
+# %% ../nbs/library/31_coordinates.ipynb #db225728
 def _annotation(
     atoms: AtomArray,
     name: str,  # atom_name, res_name, res_id, chain_id ...
@@ -519,7 +519,7 @@ def _npz_sequence(path: Path) -> str:
     except (KeyError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
         raise CarpError(f"{path} is not a chain of trRosetta's set: {error}.") from error
 
-
+# %% ../nbs/library/31_coordinates.ipynb #94905fba
 def chain_sequence(
     path: Path,  # trRosetta's .npz, or one of STRUCTURE_ENDINGS
 ) -> str:
