@@ -59,7 +59,7 @@ def subsample(
         return table
     return table.sample(min(most, len(table)), random_state=seed)
 
-
+# %% ../nbs/library/32_tasks.ipynb #2cdfec5f
 def subsample_splits(
     table: pd.DataFrame,  # with a column split
     most: dict[str, int | None],  # of each split; None: all
@@ -207,7 +207,7 @@ def _check_lengths(path: str | Path, table: pd.DataFrame) -> None:
     if problems:
         raise bad_rows(path, problems, len(table))
 
-
+# %% ../nbs/library/32_tasks.ipynb #cc892b0d
 def _check_splits(path: str | Path, table: pd.DataFrame, rows: int) -> None:
     "Raises CarpError for a split that is none of `SPLITS`."
     wrong = table[~table.split.isin(SPLITS)]
