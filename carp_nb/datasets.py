@@ -510,7 +510,7 @@ def find_source(
     hint = f"did you mean {sources[near[0]].name!r}? " if near else ""
     raise CarpError(f"there is no dataset {name!r}; {hint}list_datasets() shows them all.")
 
-
+# %% ../nbs/library/34_datasets.ipynb #d9e021bd
 def dataset_path(
     name: str,  # as in list_datasets()
     check: bool = True,  # compare the content with the known SHA-256
@@ -646,7 +646,7 @@ def _find_kind(name: str, kind: str) -> Source:
         )
     return source
 
-
+# %% ../nbs/library/34_datasets.ipynb #e95e0511
 def load_sequences(
     name: str,  # as in list_datasets()
     check: bool = True,  # compare the content with the known SHA-256
