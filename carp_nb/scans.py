@@ -57,7 +57,7 @@ def scan_name(path: Path) -> str:
     "The name of a scan: that of its file, without .csv, .tsv or .gz."
     return Path(_plain_name(path)).stem
 
-
+# %% ../nbs/library/35_scans.ipynb #d33dcfc8
 def is_scan_path(
     text: str,  # one of the parts of `datasets`
 ) -> bool:
@@ -80,7 +80,7 @@ def _from_fasta(path: Path, fasta: str) -> str:
         )
     return records.get(name, next(iter(records.values())))
 
-
+# %% ../nbs/library/35_scans.ipynb #a0a8a184
 def _from_reference(path: Path) -> str | None:
     "The sequence of an assay in ProteinGym's reference file, beside the scan or known; or None."
     places = [folder / _REFERENCE for folder in (path.parent, path.parent.parent)]
