@@ -183,7 +183,7 @@ def _last_update(folder: Path) -> int:
     "Return the update of the newest checkpoint; 0 if there is none."
     return max((int(path.stem) for path in (folder / "checkpoints").glob("*.pt")), default=0)
 
-
+# %% ../nbs/library/43_pretrain.ipynb #820c87b2
 def _write_record(folder: Path, record: dict) -> None:
     "Record how a run was started; each later start adds an entry under `resumed`."
     path = folder / "config.json"
