@@ -53,7 +53,7 @@ def _is_mutant(text: str) -> bool:
     except CarpError:
         return False
 
-
+# %% ../nbs/library/52_mutant_tables.ipynb #2864fa64
 def _read_rows(path: Path) -> tuple[pd.DataFrame, list[int]]:  # of text; line of each row
     "Read a table, or a list without a header. Blank lines are left out."
     lines = [(number, cells) for number, cells in table_lines(path) if any(cells)]
