@@ -41,7 +41,7 @@ def pad_maps(
         padded.append(F.pad(contacts, (0, missing, 0, missing), value=-1))
     return torch.stack(padded)
 
-
+# %% ../nbs/library/62_targets.ipynb #a91239ae
 class ContactLabels:
     "Contact maps of chains of different length; indexed by row numbers, a padded batch of them."
 
@@ -71,7 +71,7 @@ def _encode_residues(
         numbered.append(torch.tensor(row, dtype=torch.int8))
     return pad_sequence(numbered, batch_first=True, padding_value=-1)
 
-
+# %% ../nbs/library/62_targets.ipynb #0a8e1675
 def _encode_contacts(
     target: Sequence[np.ndarray],  # coordinates in Å [L, 3], or maps int8 [L, L]
     longest: int | None,  # residues
@@ -98,7 +98,7 @@ def _residue_loss(
     total = F.cross_entropy(logits, target.long(), ignore_index=-1, reduction="sum")
     return total / terms
 
-
+# %% ../nbs/library/62_targets.ipynb #324d40d3
 def _contact_loss(
     out: Tensor,  # [B, L, L] log-odds
     target: Tensor,  # as `_scored_pairs` takes it
