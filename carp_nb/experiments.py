@@ -114,7 +114,7 @@ def _scan_task(scan: Scan, split: str) -> Task:
     table = make_split(scan_sequences(scan), split, scan.wild_type)
     return Task(table, "regression", sums={scan.name: scan.sha256})
 
-
+# %% ../nbs/library/66_experiments.ipynb #0c01b2ab
 def _load_file(path: str) -> Task:
     "Read a user's file as a task; its targets say of which kind. Raises CarpError without a split."
     task = read_labelled(path, kind=None)
