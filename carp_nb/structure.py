@@ -115,7 +115,7 @@ def _three_states(
         )
     return dssp8.str.translate(THREE_STATES)
 
-
+# %% ../nbs/library/67_structure.ipynb #b7f56fda
 def _hide_masked(
     labels: str,  # a letter per residue
     mask: str,  # 1 or 0 per residue
@@ -440,7 +440,7 @@ def load_downstream(
         return replace(load_structure_task(split, name, rows, test), name=name, split=split)
     return load_split(name, split)
 
-
+# %% ../nbs/library/67_structure.ipynb #b9a2807b
 def fit_downstream(
     task: Task,  # as `load_downstream` gives it
     fit: Fit,
