@@ -366,7 +366,7 @@ def _spread_text(sd: float) -> str:
     # spaces that do not break, so that a value and its spread stay on one line
     return f"\u00a0±\u00a0{sd:.2g}"
 
-
+# %% ../nbs/library/72_paper.ipynb #e76e25c6
 def _extra_texts(
     rows: pd.DataFrame,  # results rows
     metrics: Sequence[str],
@@ -488,7 +488,7 @@ def _count_text(n: float, whole: float) -> str:
         return f"{n:,.0f}"
     return f"{n:,.0f} of {whole:,.0f}"
 
-
+# %% ../nbs/library/72_paper.ipynb #c69606ba
 def _seeds_text(
     model: str,
     seeds: float,
@@ -516,7 +516,7 @@ def _basis_text(cell) -> str:
     # an empty text adds nothing
     return "; ".join(filter(None, [", ".join(parts), cell.why, cell.also]))
 
-
+# %% ../nbs/library/72_paper.ipynb #a98decf4
 def _cell_texts(cell) -> dict[str, str]:  # here, paper, difference, basis
     "What one cell of the paper's table shows."
     texts = {"here": "", "paper": "–", "difference": "", "basis": ""}
@@ -543,7 +543,7 @@ def _best_values(compared: pd.DataFrame) -> dict[tuple[str, str], float]:  # (ta
             best[task, side] = cells[side].astype(float).max()
     return best
 
-
+# %% ../nbs/library/72_paper.ipynb #7b6fa6c0
 def _cell_html(cell, best: dict[tuple[str, str], float]) -> str:
     "A cell of the table: a line for each part that there is."
     texts = _cell_texts(cell)
