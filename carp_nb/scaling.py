@@ -261,7 +261,7 @@ def _power_text(value: float, lo: float, hi: float) -> str:
         return f"{value:.2f}"
     return f"{value:.2f} ({lo:.2f} to {hi:.2f})"
 
-
+# %% ../nbs/library/78_scaling.ipynb #5d4d8808
 def _judge_power(fit: pd.Series, power: float) -> tuple[str, str]:
     "Is the power of the last doubling within 0.1 of a whole number; undecided if only its interval is."
     seen = (
@@ -291,7 +291,7 @@ def _answer_claim(
         return _NOT_MEASURED, ""
     return _judge_power(fit.iloc[0], claim.length)
 
-
+# %% ../nbs/library/78_scaling.ipynb #bcbf9055
 def _first_shapes(cost: pd.DataFrame) -> tuple[str, str]:
     "The first CARP and the first Transformer with plain attention that were measured."
     shapes = list(cost["shape"].unique())
