@@ -160,7 +160,7 @@ def score_checkpoint(
     _add_zero_shot(run, model, tests, common)
     _add_downstream(run, model, name, sha, tests.heads, tests, common)
 
-
+# %% ../nbs/library/79_checkpoints.ipynb #0e8f1323
 def score_baseline(
     run: Run,  # gets the rows
     checkpoint,  # any line of `find_checkpoints` of the pretraining run, for its architecture
