@@ -42,7 +42,7 @@ from carp_nb.files import (
 )
 from carp_nb.mutant_tables import (
     MutantTable,
-    is_table,
+    is_mutant_file,
     read_mutant_table,
     read_mutants,
     score_table,
@@ -507,9 +507,9 @@ def score(
     if offset is None:
         offset = scan.offset if scan else 1
     settings = {"offset": offset, "method": method, "dtype": dtype, "progress": bool(output)}
-    wanted = read_mutants(mutants) if mutants and not is_table(mutants) else None
+    wanted = read_mutants(mutants) if mutants and not is_mutant_file(mutants) else None
     rows = None
-    if is_table(mutants):
+    if is_mutant_file(mutants):
         rows = [read_mutant_table(mutants, residues, offset) for _, residues in proteins]
     elif skip_bad and wanted:
         rows = [MutantTable("", wanted)] * len(proteins)

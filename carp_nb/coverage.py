@@ -379,7 +379,7 @@ def _judged_cells(
     return nearest.drop_duplicates(["method", "paper_model", "task"])
 
 # %% ../nbs/library/77_coverage.ipynb #aa69b74d
-def _count_text(reasons: pd.Series) -> str:
+def _count_reasons(reasons: pd.Series) -> str:
     "Count texts: `another model 12, part of the data 3`."
     return ", ".join(f"{why} {n}" for why, n in reasons.value_counts().items())
 
@@ -394,7 +394,7 @@ def _count_filled(
     judged = [_judged_cells(compared[t], t) for t in titles if t in compared]
     filled = pd.concat(judged) if judged else pd.DataFrame(columns=["reasons", "why", "seeds"])
     full = filled[filled.reasons == 0]
-    why = _count_text(filled.why.explode().dropna())
+    why = _count_reasons(filled.why.explode().dropna())
     if len(full):
         few = full[full.seeds < full.seeds_asked.fillna(0)]
         if len(few):

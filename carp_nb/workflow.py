@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
-from .carp import TABLE_S1, n_parameters
+from .carp import TABLE_S1
 from .datasets import list_datasets
 from .esm import TABLE_S2
 from .files import CarpError, in_project
-from .pretrain import PretrainConfig, snapshot_steps
+from .pretrain import snapshot_steps
 from .pretrained import list_models
 from .results import Results, notebook_parameters
+from .runs import count_parameters
 
 # %% ../nbs/library/75_workflow.ipynb #3e30bc46
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def read_plan(
 def _count_parameters(size: str) -> int:
     "The parameters of a size, of Tables S1 and S2 or of a published model."
     if size in TABLE_S1 or size in TABLE_S2:
-        # a model on the meta device takes no memory
-        with torch.device("meta"):
-            return n_parameters(PretrainConfig(size).untrained())
+        return count_parameters(size)
     counts: pd.Series = list_models().set_index("name")["parameters"]
     return int(counts.to_dict()[size])
 
