@@ -4,27 +4,36 @@
 
 # %% auto #0
 __all__ = ['CarpError', 'open_file', 'file_sha256', 'text_sha256', 'joined_sha256', 'content_sha256', 'tensors_sha256',
-           'rows_sha256', 'atomic_path', 'write_text', 'table_suffix', 'write_table', 'save_tensors', 'read_tensors',
-           'project_root', 'in_project', 'package_folder', 'split_commas', 'file_name']
+           'rows_sha256', 'scratch_folder', 'publish', 'atomic_path', 'write_text', 'table_suffix', 'write_table',
+           'save_tensors', 'read_tensors', 'claim', 'project_root', 'in_project', 'package_folder', 'split_commas',
+           'file_name']
 
 # %% ../nbs/library/00_files.ipynb #122eb073
+import errno
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
+import socket
 import sys
+import tempfile
+import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -159,34 +168,128 @@ def rows_sha256(*tables: pd.DataFrame) -> str:
             lines.append(f"{sequence} {target}")
     return text_sha256("\n".join(lines))
 
-# %% ../nbs/library/00_files.ipynb #75a3cbcb
-def _remove(path: Path) -> None:
-    "Remove a file or a folder, if it exists."
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+# %% ../nbs/library/00_files.ipynb #4d142592
+# Of a file system without locks, such as some network disks
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+def _try_lock(
+    path: Path,  # made if it is not there
+) -> FileLock | None:  # None: another process has it
+    "Lock a file without waiting. Raises OSError, with a number of `_NO_LOCKS` where there are no locks."
+    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock
+
+
+def _unlock(lock: FileLock) -> None:
+    "Remove the file of a lock and release it; a lock that a forked process inherited is left alone."
+    if lock.is_locked:
+        # Removed before the release: a process that already waits for it notices and makes it anew
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+# %% ../nbs/library/00_files.ipynb #7510d57d
+_SCRATCH = (".carp-", ".tmp")  # how the name of such a folder begins and ends
+_LOCK = ".carp-lock"  # in it
+
+
+def _remove_abandoned(parent: Path) -> None:
+    "Remove the temporary folders of processes that have ended."
+    for folder in parent.glob("*".join(_SCRATCH)):
+        # Without locks, or in a folder of somebody else, nobody can tell
+        with suppress(OSError):
+            lock = _try_lock(folder / _LOCK)
+            if lock:
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.release()
+                # some network disks keep a file as long as it is open
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_scratch(parent: Path) -> tuple[Path, FileLock | None]:  # None: no locks here
+    "Make an empty folder with a random name, and lock it."
+    while True:
+        folder = Path(tempfile.mkdtemp(_SCRATCH[1], _SCRATCH[0], parent))
+        try:
+            lock = _try_lock(folder / _LOCK)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return folder, None
+            # removed, because it had no lock yet
+            if folder.exists():
+                raise
+            continue
+        if lock:
+            return folder, lock
+
+# %% ../nbs/library/00_files.ipynb #64eeb8ae
+@contextmanager
+def scratch_folder(
+    parent: str | Path,  # made if it is not there
+) -> Iterator[Path]:
+    "Make a folder for temporary files, which is removed when the block ends, or by the next call if it is killed."
+    parent = Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent)
+    folder, lock = _make_scratch(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock:
+            lock.release()
+            shutil.rmtree(folder, ignore_errors=True)
+
+# %% ../nbs/library/00_files.ipynb #a065602f
+def _sync(path: Path) -> None:
+    "Wait until a file, or the names in a folder, are on the disk."
+    # elsewhere a folder cannot be opened
+    if path.is_dir() and os.name != "posix":
+        return
+    opened = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        # not every file system can do that for a folder
+        if not path.is_dir() or error.errno == errno.EIO:
+            raise
+    finally:
+        os.close(opened)
+
+
+def publish(
+    temporary: Path,  # a complete file or folder
+    path: Path,  # its final name, in the same file system
+) -> None:
+    "Rename a file or folder once its content is on the disk; so is the new name when this returns."
+    for inside in temporary.rglob("*"):
+        _sync(inside)
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
 
 # %% ../nbs/library/00_files.ipynb #9428d739
 @contextmanager
 def atomic_path(
     path: str | Path,  # final name of a file or a folder; its parent folder is created
 ) -> Iterator[Path]:  # the name to write it under
-    """Yield a temporary name in the same folder, and rename it when the block ends.
+    """Yield a temporary name in a folder of its own, and rename it when the block ends.
 
-    If the block fails, nothing is left of it, and an older file stays as it was.
+    If the block fails, nothing is left of it, and an older file stays as it was. Of several
+    processes that write one file, the last one's content is there.
     """
-    # the same folder, because a rename is atomic only within one file system
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    # a process that was killed may have left one
-    _remove(temporary)
-    try:
+    # beside the file, because a rename is atomic only within one file system
+    with scratch_folder(path.parent) as folder:
+        # under its own name, which zip and gzip archives store
+        temporary = folder / path.name
         yield temporary
-        os.replace(temporary, path)
-    finally:
-        _remove(temporary)
+        publish(temporary, path)
 
 # %% ../nbs/library/00_files.ipynb #6eb0b139
 def write_text(path: Path, text: str) -> None:
@@ -252,6 +355,86 @@ def read_tensors(
             return tensors, file.metadata() or {}
     except SafetensorError as error:
         raise CarpError("the file is truncated or is no safetensors file; get it again.") from error
+
+# %% ../nbs/library/00_files.ipynb #c539e834
+def _claim_file(path: Path) -> Path:
+    "The file whose lock is the claim on a file or folder."
+    name = path.name
+    # file systems limit a name to 255 bytes
+    if len(name.encode()) > 200:
+        name = text_sha256(name)[:32]
+    return path.with_name(f".{name}.claim")
+
+
+def _this_process() -> dict[str, str | int]:
+    "What another process is told of this one."
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "command": command[:120],
+    }
+
+
+def _describe_holder(file: Path) -> str:
+    "Say who has a claim."
+    try:
+        holder = json.loads(file.read_text(encoding="utf-8"))
+        return "process {pid} on {host} ({command}) since {since}".format(**holder)
+    # it has just ended, or this system lets nobody read a locked file
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+# %% ../nbs/library/00_files.ipynb #0b4b69e8
+def _take_claim(
+    path: Path, waits: bool, remedy: str
+) -> FileLock | None:  # None: there are no locks here
+    "Lock what is claimed. Raises CarpError that names the holder."
+    file = _claim_file(path)
+    tries = 0
+    while not (lock := _try_lock(file)):
+        tries += 1
+        # a claim that is just given up looks taken, and a new one does not name its holder yet
+        if tries == 5 and not waits:
+            raise CarpError(f"{path} is being written by {_describe_holder(file)}; {remedy}.")
+        if tries == 5:
+            print(f"waiting for {path}: {_describe_holder(file)} is making it.", file=sys.stderr)
+        time.sleep(0.05)
+    # without it the claim is as good, but the holder has no name
+    with suppress(OSError):
+        file.write_text(json.dumps(_this_process()), encoding="utf-8")
+    return lock
+
+
+@contextmanager
+def claim(
+    path: str | Path,  # file or folder, there or not; the folder that holds it is made
+    waits: bool = False,  # until the holder has finished; False: refuse
+    remedy: str = "wait until it has ended, or choose another name",  # what the refused user can do
+) -> Iterator[None]:
+    """Keep a file or folder for this process until the block ends or the process dies.
+
+    Warns on a file system without locks. Raises CarpError that names the process which has it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = None
+    try:
+        lock = _take_claim(path, waits, remedy)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"the file system of {path} has no locks, so nothing keeps a second process from "
+            "writing there; start only one.",
+            stacklevel=3,
+        )
+    try:
+        yield
+    finally:
+        if lock:
+            _unlock(lock)
 
 # %% ../nbs/library/00_files.ipynb #c75bbf23
 def project_root() -> Path | None:
