@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN
-from .files import CarpError, atomic_path
+from .files import CarpError, atomic_path, claim
 
 # %% ../nbs/library/41_batching.ipynb #3796bed9
 def _checksum(tokens: np.ndarray, offsets: np.ndarray) -> str:
@@ -152,7 +152,7 @@ def build_corpus(
 ) -> Corpus:  # mapped from disk
     """Tokenise a stream of sequences to disk. Interrupted or refused, it leaves nothing behind.
     Raises FileExistsError if the folder is there, CarpError with the id for an illegal
-    symbol, or if there are no sequences.
+    symbol, if there are no sequences, or while another process builds it.
     """
     folder = Path(folder)
     if folder.exists():
@@ -160,7 +160,7 @@ def build_corpus(
             f"{folder} exists; open it with open_corpus, or delete it to build it again."
         )
     # Under another name until all is written, so that a folder that exists is whole
-    with atomic_path(folder) as temporary:
+    with claim(folder), atomic_path(folder) as temporary:
         temporary.mkdir()
         offsets = _write_tokens(records, temporary / "tokens.npy", progress)
         if len(offsets) == 1:

@@ -18,7 +18,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from .files import CarpError
+from .files import CarpError, scratch_folder
 from .readers import write_fasta
 from .tasks import SPLITS, Task, read_labelled
 
@@ -40,7 +40,7 @@ def find_mmseqs() -> str:
 
 # %% ../nbs/library/36_clusters.ipynb #19d452d9
 def _easy_cluster(
-    folder: str,  # holds in.fasta
+    folder: Path,  # holds in.fasta
     identity: float,
     coverage: float,
 ) -> np.ndarray:  # int [N, 2]: names of representative and member
@@ -52,7 +52,7 @@ def _easy_cluster(
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise CarpError(f"MMseqs2 failed: {(done.stdout + done.stderr).strip()[-300:]}")
-    lines = Path(folder, "out_cluster.tsv").read_text().splitlines()
+    lines = (folder / "out_cluster.tsv").read_text().splitlines()
     return np.array([line.split("\t") for line in lines], int)
 
 
@@ -66,8 +66,8 @@ def cluster_sequences(
     Raises FileNotFoundError without MMseqs2, CarpError with its last words if it fails.
     """
     sequences = list(sequences)
-    with tempfile.TemporaryDirectory(prefix="mmseqs-") as folder:
-        write_fasta(((str(i), s) for i, s in enumerate(sequences)), Path(folder, "in.fasta"))
+    with scratch_folder(tempfile.gettempdir()) as folder:
+        write_fasta(((str(i), s) for i, s in enumerate(sequences)), folder / "in.fasta")
         pairs = _easy_cluster(folder, identity, coverage)
     cluster = np.full(len(sequences), -1)
     cluster[pairs[:, 1]] = pairs[:, 0]

@@ -10,9 +10,9 @@ __all__ = ['VARIANT_COLUMNS', 'Scan', 'read_dms', 'known_file', 'find_file', 'fi
 # %% ../nbs/library/34_datasets.ipynb #2b7b4c01
 import os
 import tarfile
-import tempfile
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +23,7 @@ from .alphabet import PROTEIN
 from .catalogue import FILES as _FILES
 from .catalogue import SOURCES, Known, Source
 from .fetch import cache_dir, fetch
-from .files import CarpError, atomic_path, content_sha256, project_root
+from .files import CarpError, content_sha256, make_once, project_root
 from carp_nb.mutants import (
     STOP_CODON,
     Misplaced,
@@ -390,23 +390,23 @@ def find_file(
     return None
 
 # %% ../nbs/library/34_datasets.ipynb #27995318
+def _extract(archive: Path, folder: Path) -> None:
+    "Unpack a tar into a new folder. Raises CarpError for a damaged one."
+    folder.mkdir()
+    try:
+        with tarfile.open(archive) as packed:
+            # the filter, which refuses paths outside the folder, is there from Python 3.11.4 on
+            if hasattr(tarfile, "data_filter"):
+                packed.extractall(folder, filter="data")
+            else:
+                packed.extractall(folder)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise CarpError(f"{archive} cannot be unpacked: {error}; fetch it again.") from error
+
+
 def _unpack(archive: Path, folder: Path) -> Path:
-    "Unpack a tar once, under a temporary name first. Raises CarpError for a damaged one."
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder.parent) as part:
-        try:
-            with tarfile.open(archive) as packed:
-                # the filter, which refuses paths outside the folder, is there from Python 3.11.4 on
-                if hasattr(tarfile, "data_filter"):
-                    packed.extractall(Path(part, "all"), filter="data")
-                else:
-                    packed.extractall(Path(part, "all"))
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise CarpError(f"{archive} cannot be unpacked: {error}; fetch it again.") from error
-        os.replace(Path(part, "all"), folder)
-    return folder
+    "Unpack a tar once; a process that wants it meanwhile waits."
+    return make_once(folder, partial(_extract, archive))
 
 
 def _from_archive(path: str, url: str) -> Path | None:
@@ -425,26 +425,23 @@ def _from_archive(path: str, url: str) -> Path | None:
 def _cut_table(
     table: Path,  # protein_name, mutant, gt, and predictions that are not read
     folder: Path,
-) -> Path:
-    "Write the scores of each protein of a table as a csv, once. Raises CarpError for other columns."
-    if folder.exists():
-        return folder
+) -> None:
+    "Write the scores of each protein of a table as a csv. Raises CarpError for other columns."
     columns = ["protein_name", "mutant", "gt"]
     try:
         rows = pd.read_csv(table, usecols=columns, dtype=str)
     except ValueError as error:
         raise CarpError(f"{table} is not ESM-1v's table of scans: {error}.") from error
-    with atomic_path(folder) as part:
-        part.mkdir()
-        for name, scores in rows.groupby("protein_name"):
-            scores[["mutant", "gt"]].to_csv(part / f"{name}.csv", index=False)
-    return folder
+    folder.mkdir()
+    for name, scores in rows.groupby("protein_name"):
+        scores[["mutant", "gt"]].to_csv(folder / f"{name}.csv", index=False)
 
 
 def _from_table(path: str, origin: str, url: str) -> Path | None:
     "A scan out of the table at a URL, which is found or fetched as any other file."
     table = _obtain(f"{Path(path).parent}/{url.rpartition('/')[2]}", origin, url)
-    return _find_layout(_cut_table(table, cache_dir() / "unpacked" / table.stem), Path(path).name)
+    cut = make_once(cache_dir() / "unpacked" / table.stem, partial(_cut_table, table))
+    return _find_layout(cut, Path(path).name)
 
 # %% ../nbs/library/34_datasets.ipynb #19f9ed38
 def _fetch_file(

@@ -28,7 +28,7 @@ from .batching import bucketed_batches
 from .carp import CARP
 from .devices import as_dtype, dtype_name
 from .esm import ESM
-from .files import CarpError, atomic_path, tensors_sha256
+from .files import CarpError, atomic_path, claim, publish, tensors_sha256
 from .readers import read_fasta
 
 # %% ../nbs/library/51_embedding.ipynb #1d8a10b2
@@ -439,6 +439,10 @@ def _complete(
     progress: bool,
 ) -> None:
     "Write a file, or what an interrupted call has not written of it."
+    # another process may have finished it just before this one had the claim
+    if path.exists():
+        _refuse_other(path, metadata)
+        return
     part = path.with_name(f".{path.name}.part")
     if part.exists():
         _refuse_other(part, metadata)
@@ -453,7 +457,7 @@ def _complete(
         _fill(part, model.eval(), layer, layout, batch_tokens, progress)
     finally:
         model.train(was_training)
-    os.replace(part, path)
+    publish(part, path)
 
 # %% ../nbs/library/51_embedding.ipynb #1dd3c9a7
 def embed(
@@ -468,7 +472,8 @@ def embed(
 ) -> Embeddings:  # as `read_embeddings(path)`
     """Write representations of many sequences to disk (section 4.3).
 
-    Raises CarpError for what cannot be embedded, before it starts.
+    Raises CarpError for what cannot be embedded, before it starts, and while another process
+    writes the file.
     """
     path = Path(path)
     if per not in ("sequence", "residue"):
@@ -486,8 +491,9 @@ def embed(
     halved = per == "residue" and sample.dtype == torch.bfloat16
     layout = _Layout(records, per, "BF16" if halved else "F32", sample.shape[-1])
     metadata = _metadata(encoder, layer, layout, dtype_name(sample.dtype))
-    if path.exists():
-        _refuse_other(path, metadata)
+    if not path.exists():
+        with claim(path):
+            _complete(path, working, layer, layout, metadata, batch_tokens, progress)
     else:
-        _complete(path, working, layer, layout, metadata, batch_tokens, progress)
+        _refuse_other(path, metadata)
     return read_embeddings(path)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CarpError', 'open_file', 'file_sha256', 'text_sha256', 'joined_sha256', 'content_sha256', 'tensors_sha256',
            'rows_sha256', 'scratch_folder', 'publish', 'atomic_path', 'write_text', 'table_suffix', 'write_table',
-           'save_tensors', 'read_tensors', 'claim', 'project_root', 'in_project', 'package_folder', 'split_commas',
-           'file_name']
+           'save_tensors', 'read_tensors', 'claim', 'make_once', 'project_root', 'in_project', 'package_folder',
+           'split_commas', 'file_name']
 
 # %% ../nbs/library/00_files.ipynb #122eb073
 import errno
@@ -24,7 +24,7 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -268,7 +268,9 @@ def publish(
 ) -> None:
     "Rename a file or folder once its content is on the disk; so is the new name when this returns."
     for inside in temporary.rglob("*"):
-        _sync(inside)
+        # what an archive may hold besides is not opened
+        if not inside.is_symlink() and (inside.is_file() or inside.is_dir()):
+            _sync(inside)
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)
@@ -435,6 +437,20 @@ def claim(
     finally:
         if lock:
             _unlock(lock)
+
+# %% ../nbs/library/00_files.ipynb #c77c2da1
+def make_once(
+    path: Path,  # file or folder
+    make: Callable[[Path], object],  # writes it to the path that it is given
+) -> Path:  # the same path
+    "Have a file or folder made if it is not there; a process that wants it meanwhile waits."
+    if not path.exists():
+        with claim(path, waits=True):
+            # perhaps another process has made it while this one waited
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    make(temporary)
+    return path
 
 # %% ../nbs/library/00_files.ipynb #c75bbf23
 def project_root() -> Path | None:
