@@ -48,7 +48,7 @@ import carp_nb
 class CarpError(ValueError):
     "A mistake of the user. Its one sentence says what is wrong, where, and what to do."
 
-# %% ../nbs/library/00_files.ipynb #8235fbcb
+# %% ../nbs/library/00_files.ipynb #cf750d2f
 _OF_PARSERS = (
     EOFError,
     RecursionError,  # of brackets within brackets
@@ -67,7 +67,10 @@ _PARSERS = set(
 
 def _is_of_parser(error: BaseException) -> bool:
     "Whether an error was raised by a library that parses files, and not by our code or its caller."
-    if isinstance(error, _OF_PARSERS) or type(error).__module__.partition(".")[0] in _PARSERS:
+    if (
+        isinstance(error, _OF_PARSERS)
+        or type(error).__module__.lstrip("_").partition(".")[0] in _PARSERS
+    ):
         return True
     packages = []
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -76,7 +79,7 @@ def _is_of_parser(error: BaseException) -> bool:
     last_of_ours = max((i for i, name in enumerate(packages) if name == "carp_nb"), default=-1)
     return bool(_PARSERS.intersection(packages[last_of_ours + 1 :]))
 
-# %% ../nbs/library/00_files.ipynb #f04b6290
+# %% ../nbs/library/00_files.ipynb #f65a9c4f
 _NO_MEMORY = ("allocate", "could not create a primitive", "out of memory")
 _PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES)
 _UNITS = {"": 0, "bytes": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40, "PiB": 50, "EiB": 60}
@@ -108,7 +111,7 @@ def error_of_machine(
             return OSError(number, os.strerror(number), str(path))
     return None
 
-# %% ../nbs/library/00_files.ipynb #8d23f0a2
+# %% ../nbs/library/00_files.ipynb #70e2737e
 def _reason(error: BaseException) -> str:
     "What an error says, in at most 200 characters of one line."
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -138,7 +141,7 @@ def reading(
             f"{path}: the file is truncated or is no {what} ({_reason(error)}); {remedy}."
         ) from error
 
-# %% ../nbs/library/00_files.ipynb #39f519f7
+# %% ../nbs/library/00_files.ipynb #5dbeff1f
 def check_file(path: str | Path) -> None:
     "Raises FileNotFoundError, or CarpError for a folder, a device and a pipe."
     try:
@@ -155,7 +158,7 @@ def check_file(path: str | Path) -> None:
             f"{path} is a device or a pipe; give a regular file, or - for standard input."
         )
 
-# %% ../nbs/library/00_files.ipynb #3096d876
+# %% ../nbs/library/00_files.ipynb #76e97eb7
 _MOST_FOLD = 300  # a file may unpack to
 _FREE = 100 << 20  # bytes, whatever the packed size
 
@@ -474,7 +477,7 @@ def write_table(
         table.to_csv(temporary, sep=_SEPARATORS[suffix], index=False, compression=packing)
     return table
 
-# %% ../nbs/library/00_files.ipynb #354117c5
+# %% ../nbs/library/00_files.ipynb #26d1f852
 _CHECKSUM = "tensors_sha256"  # the name in the header
 
 
@@ -503,7 +506,7 @@ def save_tensors(
         save_file(tensors, temporary, metadata=sealed)
         temporary.chmod(mode)
 
-# %% ../nbs/library/00_files.ipynb #a55af37e
+# %% ../nbs/library/00_files.ipynb #517706bc
 @contextmanager
 def open_tensors(
     path: str | Path,  # .safetensors
@@ -544,7 +547,7 @@ def read_tensors(
         )
     return tensors, metadata
 
-# %% ../nbs/library/00_files.ipynb #9a4dc788
+# %% ../nbs/library/00_files.ipynb #f70021e0
 def _check_parts(path: str | Path) -> None:
     "Raises CarpError for a zip archive of PyTorch with a damaged or a packed part."
     with reading(path, "PyTorch checkpoint"), zipfile.ZipFile(path) as parts:

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .files import CarpError, atomic_path, open_file
+from .files import CarpError, atomic_path, check_file, open_file, reading
 
 # %% ../nbs/library/30_readers.ipynb #c75c176d
 class Record(NamedTuple):
@@ -68,13 +68,36 @@ def _with_residues(path: Path, record: Record) -> Record:
         raise CarpError(f"{path}, line {record.line}: {record.name} has no sequence.")
     return record
 
+# %% ../nbs/library/30_readers.ipynb #e359f563
+_LONGEST_LINE = 1 << 26  # bytes; a file whose lines end in CR alone is one line
+_LONGEST_RECORD = 10**7  # letters
+
+
+def _chunks(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    "Stream the lines of an open file. Raises CarpError for an endless one."
+    while chunk := file.readline(_LONGEST_LINE + 1):
+        if len(chunk) > _LONGEST_LINE:
+            raise CarpError(
+                f"{path} has a line of more than {_LONGEST_LINE:,} bytes; is this a text file?"
+            )
+        yield chunk
+
+
+def _must_be_short(path: Path, record: Record, letters: int) -> None:
+    "Raises CarpError for a record that is too long for a protein."
+    if letters > _LONGEST_RECORD:
+        raise CarpError(
+            f"{path}, line {record.line}: {record.name} has more than {_LONGEST_RECORD:,} letters, "
+            "which is no protein; is this a genome?"
+        )
+
 # %% ../nbs/library/30_readers.ipynb #fd566224
 def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:  # line number, text
     "Stream the lines of a FASTA file that are neither blank nor comments."
     number = 0
     ended = False
     with open_file(path) as file:
-        for chunk in file:
+        for chunk in _chunks(path, file):
             # a file whose lines end in CR alone is one chunk
             for line in chunk.splitlines():
                 number += 1
@@ -100,13 +123,17 @@ def stream_records(
 ) -> Iterator[Record]:
     "Stream the records of a FASTA file. Raises CarpError with file and line."
     record = None
+    letters = 0
     for number, text in _text_lines(path):
         if text.startswith(b">"):
             if record:
                 yield _with_residues(path, record)
             record = Record(number, _header_text(path, number, text), [])
+            letters = 0
         elif record:
             record.parts.append((number, text))
+            letters += len(text)
+            _must_be_short(path, record, letters)
         else:
             raise CarpError(
                 f"{path}, line {number}: expected a header that starts with '>'; "
@@ -313,10 +340,8 @@ def table_lines(
     """
     with open_file(path) as file:
         text = io.TextIOWrapper(file, _encoding_of(path), newline="")
-        try:
+        with reading(path, "table of text", "save it as csv in UTF-8"):
             yield from _table_cells(path, text)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise CarpError(f"{path} is not a table of text: {error}.") from error
 
 # %% ../nbs/library/30_readers.ipynb #2e0dea63
 _DECIMAL_COMMA = r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?"
@@ -469,9 +494,9 @@ class _Plain(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 # %% ../nbs/library/30_readers.ipynb #5454ca0d
-def _lmdb_value(path: Path, reading, key: bytes):  # reading: an LMDB transaction
+def _lmdb_value(path: Path, records, key: bytes):  # records: an LMDB transaction
     "One value of a TAPE LMDB. Raises CarpError for a key that is not there."
-    value = reading.get(key)
+    value = records.get(key)
     if value is None:
         raise CarpError(
             f"{path}: the record {key.decode()} is missing; the file is cut off or not TAPE's."
@@ -486,15 +511,17 @@ def stream_lmdb(
     import lmdb
 
     options = {"readonly": True, "lock": False, "readahead": False}
-    try:
-        with (
-            lmdb.open(str(path), subdir=path.is_dir(), **options) as env,
-            env.begin() as reading,
-        ):
-            for i in range(_lmdb_value(path, reading, b"num_examples")):
-                yield _lmdb_value(path, reading, str(i).encode())
-    except (lmdb.Error, pickle.UnpicklingError, EOFError) as error:
-        raise CarpError(f"{path} cannot be read as a TAPE LMDB: {error}.") from error
+    check_file(path / "data.mdb" if path.is_dir() else path)
+    with (
+        reading(path, "TAPE LMDB"),
+        lmdb.open(str(path), subdir=path.is_dir(), **options) as env,
+        env.begin() as records,
+    ):
+        count = _lmdb_value(path, records, b"num_examples")
+        if not isinstance(count, int):
+            raise CarpError(f"{path}: num_examples is not a number; is this TAPE's file?")
+        for i in range(count):
+            yield _lmdb_value(path, records, str(i).encode())
 
 # %% ../nbs/library/30_readers.ipynb #c4fafdc0
 def find_cell(
