@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .alphabet import AMINO_ACIDS
 from .catalogue import SOURCES, Source
 from carp_nb.datasets import (
     MUTANT_COLUMNS,
@@ -22,7 +23,15 @@ from carp_nb.datasets import (
     wild_type_from_variant,
 )
 from .files import CarpError, content_sha256
-from .readers import find_cell, find_column, find_optional_column, read_fasta, table_lines
+from .mutants import parse_mutant
+from carp_nb.readers import (
+    SKIP_BAD,
+    find_cell,
+    find_column,
+    find_optional_column,
+    read_fasta,
+    table_lines,
+)
 
 # %% ../nbs/library/35_scans.ipynb #c35004e5
 @dataclass
@@ -34,6 +43,7 @@ class ScanFacts:
     direction: int = 1  # +1: a higher score is fitter; -1: it is harm
     mutant_column: str = ""  # empty: the one with a known name
     score_column: str = ""  # empty: the one with a known name
+    skip_bad: bool = False  # leave out and count rows and records that cannot be used
 
     def __post_init__(self):
         if self.direction not in (1, -1):
@@ -69,9 +79,10 @@ def is_scan_path(
     return text.lower() not in names and Path(text).exists()
 
 # %% ../nbs/library/35_scans.ipynb #6239204b
-def _from_fasta(path: Path, fasta: str) -> str:
+def _from_fasta(path: Path, facts: ScanFacts) -> str:
     "The record that is named after a scan, or the only one. Raises CarpError for none."
-    records = dict(read_fasta(fasta))
+    fasta = facts.fasta
+    records = dict(read_fasta(fasta, facts.skip_bad, SKIP_BAD))
     name = scan_name(path)
     if name not in records and len(records) > 1:
         raise CarpError(
@@ -100,7 +111,7 @@ def _own_wild_type(
 ) -> str:
     "Find the wild type of a scan. Raises CarpError with what to do if there is none."
     if facts.fasta:
-        return _from_fasta(path, facts.fasta)
+        return _from_fasta(path, facts)
     wild_type = _from_reference(path)
     if wild_type:
         return wild_type
@@ -133,6 +144,21 @@ def _known_source(path: Path, columns: list[str]) -> Source | None:
     return None
 
 
+def _drop_rare(path: Path, scan: Scan) -> Scan:
+    "Drop and count mutants of residues such as U or X. Raises CarpError if none is left."
+    kept = []
+    for mutant in scan.table.mutant:
+        kept.append(all(m.wt in AMINO_ACIDS for m in parse_mutant(mutant)))
+    if not any(kept):
+        raise CarpError(f"{path}: every mutant changes a residue that is no amino acid, such as X.")
+    dropped = dict(scan.dropped)
+    if not all(kept):
+        dropped["a change of a residue such as U or X, whose odds are not defined"] = len(
+            kept
+        ) - sum(kept)
+    return replace(scan, table=scan.table[kept].reset_index(drop=True), dropped=dropped)
+
+
 def read_own_scan(
     path: Path,  # csv or tsv, plain or gzip
     facts: ScanFacts,
@@ -144,13 +170,21 @@ def read_own_scan(
     columns = next(table_lines(path))[1]
     source = _known_source(path, columns)
     # what the user says comes first
-    if source and facts == ScanFacts():
+    if source and replace(facts, skip_bad=False) == ScanFacts():
         return read_scan(source, path, check=False)
     mutant = find_column(
         path, columns, facts.mutant_column or None, MUTANT_COLUMNS, "choose mutant_column from"
     )
     wild_type = _own_wild_type(path, facts, columns, mutant)
-    scan = read_dms(path, wild_type, facts.offset, mutant, facts.score_column or None)
+    scan = read_dms(
+        path,
+        wild_type,
+        facts.offset,
+        mutant,
+        facts.score_column or None,
+        skip_bad=facts.skip_bad,
+    )
+    scan = _drop_rare(path, scan)
     why = {1: "fitter, as direction says", -1: "harm, as direction says"}[facts.direction]
     return replace(
         scan,

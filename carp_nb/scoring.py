@@ -10,7 +10,7 @@ __all__ = ['METHODS', 'Scorer', 'place_on_columns', 'hint_offset', 'method_name'
 # %% ../nbs/library/50_scoring.ipynb #f8bd774f
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .alphabet import AMINO_ACIDS, PROTEIN
+from .alphabet import AMINO_ACIDS, PROTEIN, list_rare
 from .carp import CARP
 from carp_nb.datasets import (
     SOURCES,
@@ -36,9 +36,9 @@ from carp_nb.datasets import (
 from .devices import as_dtype
 from .files import CarpError, split_commas
 from .incremental import masked_log_probs
-from .metrics import ndcg, spearman_interval, top_recall
+from .metrics import ndcg, proteingym_measures, spearman_interval, top_recall
 from .mutants import Unscorable, count_fits, format_mutant, parse_mutant, place_mutant
-from .readers import first_five, read_fasta
+from .readers import SKIP_BAD, first_five, keep_short, read_fasta
 from .scans import ScanFacts, is_scan_path, read_own_scans
 from .tasks import subsample
 
@@ -284,6 +284,21 @@ def score_mutants(
         scores.append(_sum_log_odds(columns, [odds[positions] for positions in sets]))
     return np.array(scores, dtype=np.float64)
 
+# %% ../nbs/library/50_scoring.ipynb #8e921433
+def _note_rare(
+    wild_type: str,  # residues in capitals
+    offset: int,
+    name: str,  # of the protein
+) -> None:
+    "Warn of positions that a full scan leaves out, because their odds are not defined."
+    rare = list_rare(wild_type, offset)
+    if not rare:
+        return
+    what = f"{len(rare)} of {len(wild_type)} positions ({first_five(rare, ', ')}) are none"
+    if len(rare) == len(wild_type):
+        what = f"not one of its {len(rare)} residues is one"
+    warnings.warn(f"{name}: {what} of the 20 amino acids; left out.", stacklevel=3)
+
 # %% ../nbs/library/50_scoring.ipynb #3ba73e6d
 def mutation_scan(
     model: Scorer,
@@ -293,6 +308,7 @@ def mutation_scan(
     method: str = "masked",  # masked (equation 1), masked-each, wild-type
     dtype: str = "float32",  # float32, bfloat16, auto
     progress: bool = False,
+    name: str = "the wild type",  # for messages
 ) -> pd.DataFrame:  # index: residue number; columns: AMINO_ACIDS; nats, 0.0 at the wild type
     "Compute the log-odds of every single substitution; the row of a residue such as X or U is NaN."
     method = method_name(method)
@@ -300,6 +316,7 @@ def mutation_scan(
     last = offset + len(wild_type) - 1
     if positions is None:
         positions = range(offset, last + 1)
+        _note_rare(wild_type, offset, name)
     numbers = list(positions)
     outside = [n for n in numbers if not offset <= n <= last]
     if outside:
@@ -339,10 +356,11 @@ def rank_mutants(
     method: str = "masked",
     dtype: str = "float32",
     progress: bool = False,
+    name: str = "the wild type",  # for messages
 ) -> pd.DataFrame:  # mutant, score (nats), percentile (100: the best); best first
     "Rank mutants from best to worst; the arguments are those of `score_mutants`."
     if mutants is None:
-        scan = mutation_scan(model, wild_type, None, offset, method, dtype, progress)
+        scan = mutation_scan(model, wild_type, None, offset, method, dtype, progress, name)
         table = _list_substitutions(scan, wild_type, offset)
     else:
         mutants = list(mutants)
@@ -357,11 +375,13 @@ def rank_mutants(
 def rank_proteins(
     models: Sequence[Scorer],
     proteins: list[tuple[str, str]],  # (id, sequence) pairs
-    mutants: list[str] | None = None,  # of every protein; None: every single substitution
+    # of every protein, or of each by its id; None: every single substitution
+    mutants: list[str] | Mapping[str, list[str]] | None = None,
     offset: int = 1,
     method: str = "masked",
     dtype: str = "float32",
     progress: bool = False,
+    skip_bad: bool = False,  # leave out proteins that are too long for a model, with a note
 ) -> dict[tuple[str, str], pd.DataFrame]:  # (protein, model) -> as `rank_mutants`
     "Rank the mutants of several proteins with several models. Raises CarpError naming the protein."
     ids = [name for name, _ in proteins]
@@ -370,12 +390,17 @@ def rank_proteins(
         raise CarpError(
             f"the id {repeated[0]!r} stands for {ids.count(repeated[0])} sequences; give each its own."
         )
+    # one alone gets a sentence of its own below
+    if len(proteins) > 1:
+        for model in models:
+            proteins = keep_short(proteins, model.max_length, model.name, skip_bad)
     ranked = {}
     for name, sequence in proteins:
+        wanted = mutants[name] if isinstance(mutants, Mapping) else mutants
         for model in models:
             try:
                 ranked[name, model.name] = rank_mutants(
-                    model, sequence, mutants, offset, method, dtype, progress
+                    model, sequence, wanted, offset, method, dtype, progress, name
                 )
             except ValueError as error:
                 raise CarpError(f"{name}: {error}") from error
@@ -441,6 +466,8 @@ def _refuse_name(
 # %% ../nbs/library/50_scoring.ipynb #37587d7f
 def read_proteins(
     source: str,  # residues, one FASTA record, a FASTA file, or the name of a scan in any case
+    skip_bad: bool = False,  # leave out records of a file that cannot be used, with a note
+    hint: str = "",  # added to the error of a bad record
 ) -> tuple[Iterator[tuple[str, str]], Scan | None]:  # (id or "", sequence) pairs; the scan if named
     "Read proteins. Raises CarpError for an unknown name, FileNotFoundError for a missing file."
     text = source.strip()
@@ -448,8 +475,8 @@ def read_proteins(
     if text.lower() in scans:
         scan = load_scan(scans[text.lower()])
         return iter([(scan.name, scan.wild_type)]), scan
-    if isfile(text):
-        return read_fasta(text), None
+    if isfile(text) or text == "-":
+        return read_fasta(text, skip_bad, hint), None
     # a dot or a slash makes a path, unless the text is FASTA or too long for one
     if re.fullmatch(r"[^>\n]{0,255}[./\\][^>\n]{0,255}", text):
         raise FileNotFoundError(
@@ -512,6 +539,9 @@ def agreement(
         ("recall_top10", recall, np.nan, np.nan, n),
         *_spearman_by_depth(scores, fitness, sites, n_boot, seed),
     ]
+    for metric, value in proteingym_measures(scores, fitness).items():
+        if metric not in ("spearman", "ndcg_top10"):
+            rows.append((metric, value, np.nan, np.nan, n))
     return pd.DataFrame(rows, columns=["metric", "value", "lo", "hi", "n"])
 
 # %% ../nbs/library/50_scoring.ipynb #08ea5a97
@@ -603,7 +633,7 @@ def find_inputs(
             "mutants belong to the protein of a fasta, without datasets; "
             "measured mutants are given as -p datasets FILE."
         )
-    if not by_path and replace(facts, fasta="", offset=1) != ScanFacts():
+    if not by_path and replace(facts, fasta="", offset=1, skip_bad=False) != ScanFacts():
         raise CarpError(
             "direction, mutant_column and score_column belong to scans given by path; "
             "datasets names none."
@@ -613,7 +643,7 @@ def find_inputs(
             "offset belongs to a fasta or to scans given by path, and neither is given."
         )
     if ranks:
-        return [], list(read_fasta(facts.fasta))
+        return [], list(read_fasta(facts.fasta, facts.skip_bad, SKIP_BAD))
     return find_scans(datasets, facts), []
 
 # %% ../nbs/library/50_scoring.ipynb #1757793f
