@@ -18,9 +18,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
-from .files import CarpError, most_unpacked, open_file
+from .files import CarpError, most_unpacked
 
 # %% ../nbs/library/07_contents.ipynb #87789049
 # a page may begin with white space, a mark of the encoding, or comments
@@ -179,6 +179,13 @@ class _Counted:
             )
 
 # %% ../nbs/library/07_contents.ipynb #72a7b2c4
+def _unzipped(raw: IO[bytes]) -> IO[bytes]:
+    "Return the content of an open file, plain or gzip."
+    is_packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    return cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_packed else raw
+
+
 @contextmanager
 def _open_tar(archive: Path) -> Iterator[tuple[tarfile.TarFile, _Counted]]:
     "Open a tar, plain or gzip, to be read once from its beginning. Raises CarpError."
@@ -187,7 +194,7 @@ def _open_tar(archive: Path) -> Iterator[tuple[tarfile.TarFile, _Counted]]:
             f"{archive} cannot be unpacked safely by Python {sys.version.split()[0]}; "
             "use 3.11.4 or newer, or unpack it yourself into a folder named by CARP_NB_DATA."
         )
-    with open_file(archive) as file:
+    with archive.open("rb") as raw, _unzipped(raw) as file:
         counted = _Counted(file, archive)
         try:
             # as a stream, in which no member can send the reader back

@@ -28,7 +28,7 @@ from .incremental import masked_log_probs
 from .mutants import ONE_LETTER, Mutation, Unscorable, parse_mutant, place_mutant
 
 # %% ../nbs/library/16_indels.ipynb #a6abf0da
-_SITE = r"([A-Z]{3}|[A-Z])(-?\d+)"
+_SITE = r"([A-Z]{3}|[A-Z])(-?\d{1,9})"
 _INDEL = re.compile(rf"{_SITE}(?:_{_SITE})?(DELINS|DEL|INS|DUP)([A-Z]*)", re.I | re.A)
 # a frameshift, an extension, or an insertion of unknown residues
 _OPEN = re.compile(r"del|ins|dup|fs|ext|\d_", re.I)
