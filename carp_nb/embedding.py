@@ -9,9 +9,9 @@ __all__ = ['Sequences', 'Shapes', 'Embeddings', 'read_embeddings', 'embed']
 import hashlib
 import itertools
 import json
-import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .alphabet import PROTEIN
+from .alphabet import PROTEIN, list_rare
 from .batching import bucketed_batches
 from .carp import CARP
 from .devices import as_dtype, dtype_name
 from .esm import ESM
 from .files import CarpError, atomic_path, claim, publish, tensors_sha256
-from .readers import read_fasta
+from .readers import SKIP_BAD, first_five, keep_short, read_fasta
 
 # %% ../nbs/library/51_embedding.ipynb #1d8a10b2
 Sequences = str | Path | Mapping[str, str] | Iterable[str | tuple[str, str]]
@@ -45,53 +45,68 @@ def _numbered(
     return record
 
 # %% ../nbs/library/51_embedding.ipynb #1a87287c
-def _named(source: Sequences) -> Iterable[tuple[object, str]]:  # ids as given, and sequences
+def _named(
+    source: Sequences,
+    skip_bad: bool = False,  # leave out records of a file that cannot be used, with a note
+) -> Iterable[tuple[object, str]]:  # ids as given, and sequences
     "The sequences of any kind of input with their ids."
     if isinstance(source, (str, Path)):
-        return read_fasta(source)
+        return read_fasta(source, skip_bad, SKIP_BAD)
     if isinstance(source, Mapping):
         return source.items()
     return map(_numbered, itertools.count(1), source)
 
+# %% ../nbs/library/51_embedding.ipynb #1864d4e6
+def _note_records(records: dict[str, str], problems: list[str]) -> None:
+    "Warn of sequences that were left out, and of those that hold no amino acid (X only)."
+    if problems:
+        warnings.warn(
+            f"{len(problems)} sequences are left out: {first_five(problems)}.", stacklevel=4
+        )
+    unknown = [name for name, text in records.items() if len(list_rare(text)) == len(text)]
+    if unknown:
+        warnings.warn(
+            f"{len(unknown)} of {len(records)} sequences have none of the 20 amino acids (X only, "
+            f"for example), so that they say little: {first_five(unknown)}.",
+            stacklevel=4,
+        )
+
 # %% ../nbs/library/51_embedding.ipynb #bc5c6f59
-def _records(source: Sequences) -> dict[str, str]:  # id -> sequence in capitals
+def _records(
+    source: Sequences,
+    skip_bad: bool = False,  # leave out what cannot be read, with a note
+) -> dict[str, str]:  # id -> sequence in capitals
     "Read and check sequences. Raises CarpError for a repeated id, an illegal symbol or no input."
     records: dict[str, str] = {}
-    for name, sequence in _named(source):
+    problems = []
+    for name, sequence in _named(source, skip_bad):
         # the ids are stored as the lines of one text
         if not isinstance(name, str) or "\n" in name:
             raise CarpError(
                 f"the id {name!r} is not one line of text; give each sequence such an id."
             )
-        if name in records:
-            raise CarpError(f"the id {name!r} is given twice; give each sequence its own.")
-        PROTEIN.to_ids(sequence, name)
+        try:
+            if name in records:
+                raise CarpError(f"the id {name!r} is given twice; give each sequence its own.")
+            PROTEIN.to_ids(sequence, name)
+        except CarpError as error:
+            if not skip_bad:
+                raise
+            problems.append(str(error).rstrip("."))
+            continue
         records[name] = sequence.strip().upper()
+    _note_records(records, problems)
     if not records:
         raise CarpError("there are no sequences to embed; give at least one.")
     return records
 
 # %% ../nbs/library/51_embedding.ipynb #b4358249
-def _encoder_for(model: nn.Module, records: dict[str, str]) -> CARP | ESM:
-    """The model, if it can embed these sequences.
-
-    Raises TypeError for a model without representations, CarpError for sequences that are
-    too long for it.
-    """
+def _encoder_for(model: nn.Module) -> CARP | ESM:
+    "The model, if it can embed. Raises TypeError for one without representations."
     if not hasattr(model, "represent"):
         name = getattr(model, "name", model)
         raise TypeError(f"{name} has no representations; embed with a CARP or ESM model.")
-    encoder = cast(CARP | ESM, model)
-    limit = encoder.max_length or math.inf
-    long = [name for name, sequence in records.items() if len(sequence) > limit]
-    if long:
-        raise CarpError(
-            f"{encoder.name} reads at most {limit} residues, and {len(long)} "
-            f"of {len(records)} sequences are longer, first {long[0]} "
-            f"with {len(records[long[0]])}; "
-            "leave them out, cut them, or use a CARP model, which has no limit."
-        )
-    return encoder
+    return cast(CARP | ESM, model)
 
 # %% ../nbs/library/51_embedding.ipynb #35c3a22b
 def _sequences_sha256(records: dict[str, str]) -> str:  # 64 hexadecimal digits
@@ -469,6 +484,7 @@ def embed(
     dtype: str = "float32",  # float32, bfloat16, or auto: bfloat16 where the hardware is fast at it
     batch_tokens: int | None = None,  # padded residues per pass; None: 16384, on a CPU 2048
     progress: bool = True,
+    skip_bad: bool = False,  # leave out sequences that cannot be read or are too long, with a note
 ) -> Embeddings:  # as `read_embeddings(path)`
     """Write representations of many sequences to disk (section 4.3).
 
@@ -482,8 +498,10 @@ def embed(
         raise CarpError(
             f"{path}: embeddings are written as .safetensors; give a path that ends in it."
         )
-    records = _records(sequences)
-    encoder = _encoder_for(model, records)
+    records = _records(sequences, skip_bad)
+    encoder = _encoder_for(model)
+    short = keep_short(list(records.items()), encoder.max_length, encoder.name, skip_bad)
+    records = dict(short)
     # the checksum is that of the model itself, whatever it is computed in
     working = as_dtype(encoder, dtype)
     sample = _sample(working, layer)
