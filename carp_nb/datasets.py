@@ -9,7 +9,6 @@ __all__ = ['VARIANT_COLUMNS', 'Scan', 'read_dms', 'known_file', 'find_file', 'fi
 
 # %% ../nbs/library/34_datasets.ipynb #2b7b4c01
 import os
-import tarfile
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
@@ -22,6 +21,7 @@ import pandas as pd
 from .alphabet import PROTEIN
 from .catalogue import FILES as _FILES
 from .catalogue import SOURCES, Known, Source
+from .contents import unpack_tar
 from .fetch import cache_dir, fetch
 from .files import CarpError, content_sha256, make_once, project_root
 from carp_nb.mutants import (
@@ -390,23 +390,20 @@ def find_file(
     return None
 
 # %% ../nbs/library/34_datasets.ipynb #27995318
-def _extract(archive: Path, folder: Path) -> None:
-    "Unpack a tar into a new folder. Raises CarpError for a damaged one."
-    folder.mkdir()
-    try:
-        with tarfile.open(archive) as packed:
-            # the filter, which refuses paths outside the folder, is there from Python 3.11.4 on
-            if hasattr(tarfile, "data_filter"):
-                packed.extractall(folder, filter="data")
-            else:
-                packed.extractall(folder)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise CarpError(f"{archive} cannot be unpacked: {error}; fetch it again.") from error
+def _unpack(
+    archive: Path,
+    folder: Path,
+    wanted: list[str] | None = None,  # files or folders in the archive; None: everything
+) -> Path:
+    "Unpack a tar once; a process that wants it meanwhile waits. Raises as `unpack_tar`."
+    return make_once(folder, partial(unpack_tar, archive, wanted=wanted))
 
 
-def _unpack(archive: Path, folder: Path) -> Path:
-    "Unpack a tar once; a process that wants it meanwhile waits."
-    return make_once(folder, partial(_extract, archive))
+def _names_in(url: str) -> list[str]:
+    "The names that the files of all sets in an archive may have there."
+    sources = [source for source in SOURCES if source.url == url]
+    paths = [path for source in sources for path in (source.path, *source.more)]
+    return [name for path in paths for name in _layouts(path)]
 
 
 def _from_archive(path: str, url: str) -> Path | None:
@@ -418,7 +415,8 @@ def _from_archive(path: str, url: str) -> Path | None:
         folder=cache_dir() / "archives",
         hint=f"set CARP_NB_DATA to a folder that holds {path}",
     )
-    unpacked = _unpack(archive, cache_dir() / "unpacked" / name.removesuffix(".tar.gz"))
+    folder = cache_dir() / "unpacked" / name.removesuffix(".tar.gz")
+    unpacked = _unpack(archive, folder, _names_in(url))
     return _find_layout(unpacked, path)
 
 # %% ../nbs/library/34_datasets.ipynb #f15a4474

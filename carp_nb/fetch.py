@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -117,21 +116,26 @@ def _reason(
         return "the server cannot be reached"
     return str(error)
 
-# %% ../nbs/library/20_fetch.ipynb #1e38d281
+# %% ../nbs/library/20_fetch.ipynb #9ab01223
 @contextmanager
 def _renamed(
     file: Path,
     name: str,
 ) -> Iterator[Path]:
     "Give a file another name for a while, without copying it where the system can."
-    with tempfile.TemporaryDirectory(prefix=".check-", dir=file.parent) as place:
-        named = Path(place, name)
+    place = file.with_name(f"{file.name}.check")
+    # a process that was killed may have left one
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    try:
         try:
-            os.link(file, named)
+            os.link(file, place / name)
         # not every file system has links
         except OSError:
-            shutil.copyfile(file, named)
-        yield named
+            shutil.copyfile(file, place / name)
+        yield place / name
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 # %% ../nbs/library/20_fetch.ipynb #5dda46d7
 # as large as no file here; what a server sends without saying how much it will be ends there
@@ -172,12 +176,15 @@ class _Download:
         return content_fault(file, self.path.name, thorough) or self._unreadable(file, thorough)
 
     def _unreadable(self, file: Path, thorough: bool) -> str:
-        try:
-            if thorough and self.check:
-                with _renamed(file, self.path.name) as named:
-                    self.check(named)
-        except CarpError as error:
-            return f"cannot be used: {error}".rstrip(".")
+        if not (thorough and self.check):
+            return ""
+        with _renamed(file, self.path.name) as named:
+            try:
+                self.check(named)
+            except CarpError as error:
+                # what to do about it is said here, as of a download
+                what = str(error).replace(str(named), named.name).partition("; ")[0]
+                return f"cannot be used: {what.rstrip('.')}"
         return ""
 
     def is_there(self) -> bool:

@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import torch
 from .carp import CARP, TABLE_S1, CARPConfig, n_parameters
 from .devices import pick_device
 from .esm import ESM, ESM_PUBLISHED, FAIR_ESM_URL, TABLE_S2, Ensemble, ESMConfig
-from .fetch import cache_dir, fetch
+from .fetch import cache_dir, fetch, stated
 from .files import CarpError, file_sha256, package_folder, split_commas, text_sha256
 
 # save_checkpoint is not used here: whoever loads a model also saves one, and looks for both in one place
@@ -57,6 +57,12 @@ class Published(NamedTuple):
     @property
     def url(self) -> str:
         return ORIGINS[self.origin].format(self.file)
+
+    @property
+    def checksum(
+        self,
+    ) -> str:  # of a download: SHA-256, or an MD5 that others state; empty: neither
+        return self.sha256 or stated(self.url).md5
 
 # %% ../nbs/library/21_pretrained.ipynb #2f2047da
 PUBLISHED = {
@@ -181,6 +187,16 @@ def _must_be(
             f"expected {expected}; rename it, or load it by its path."
         )
 
+# %% ../nbs/library/21_pretrained.ipynb #630cfb3d
+def _must_have_shape(key: str, path: Path) -> None:
+    "Raise CarpError for a file that holds another model than its name says."
+    _, config, _ = read_weights(path)
+    if config != _SHAPES[key]:
+        raise CarpError(
+            f"{path} is not the model that {key} stands for: it holds {config}, "
+            f"expected {_SHAPES[key]}; rename it, or load it by its path."
+        )
+
 # %% ../nbs/library/21_pretrained.ipynb #745dbfad
 def find_weights(
     name: str,  # one of `list_models`, in upper or lower case
@@ -209,6 +225,7 @@ def find_weights(
         cache_dir() / "weights",
         progress,
         hint=f"set CARP_NB_WEIGHTS to a folder that holds {model.file}",
+        check=partial(_must_have_shape, key),
     )
 
 # %% ../nbs/library/21_pretrained.ipynb #c724bcff
@@ -269,12 +286,7 @@ def _load_named(key: str, name: str, device: torch.device, progress: bool) -> CA
     "Load a model by name. Raises CarpError for an unverified file of another shape."
     path = find_weights(name, progress)
     if key in PUBLISHED and PUBLISHED[key].sha256 is None:
-        _, config, _ = read_weights(path)
-        if config != _SHAPES[key]:
-            raise CarpError(
-                f"{path} is not the model that {key} stands for: it holds {config}, "
-                f"expected {_SHAPES[key]}; rename it, or load it by its path."
-            )
+        _must_have_shape(key, path)
     model = _load_file(path, device)
     model.name = key
     return model
@@ -407,7 +419,8 @@ def _published_rows(user_weights: dict[str, Path]) -> list[dict[str, Any]]:
     cached = {}
     for name, model in PUBLISHED.items():
         cached[name] = name in user_weights or (cache_dir() / "weights" / model.file).is_file()
-        verified = model.sha256 is not None
+        # of the user's own files, only those with a published SHA-256 are compared
+        verified = bool(model.sha256 if name in user_weights else model.checksum)
         rows.append(_row(name, _size(_SHAPES[name]), model.origin, verified, cached[name]))
     for name, members in ENSEMBLES.items():
         member = _size(_SHAPES[members[0]])
