@@ -26,16 +26,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN, list_rare
-from .carp import CARP
-from carp_nb.datasets import (
-    SOURCES,
-    Scan,
-    list_datasets,
-    load_scan,
-)
+from .datasets import SOURCES, Scan, list_datasets, load_scan
 from .devices import as_dtype
 from .files import CarpError, split_commas
-from .incremental import masked_log_probs
+from .indels import fastest_log_probs, hint_indels, mutated_sequence, score_sequences
 from .metrics import ndcg, proteingym_measures, spearman_interval, top_recall
 from .mutants import Unscorable, count_fits, format_mutant, parse_mutant, place_mutant
 from .readers import SKIP_BAD, first_five, keep_short, read_fasta
@@ -109,19 +103,25 @@ def _place_all(
     mutants: Sequence[str],
     wild_type: str,
     offset: int,
-) -> list[list[tuple[int, int, int]]]:  # per mutant, as `place_on_columns` gives it
+    place: Callable = place_on_columns,  # or `mutated_sequence`
+) -> list:  # per mutant, as `place` gives it
     "Place every mutant. Raises one CarpError that names the first five wrong ones and counts them."
     placed = []
     problems = []
+    refused = []
     for mutant in mutants:
         try:
-            placed.append(place_on_columns(mutant, wild_type, offset))
+            placed.append(place(mutant, wild_type, offset))
         except ValueError as error:
             problems.append(str(error).rstrip("."))
+            refused.append(mutant)
     if problems:
+        hint = hint_offset(mutants, wild_type, offset)
+        if place is place_on_columns:
+            hint = f"{hint} {hint_indels(refused, wild_type, offset)}".strip()
         raise CarpError(
             f"{len(problems)} of {len(mutants)} mutants cannot be scored: {first_five(problems)}. "
-            + hint_offset(mutants, wild_type, offset)
+            + hint
         )
     return placed
 
@@ -132,12 +132,15 @@ METHODS = {
     "masked-marginals": "masked-each",
     "wild-type": "wild-type",
     "wt-marginals": "wild-type",
+    "pseudo-likelihood": "pseudo-likelihood",
+    "pseudo-log-likelihood": "pseudo-likelihood",
+    "pseudo-ppl": "pseudo-likelihood",
 }
 
 # %% ../nbs/library/50_scoring.ipynb #48cc5f1e
 def method_name(
     method: str,  # any key of METHODS, in any case, with - or _
-) -> str:  # masked, masked-each or wild-type
+) -> str:  # masked, masked-each, wild-type or pseudo-likelihood
     "Find a method by any of its names. Raises CarpError with the choices."
     key = str(method).lower().replace("_", "-")
     if key not in METHODS:
@@ -168,13 +171,6 @@ def _subtract_wild_type(
             of_wild_type[row] = log_probs[row, _INDEX[letter]]
     return log_probs - of_wild_type[:, None]
 
-# %% ../nbs/library/50_scoring.ipynb #406d527b
-def _fastest_log_probs(model: Scorer) -> Callable[..., list[Tensor]]:
-    "Return the fastest exact function for a scorer's log-probabilities."
-    if isinstance(model, CARP):
-        return partial(masked_log_probs, model, batch_tokens=model.batch_tokens)
-    return model.log_probs
-
 # %% ../nbs/library/50_scoring.ipynb #2e9a678a
 def _masked_log_probs(
     model: Scorer,
@@ -184,7 +180,7 @@ def _masked_log_probs(
     chunk: int = 256,  # sets per call
 ) -> list[Tensor]:  # per set, float32 [len(set), 20]
     "Return log-probabilities for each set with its positions masked."
-    log_probs = _fastest_log_probs(model)
+    log_probs = fastest_log_probs(model)
     answers = []
     title = f"{model.name}: scoring positions"
     with tqdm(total=len(sets), disable=not progress, desc=title) as bar:
@@ -254,21 +250,41 @@ def _sum_log_odds(
     rows = np.concatenate(odds)  # [sites, 20]
     return sum(rows[k, mt] for k, (_, _, mt) in enumerate(columns))
 
+# %% ../nbs/library/50_scoring.ipynb #4b06c97a
+def _pseudo_likelihoods(
+    model: Scorer,
+    wild_type: str,
+    mutants: Sequence[str],
+    offset: int,
+    dtype: str,
+    progress: bool,
+) -> pd.DataFrame:  # score, score_per_residue (nats) in input order
+    "Score mutants by the pseudo-log-likelihood of their sequences."
+    wild_type = _check_wild_type(model, wild_type)
+    place = partial(mutated_sequence, max_length=model.max_length)
+    sequences = _place_all(mutants, wild_type, offset, place)
+    return score_sequences(model, wild_type, sequences, dtype, progress)
+
 # %% ../nbs/library/50_scoring.ipynb #e079ad8a
 def score_mutants(
     model: Scorer,  # CARP, ESM, PSSM, BLOSUM62 ...
     wild_type: str,  # residues
-    mutants: Iterable[str],  # N strings such as "A24C" or "A24C:D30E"; "WT" and "A24A" score 0.0
+    # N strings such as "A24C" or "A24C:D30E"; "WT" and "A24A" score 0.0; with pseudo-likelihood
+    # also "A24del", "K2_L3insQS" and whole mutated sequences
+    mutants: Iterable[str],
     offset: int = 1,  # residue number of the first residue of `wild_type`
-    method: str = "masked",  # masked (equation 1), masked-each, wild-type
+    method: str = "masked",  # masked (equation 1), masked-each, wild-type, pseudo-likelihood
     dtype: str = "float32",  # float32, bfloat16, or auto: bfloat16 where the hardware is fast at it
     progress: bool = False,
 ) -> np.ndarray:  # float64 [N] in input order, in nats; higher is more likely than the wild type
-    "Score mutants by equation 1 (section 4.4). Raises CarpError naming the first five that cannot be scored."
+    "Score mutants, as in equation 1 (section 4.4). Raises CarpError naming the first five it cannot score."
     if isinstance(mutants, str):
         raise TypeError("mutants is one string; give a list of them.")
     mutants = list(mutants)
     method = method_name(method)
+    if method == "pseudo-likelihood":
+        table = _pseudo_likelihoods(model, wild_type, mutants, offset, dtype, progress)
+        return table.score.to_numpy()
     wild_type = _check_wild_type(model, wild_type)
     # placed before the model runs, so that an error costs no time
     placed = _place_all(mutants, wild_type, offset)
@@ -312,6 +328,11 @@ def mutation_scan(
 ) -> pd.DataFrame:  # index: residue number; columns: AMINO_ACIDS; nats, 0.0 at the wild type
     "Compute the log-odds of every single substitution; the row of a residue such as X or U is NaN."
     method = method_name(method)
+    if method == "pseudo-likelihood":
+        raise CarpError(
+            "a scan of every substitution by pseudo-likelihood would mask every residue of every "
+            "mutant; give the mutants, or use the method masked."
+        )
     wild_type = _check_wild_type(model, wild_type)
     last = offset + len(wild_type) - 1
     if positions is None:
@@ -347,6 +368,14 @@ def _list_substitutions(
     table["mutant"] = wt + table.position.astype(str) + table.mt
     return table.loc[wt != table.mt, ["mutant", "score"]]
 
+# %% ../nbs/library/50_scoring.ipynb #8a60dbf5
+def _rewrite(mutant: str) -> str:
+    "Write substitutions in the one form of the package; other mutants stay as they are."
+    try:
+        return format_mutant(parse_mutant(mutant))
+    except Unscorable:
+        return mutant.strip()
+
 # %% ../nbs/library/50_scoring.ipynb #24e1748a
 def rank_mutants(
     model: Scorer,
@@ -357,16 +386,20 @@ def rank_mutants(
     dtype: str = "float32",
     progress: bool = False,
     name: str = "the wild type",  # for messages
-) -> pd.DataFrame:  # mutant, score (nats), percentile (100: the best); best first
+) -> pd.DataFrame:  # mutant, score (nats), percentile (100: the best) and, with
+    # pseudo-likelihood, score_per_residue; best first
     "Rank mutants from best to worst; the arguments are those of `score_mutants`."
     if mutants is None:
         scan = mutation_scan(model, wild_type, None, offset, method, dtype, progress, name)
         table = _list_substitutions(scan, wild_type, offset)
     else:
         mutants = list(mutants)
-        scores = score_mutants(model, wild_type, mutants, offset, method, dtype, progress)
-        names = [format_mutant(parse_mutant(m)) for m in mutants]
-        table = pd.DataFrame({"mutant": names, "score": scores})
+        if method_name(method) == "pseudo-likelihood":
+            table = _pseudo_likelihoods(model, wild_type, mutants, offset, dtype, progress)
+        else:
+            scores = score_mutants(model, wild_type, mutants, offset, method, dtype, progress)
+            table = pd.DataFrame({"score": scores})
+        table.insert(0, "mutant", [_rewrite(m) for m in mutants])
     table["percentile"] = 100 * rankdata(table.score) / max(1, len(table))
     # a stable sort keeps ties in the order of the sequence
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
