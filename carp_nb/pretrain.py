@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from .carp import CARP, TABLE_S1
 from .datasets import list_datasets, load_sequences
 from .devices import pick_device
 from .esm import ESM, TABLE_S2
-from .files import CarpError, write_table, write_text
+from .files import CarpError, read_columns, read_record, write_table, write_text
 from .layouts import save_checkpoint
 from .mlm import corrupt, evaluate, mlm_loss
 from .pretrained import find_weights, list_models, load_model
@@ -159,6 +160,10 @@ def mlm_step(
 # %% ../nbs/library/43_pretrain.ipynb #0e69b6a2
 # these change how an update is computed or what is kept of a run, and no weight of it
 _SAME_UPDATES = ("accumulate", "recompute", "snapshots")
+_REWRITE = (
+    "delete this file alone, and the command that started the run writes it again and goes on"
+)
+_AGAIN = "restore it, or train again in another folder"
 
 
 def refuse_other_run(folder: Path, settings: dict) -> None:
@@ -168,7 +173,7 @@ def refuse_other_run(folder: Path, settings: dict) -> None:
     path = folder / "config.json"
     if not path.exists():
         return
-    previous = json.loads(path.read_text())["config"]
+    previous = read_record(path, _REWRITE, "config")["config"]
     for name, value in settings.items():
         if name in _SAME_UPDATES or name not in previous:
             continue
@@ -189,7 +194,7 @@ def _write_record(folder: Path, record: dict) -> None:
     path = folder / "config.json"
     updates = _last_update(folder)
     if updates and path.exists():
-        first = json.loads(path.read_text())
+        first = read_record(path, _REWRITE)
         resumed = {"updates": updates}
         for name in ("when", "commit", "device", "processes"):
             if name in record:
@@ -215,6 +220,32 @@ def trained_weights(
         return None
     return find_weights(name)
 
+# %% ../nbs/library/43_pretrain.ipynb #5992f509
+def _measure(model: CARP | ESM, valid_set: Sequence[str], step: int) -> dict[str, float]:
+    "Return a row of held-out loss (nats) and accuracy."
+    held_out = evaluate(model, valid_set, max_length=model.max_length)
+    return {"step": step, "loss": held_out.loss, "accuracy": held_out.accuracy}
+
+
+def _held_out_losses(
+    folder: Path,  # of a run
+    valid_set: Sequence[str],
+    device: torch.device,
+) -> pd.DataFrame:  # step, loss, accuracy; empty if nothing was measured
+    "Read the held-out losses of a run, or measure them again if their table is damaged."
+    path = folder / "held_out.parquet"
+    if not path.exists():
+        return pd.DataFrame(columns=["step", "loss", "accuracy"])
+    try:
+        return read_columns(path, "the losses are measured again", "step", "loss", "accuracy")
+    except CarpError as error:
+        warnings.warn(str(error), stacklevel=2)
+    rows = []
+    for snapshot in sorted((folder / "snapshots").glob("step_*.safetensors")):
+        model = cast(CARP | ESM, load_model(snapshot, device))
+        rows.append(_measure(model, valid_set, int(snapshot.stem.removeprefix("step_"))))
+    return write_table(pd.DataFrame(rows, columns=["step", "loss", "accuracy"]), path)
+
 # %% ../nbs/library/43_pretrain.ipynb #35e69ac8
 def _snapshot(
     model: CARP | ESM, step: int, valid_set: Sequence[str], folder: Path
@@ -223,24 +254,32 @@ def _snapshot(
 
     def take():
         save_checkpoint(model, folder / "snapshots" / f"step_{step:07d}.safetensors")
-        held_out = evaluate(model, valid_set, max_length=model.max_length)
-        path = folder / "held_out.parquet"
-        rows = []
-        if path.exists():
-            rows = pd.read_parquet(path).query("step < @step").to_dict("records")
-        rows.append({"step": step, "loss": held_out.loss, "accuracy": held_out.accuracy})
-        write_table(pd.DataFrame(rows), path)
+        losses = _held_out_losses(folder, valid_set, next(model.parameters()).device)
+        rows = losses[losses.step < step].to_dict("records")
+        rows.append(_measure(model, valid_set, step))
+        write_table(pd.DataFrame(rows), folder / "held_out.parquet")
 
     return take
 
 # %% ../nbs/library/43_pretrain.ipynb #e2bb8e69
-def _finished_weights(folder: Path, name: str, steps: int) -> Path | None:
-    "Find the weights of a run that has made all of its updates; None if it has not."
+def _finished_model(folder: Path, name: str, steps: int) -> CARP | ESM | None:
+    """Load the model of a run that has made all of its updates; None if it has not, or if its
+    files are damaged and the last checkpoint makes them again.
+    """
     weights = trained_weights(folder, name)
     metrics = folder / "metrics.parquet"
     if weights is None or not metrics.exists():
         return None
-    return weights if pd.read_parquet(metrics).step.max() == steps else None
+    try:
+        last = read_columns(metrics, _AGAIN, "step")
+        if last.step.max() != steps:
+            return None
+        return cast(CARP | ESM, load_model(weights, "cpu"))
+    except CarpError as error:
+        if _last_update(folder) != steps:
+            raise
+        warnings.warn(f"{error} It is made again from the last checkpoint.", stacklevel=2)
+        return None
 
 
 def pretrain(
@@ -264,10 +303,12 @@ def pretrain(
     refuse_other_run(folder, settings)
     ranks = processes()
     target = ranks.device if ranks.num_processes > 1 else pick_device(device)
-    weights = _finished_weights(folder, config.model_name, plan.steps)
+    finished = _finished_model(folder, config.model_name, plan.steps)
     ranks.wait_for_everyone()  # nobody writes before all have looked
-    if weights is not None:
-        return cast(CARP | ESM, load_model(weights, "cpu").to(target))
+    if finished is not None:
+        if ranks.is_main_process:
+            _held_out_losses(folder, valid_set, target)
+        return finished.to(target)
     if ranks.is_main_process:
         updates = {"steps": plan.steps, "warmup_steps": plan.warmup_steps}
         _write_record(folder, {"config": settings, **updates, **(record or {})})
@@ -362,7 +403,7 @@ def choose_lr(
         except NonFiniteLoss:
             losses[lr] = np.inf
             continue
-        losses[lr] = pd.read_parquet(place / "held_out.parquet").loss.iloc[-1]
+        losses[lr] = read_columns(place / "held_out.parquet", _AGAIN, "loss").loss.iloc[-1]
     return pd.DataFrame({"loss": losses}).rename_axis("lr")
 
 # %% ../nbs/library/43_pretrain.ipynb #bce2c095

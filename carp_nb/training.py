@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from .files import CarpError, atomic_path, write_table
+from .files import CarpError, atomic_path, load_pt, write_table
 
 # %% ../nbs/library/42_training.ipynb #0132f4be
 @dataclass(frozen=True)
@@ -75,31 +75,33 @@ def _save_checkpoint(folder: Path, step: int, state: dict) -> None:
     for old in older[:-1]:
         old.unlink()
 
-# %% ../nbs/library/42_training.ipynb #7acc377d
-def _blames_machine(error: Exception) -> bool:
-    "Return whether an error on reading says nothing about the file: no memory, no permission."
-    # PyTorch reports a failed allocation as a RuntimeError
-    return isinstance(error, (MemoryError, PermissionError)) or "allocate memory" in str(error)
+# %% ../nbs/library/42_training.ipynb #3b694afd
+def _load_twice(path: Path) -> tuple[dict | None, str]:  # None: unreadable, and why
+    "Load a checkpoint; what fails is tried once more, because a fault of the disk may pass."
+    reason = ""
+    for _ in range(2):
+        try:
+            # to the CPU: the run may go on with another number of GPUs
+            return load_pt(path), ""
+        except CarpError as error:
+            reason = str(error)
+    return None, reason
 
 # %% ../nbs/library/42_training.ipynb #b2d0a113
 def _load_checkpoint(folder: Path) -> dict | None:
     """Load the newest readable checkpoint, or None if there is none. An unreadable one is renamed
-    to `.damaged`, with a warning. Raises MemoryError and PermissionError, which say nothing about
-    the file.
+    to `.damaged`, with a warning. Raises MemoryError and OSError, which say nothing about the file.
     """
     for path in sorted(folder.glob("*.pt"), reverse=True):
-        try:
-            # To the CPU: the run may go on with another number of GPUs
-            return torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:  # truncated by a full disk, damaged ...
-            if _blames_machine(error):
-                raise
-            os.replace(path, path.with_suffix(".damaged"))
-            warnings.warn(
-                f"checkpoint {path} cannot be read ({type(error).__name__}); falling back "
-                "to the one before it, or to the start if there is none.",
-                stacklevel=2,
-            )
+        saved, reason = _load_twice(path)
+        if saved is not None:
+            return saved
+        os.replace(path, path.with_suffix(".damaged"))
+        warnings.warn(
+            f"checkpoint {reason.rstrip('.')}; falling back "
+            "to the one before it, or to the start if there is none.",
+            stacklevel=2,
+        )
     return None
 
 # %% ../nbs/library/42_training.ipynb #3372aab4
