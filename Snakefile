@@ -7,7 +7,7 @@ import os
 import shlex
 from math import ceil
 
-from carp_nb.workflow import read_plan
+from carp_nb.workflow import NAME, read_plan
 
 UNIREF50 = config.get("uniref50", os.path.join(os.environ.get("CARP_NB_DATA", "data"), "uniref50"))
 GPUS = int(config.get("gpus", 8))   # of one machine: runs that want more take longer
@@ -23,7 +23,7 @@ def parameters(plan, run):
 
 def words(given):
     "Parameters as papermill takes them."
-    return " ".join(f"-p {name} {shlex.quote(str(value))}" for name, value in given.items())
+    return " ".join(f"-p {shlex.quote(name)} {shlex.quote(str(value))}" for name, value in given.items())
 
 
 def inputs(plan, run):
@@ -33,6 +33,7 @@ def inputs(plan, run):
             + [value for value in run.parameters.values() if str(value).startswith(f"outputs/{plan}/corpus/")])
 
 
+# Whatever stands between braces in a shell command has :q, which quotes it for the shell.
 localrules: smoke, paper, fetch
 
 rule smoke:
@@ -44,14 +45,15 @@ rule paper:
 rule fetch:
     output: "outputs/fetched/{name}.txt"
     log: "outputs/fetched/logs/{name}.txt"
-    shell: "carp-nb fetch {wildcards.name} > {output} 2> {log}"
+    wildcard_constraints: name=NAME   # a target is typed by hand, and must be no option and no command
+    shell: "carp-nb fetch {wildcards.name:q} > {output:q} 2> {log:q}"
 
 rule paper_corpus:
     output: directory("outputs/paper/corpus/train")
     params: uniref50=UNIREF50
     log: "outputs/paper/logs/corpus.txt"
     resources: mem_mb=8000, runtime=1440
-    shell: "carp-nb corpus {params.uniref50:q} {output} --split train > {log} 2>&1"
+    shell: "carp-nb corpus {params.uniref50:q} {output:q} --split train > {log:q} 2>&1"
 
 rule paper_held_out:
     output: "outputs/paper/corpus/{split}.fasta"
@@ -59,7 +61,7 @@ rule paper_held_out:
     log: "outputs/paper/logs/corpus_{split}.txt"
     wildcard_constraints: split="valid|test"
     resources: mem_mb=8000, runtime=60
-    shell: "carp-nb corpus {params.uniref50:q} {output} --split {wildcards.split} > {log} 2>&1"
+    shell: "carp-nb corpus {params.uniref50:q} {output:q} --split {wildcards.split:q} > {log:q} 2>&1"
 
 # A run that was stopped goes on where it was; with other parameters it begins in an empty folder.
 for plan, runs in PLANS.items():
@@ -72,7 +74,7 @@ for plan, runs in PLANS.items():
                 record=f"{run.folder(plan)}/run.json",
             params:
                 folder=run.folder(plan),
-                given=words(parameters(plan, run)),
+                given=words(parameters(plan, run)),   # quoted already, one word for each value
                 same=words({name: value for name, value in parameters(plan, run).items() if name not in ("processes", "accumulate")}),   # on other GPUs it is the same run
             log: f"outputs/{plan}/logs/{run.name}.txt"
             threads: run.cpus
@@ -82,8 +84,8 @@ for plan, runs in PLANS.items():
                 gpu=min(run.gpus, GPUS),
             shell:
                 """
-                echo {params.same:q} | cmp -s - {params.folder}/.parameters || rm -rf {params.folder}
-                mkdir -p {params.folder}
-                echo {params.same:q} > {params.folder}/.parameters
-                OMP_NUM_THREADS={threads} papermill --no-progress-bar {input[0]} {output.notebook} {params.given} > {log} 2>&1
+                printf '%s\\n' {params.same:q} | cmp -s - {params.folder:q}/.parameters || rm -rf -- {params.folder:q}
+                mkdir -p -- {params.folder:q}
+                printf '%s\\n' {params.same:q} > {params.folder:q}/.parameters
+                OMP_NUM_THREADS={threads:q} papermill --no-progress-bar {input[0]:q} {output.notebook:q} {params.given} > {log:q} 2>&1
                 """

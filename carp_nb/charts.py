@@ -9,7 +9,8 @@ __all__ = ['SMALL_LABELS', 'STATE_COLOURS', 'METHOD_MARKS', 'BESIDE', 'carp_styl
            'groups_of']
 
 # %% ../nbs/library/05_charts.ipynb #fc4e64aa
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogFormatter, ScalarFormatter
 
-from .files import atomic_path
+from .files import atomic_path, visible
 
 # %% ../nbs/library/05_charts.ipynb #9581cb57
 # for figures of several panels, whose axis titles would run into each other
@@ -32,22 +36,60 @@ def carp_style(*changes: dict[str, Any]):  # a context manager, also a decorator
     # matplotlib finds the sheet of a package by `package.sheet`
     return plt.style.context(["carp_nb.carp", *changes])
 
+# %% ../nbs/library/05_charts.ipynb #7f09792d
+def _visible_label(label: Callable[..., str], x: float, position: int | None = None) -> str:
+    "The label of a tick, as `label` gives it, without characters that cannot be seen."
+    return visible(label(x, position), keep="\n")
+
+
+def _axis_numbers(figure: Figure) -> list[Text]:
+    """The labels of ticks that matplotlib writes: powers of ten and other numbers. Labels that
+    were given keep no character that cannot be seen.
+    """
+    numbers: list[Text] = []
+    for axis in figure.findobj(Axis):
+        assert isinstance(axis, Axis)
+        for ticks, formatter in (
+            (axis.get_major_ticks(), axis.get_major_formatter()),
+            (axis.get_minor_ticks(), axis.get_minor_formatter()),
+        ):
+            if isinstance(formatter, (ScalarFormatter, LogFormatter)):
+                numbers += [label for tick in ticks for label in (tick.label1, tick.label2)]
+            elif isinstance(formatter, FuncFormatter):
+                # asked again whenever the figure is drawn
+                formatter.func = partial(_visible_label, formatter.func)
+        numbers.append(axis.get_offset_text())
+    return numbers
+
+
+def _take_texts_literally(figure: Figure) -> None:
+    "Take every text that a user may have written as it stands, without formulas."
+    numbers = set(map(id, _axis_numbers(figure)))
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if id(text) not in numbers:
+            text.set_parse_math(False)
+            # a control character would make the svg unreadable
+            text.set_text(visible(text.get_text(), keep="\n"))
+
 # %% ../nbs/library/05_charts.ipynb #83e1ed03
 def finish_figure(
     figure: Figure,
     legends: Iterable[Axes | Figure] = (),  # what gets a legend
     **keywords: Any,  # of the legends: fontsize, loc, ...
 ) -> Figure:
-    "Add legends and close the figure. Returns the figure."
+    "Add legends, take every text as it stands, and close the figure. Returns the figure."
     for owner in legends:
         owner.legend(**keywords)
+    _take_texts_literally(figure)
     # a notebook shows open figures once more below the cell
     plt.close(figure)
     return figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    "Write a figure as svg, whole or not at all."
+    "Write a figure as svg, whole or not at all, with every text as it stands."
+    _take_texts_literally(figure)
     with atomic_path(path) as temporary, carp_style():
         # the temporary name has no suffix from which the format could be taken
         figure.savefig(temporary, format=plt.rcParams["savefig.format"])

@@ -18,11 +18,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .alphabet import AMINO_ACIDS
+from .charts import finish_figure
 from .datasets import SOURCES, Scan, load_scan, read_dms
 from .devices import as_dtype
 from .editing import ACTIONS, Changes, History, Mutant, read_state, write_state
 from .fetch import cache_dir
-from .files import CarpError, atomic_path, file_name
+from .files import CarpError, atomic_path, file_name, one_line
 from .maps import scan_figure
 from .metrics import spearman_interval
 from .mutants import parse_mutant, place_mutant
@@ -297,7 +298,7 @@ def _draw_map(mutant: Mutant, values: np.ndarray, label: str) -> Figure:
     if len(mutant.text) >= 60:
         title = f"{label}, {len(mutant.mutations)} mutations"
     figure.axes[0].set_title(title, fontsize=8, loc="left")
-    return figure
+    return finish_figure(figure)
 
 # %% ../nbs/library/81_explorer.ipynb #2d1c37aa
 def _find_source(model: Scorer) -> str:
@@ -388,7 +389,8 @@ class Explorer:
         _check_length(model, mutant.wild_type)
         self.model = model
         self.source = _find_source(model)
-        self.label = label or "protein"
+        # from a state string it may hold anything
+        self.label = one_line(label) or "protein"
         self.history = History(mutant)
         self.measured = measured
         self.direction = direction

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['CarpError', 'error_of_machine', 'reading', 'check_file', 'most_unpacked', 'open_file', 'file_sha256', 'text_sha256',
            'joined_sha256', 'content_sha256', 'tensors_sha256', 'rows_sha256', 'scratch_folder', 'publish',
-           'atomic_path', 'write_text', 'table_suffix', 'write_table', 'save_tensors', 'open_tensors', 'read_header',
-           'read_tensors', 'load_pt', 'read_record', 'read_columns', 'claim', 'make_once', 'project_root', 'in_project',
-           'package_folder', 'split_commas', 'file_name']
+           'atomic_path', 'write_text', 'visible', 'one_line', 'guard_formulas', 'table_suffix', 'write_table',
+           'save_tensors', 'open_tensors', 'read_header', 'read_tensors', 'load_pt', 'read_record', 'read_columns',
+           'claim', 'make_once', 'project_root', 'in_project', 'package_folder', 'split_commas', 'file_name',
+           'markdown_text']
 
 # %% ../nbs/library/00_files.ipynb #122eb073
 import errno
 import gzip
 import hashlib
+import html
 import io
 import json
 import os
@@ -29,7 +31,7 @@ import traceback
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -453,6 +455,62 @@ def write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
+# %% ../nbs/library/00_files.ipynb #f2c93ac4
+def visible(
+    text: str,
+    keep: str = "",  # characters that stay although they cannot be seen, such as a line break
+) -> str:
+    "Write out every character that cannot be printed, as Python does: a tab becomes \\\\t."
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def one_line(text: object) -> str:
+    "Put a text on one line: each run of blanks and breaks becomes one blank, the rest visible."
+    return visible(" ".join(str(text).split()))
+
+# %% ../nbs/library/00_files.ipynb #aa9cfa7b
+_FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def _is_formula(cell: object) -> bool:
+    "Whether a spreadsheet program would compute a text instead of showing it."
+    if not isinstance(cell, str) or not cell.startswith(_FORMULA_SIGNS):
+        return False
+    try:
+        float(cell)
+        return False
+    except ValueError:
+        # a gap, or a sign of charge
+        return cell.strip("+-") != ""
+
+
+def guard_formulas(
+    table: pd.DataFrame,
+    given: Collection[str] = (),  # columns of the user's own table, which stay as they are
+) -> pd.DataFrame:
+    "Put an apostrophe before texts that a spreadsheet program would compute; warn of `given` ones."
+    guarded = table.copy()
+    formulas = []
+    for i, name in enumerate(table.columns):
+        column = table.iloc[:, i]
+        computed = column.map(_is_formula).astype(bool)
+        if not computed.any():
+            continue
+        if name in given:
+            formulas += column[computed].tolist()
+        else:
+            guarded.isetitem(i, column.where(~computed, "'" + column.astype(str)))
+    if formulas:
+        warnings.warn(
+            f"{len(formulas)} cells of your own table begin with =, +, - or @, first "
+            f"{visible(formulas[0])}; they are kept, and a spreadsheet program would compute "
+            "them: import those columns as text.",
+            stacklevel=2,
+        )
+    return guarded
+
 # %% ../nbs/library/00_files.ipynb #a6e9e05d
 _SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 
@@ -473,6 +531,7 @@ def table_suffix(
 def write_table(
     table: pd.DataFrame,
     path: Path,  # with a suffix of `table_suffix`
+    given: Collection[str] = (),  # columns that are the user's own, see `guard_formulas`
 ) -> pd.DataFrame:  # the same table
     "Write a table under a temporary name and rename it, so that it is never half there."
     suffix = table_suffix(path)
@@ -482,7 +541,8 @@ def write_table(
             return table
         # without a time of day, so that the same table makes the same file
         packing: Any = {"method": "gzip", "mtime": 0} if suffix.endswith(".gz") else None
-        table.to_csv(temporary, sep=_SEPARATORS[suffix], index=False, compression=packing)
+        guarded = guard_formulas(table, given)
+        guarded.to_csv(temporary, sep=_SEPARATORS[suffix], index=False, compression=packing)
     return table
 
 # %% ../nbs/library/00_files.ipynb #a55124e8
@@ -754,3 +814,8 @@ def split_commas(text: str) -> list[str]:
 def file_name(text: str) -> str:
     "Make a text fit for a file name: each run of other characters becomes an underscore."
     return re.sub(r"[^A-Za-z0-9_.+=-]+", "_", text)
+
+# %% ../nbs/library/00_files.ipynb #c532c99b
+def markdown_text(text: object) -> str:
+    "Write a text on one line of markdown, so that it is shown as it stands."
+    return re.sub(r"([\\`*\[\]|~$])", r"\\\1", html.escape(one_line(text), quote=False))

@@ -10,7 +10,7 @@ __all__ = ['FillCommand', 'published', 'count_benchmarks', 'scan_table', 'mean_t
 # %% ../nbs/library/72_paper.ipynb #3d0a1ae3
 import itertools
 from collections.abc import Callable, Sequence
-from string import Template
+from html import escape
 from typing import Any, cast
 
 import numpy as np
@@ -514,7 +514,7 @@ def _basis_text(cell) -> str:
         parts.insert(0, f"{_count_text(cell.train_rows, cell.train_all)} fitted")
     parts += _seeds_text(cell.model, cell.seeds, cell.paper_seeds)
     # an empty text adds nothing
-    return "; ".join(filter(None, [", ".join(parts), cell.why, cell.also]))
+    return escape("; ".join(filter(None, [", ".join(parts), cell.why, cell.also])))
 
 # %% ../nbs/library/72_paper.ipynb #a98decf4
 def _cell_texts(cell) -> dict[str, str]:  # here, paper, difference, basis
@@ -581,7 +581,7 @@ def _fill_text(
     words = command(missing, method, family)
     if not words:
         return ""
-    return f"{method} {family}: <code style='{_COMMAND_STYLE}'>{words}</code>"
+    return f"{method} {family}: <code style='{_COMMAND_STYLE}'>{escape(words)}</code>"
 
 
 def _with_caption(style: Styler, lines: Sequence[str]) -> Styler:
@@ -619,18 +619,15 @@ def paper_table(
     table = pd.DataFrame.from_dict(texts, orient="index").set_axis(index)
     if any(below[1:]):
         below.insert(1, "Empty cells are filled by:")
-    return _with_caption(styled(table), below)
+    return _with_caption(styled(table, markup=True), below)
 
 # %% ../nbs/library/72_paper.ipynb #e9a344ee
-_NOTE = Template("<div style='$style'><small>$text</small></div>")
-
-
 def _rest_notes(fits: pd.DataFrame) -> list[str]:
     "What is to be known of each line besides its numbers, as html that is broken into lines."
     notes = []
     for why, also in zip(fits.why, fits.also):
-        text = "; ".join(str(note) for note in (why, also) if note)
-        notes.append(_NOTE.substitute(style=_CELL_STYLE, text=text) if text else "")
+        text = escape("; ".join(str(note) for note in (why, also) if note))
+        notes.append(f"<div style='{_CELL_STYLE}'><small>{text}</small></div>" if text else "")
     return notes
 
 
@@ -658,7 +655,7 @@ def other_table(
     whole = fits.here.where(~fits.partial)
     top = whole.groupby([fits.set, fits.split]).transform("max") == fits.here
     bold = pd.DataFrame(False, table.index, table.columns).assign(value=top & ~fits.partial)
-    return _with_caption(styled(table, 3, bold=bold), [note])
+    return _with_caption(styled(table, 3, bold=bold, markup=["because"]), [note])
 
 # %% ../nbs/library/72_paper.ipynb #095db1cb
 def _held_out_losses(rows: pd.DataFrame) -> pd.Series:  # model -> loss

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .files import CarpError, atomic_path, check_file, open_file, reading
+from .files import CarpError, atomic_path, check_file, open_file, reading, visible
 
 # %% ../nbs/library/30_readers.ipynb #84d54e4d
 def first_five(
@@ -356,12 +356,23 @@ def read_aligned(
     return (_aligned_row(Path(path), record) for record in records)
 
 # %% ../nbs/library/30_readers.ipynb #e92d52ea
+# a tab may stand in a description
+_BREAKS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+_NO_RESIDUES = re.compile(r"[\x00-\x20>\x7f-\x9f\u2028\u2029]")
+
+
 def fasta_record(
     name: str,
     sequence: str,
     width: int | None = None,  # residues per line; None: all on one
 ) -> str:
-    "Format one sequence as FASTA."
+    "Format one sequence as FASTA. Raises CarpError for what would begin another line or record."
+    for text, letters in ((name, _BREAKS), (sequence, _NO_RESIDUES)):
+        if letters.search(text):
+            raise CarpError(
+                f"{visible(name)[:80]}: a FASTA record cannot hold a line break or another control "
+                "character; rename the sequence, or clean it."
+            )
     width = width or max(1, len(sequence))
     lines = [sequence[i : i + width] for i in range(0, len(sequence), width)]
     return "\n".join([f">{name}", *lines]) + "\n"

@@ -564,14 +564,23 @@ def styled(
     digits: int = 2,
     bold: pd.DataFrame | None = None,  # True where a cell is the best, as the table
     light: Sequence = (),  # columns in a lighter tone
+    markup: Sequence[str] | bool = False,  # columns whose cells are html already; True: all
 ) -> Styler:
-    "A table for reading: thousands separated, the same number of decimals throughout."
+    """A table for reading: thousands separated, the same number of decimals throughout. Texts are
+    shown as they stand, so that a name cannot be markup, unless the cells are `markup`.
+    """
     formats = {}
     for column in table.select_dtypes("number").columns:
         formats[column] = f"{{:.{digits}f}}"
         if pd.api.types.is_integer_dtype(table[column]):
             formats[column] = "{:,.0f}"
-    style = table.style.format(formats, na_rep="–")
+    escaped = None if markup is True else "html"
+    style = table.style.format(formats, na_rep="–", escape=escaped)
+    if isinstance(markup, Sequence) and len(markup):
+        style = style.format(subset=list(markup), na_rep="–")
+    style = style.format_index(escape="html", axis=0).format_index(escape="html", axis=1)
+    # nor is it a formula where a page loads MathJax
+    style = style.set_table_attributes('class="tex2jax_ignore mathjax_ignore"')
     if len(light):
         style = style.set_properties(subset=list(light), color="#8a8a8a")
     if bold is None:

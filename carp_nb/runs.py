@@ -23,7 +23,7 @@ from .batching import Corpus
 from .carp import CARP, n_parameters
 from .datasets import list_datasets
 from .esm import ESM
-from .files import split_commas
+from .files import markdown_text, split_commas
 from .metrics import bootstrap, interval
 from .mlm import Evaluation, evaluate, evaluate_ngram
 from carp_nb.pretrain import (
@@ -476,7 +476,7 @@ def _cell(value) -> str:
 
 def _markdown(table: pd.DataFrame) -> str:
     "Write a table in markdown."
-    rows = [["residues", *table.columns], ["---"] * (len(table.columns) + 1)]
+    rows = [["residues", *map(markdown_text, table.columns)], ["---"] * (len(table.columns) + 1)]
     for name, *values in table.astype(object).itertuples():
         rows.append([name, *map(_cell, values)])
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
@@ -485,7 +485,7 @@ def _markdown(table: pd.DataFrame) -> str:
 def _model_facts(model: CARP | ESM) -> dict:
     limit = model.max_length  # of an ESM; a CARP reads any length
     return {
-        "name": model.name,
+        "name": markdown_text(model.name),
         "family": "n ESM" if limit else " CARP",  # after "A"
         "cropped": f"over {limit:,} cropped" if limit else "none cropped",
         "parameters": n_parameters(model),
@@ -503,7 +503,7 @@ def _data_facts(record: dict, train_set: Corpus) -> dict:
     if name in catalogue.index:
         licence = f"{catalogue.licence[name]}, as the sequences ({catalogue.citation[name]})"
     return {
-        "train": name,
+        "train": markdown_text(name),
         "licence": licence,
         "train_sha": described.get("sha256") or record["config"]["corpus_sha256"],
         "sequences": len(train_set),
@@ -518,8 +518,8 @@ def _training_facts(record: dict, last: pd.Series, train_set: Corpus) -> dict:
         cooldown += f", falling to zero over the last {config['cooldown']:.0%}"
     resumed = ""
     for later in record.get("resumed", []):
-        commit = later.get("commit", "not recorded")
-        device = later.get("device", "not recorded")
+        commit = markdown_text(later.get("commit", "not recorded"))
+        device = markdown_text(later.get("device", "not recorded"))
         resumed += f"; resumed after {later['updates']:,} updates, commit {commit}, {device}"
     return {
         "tokens": int(last.tokens),
@@ -530,7 +530,10 @@ def _training_facts(record: dict, last: pd.Series, train_set: Corpus) -> dict:
         "hours": last.seconds / 3600,
         "resumed": resumed,
         **{name: config[name] for name in ("max_length", "batch_tokens", "lr", "seed")},
-        **{name: record.get(name, "not recorded") for name in ("device", "commit", "torch")},
+        **{
+            name: markdown_text(record.get(name, "not recorded"))
+            for name in ("device", "commit", "torch")
+        },
     }
 
 # %% ../nbs/library/44_runs.ipynb #a1dbc3be
@@ -556,7 +559,7 @@ def model_card(
         **_training_facts(record, last, train_set),
         caveat=caveat,
         loss=table[model.name]["all"],
-        held_out=held_out,
+        held_out=markdown_text(held_out),
         held_out_sequences=table.sequences["all"],
         role=role,
         use=_USES[role],
