@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .alphabet import PROTEIN
-from .coordinates import STRUCTURE_ENDINGS, chain_sequence
+from .coordinates import chain_sequence, find_chains
 from .files import CarpError, joined_sha256, open_file
 from carp_nb.readers import (
     Record,
@@ -714,9 +714,6 @@ def read_chains(
     return make_task(table, rows, "contacts")
 
 # %% ../nbs/library/34_tasks.ipynb #1922a570
-_ENDINGS = (".npz", *STRUCTURE_ENDINGS)
-
-
 def _listed_chains(folder: str | Path) -> dict[str, list[str]]:
     "The names in trainlist.txt, validlist.txt and testlist.txt of a folder, by split."
     lists = {split: Path(folder, f"{split}list.txt") for split in SPLITS}
@@ -729,18 +726,16 @@ def _listed_chains(folder: str | Path) -> dict[str, list[str]]:
 
 # %% ../nbs/library/34_tasks.ipynb #6d3b2323
 def read_contacts(
-    folder: str | Path,  # of .npz (trRosetta) or STRUCTURE_ENDINGS, perhaps in subfolders
+    folder: str | Path,  # of chains, one a file, as find_chains takes them
     # of every chain; None: by trainlist.txt, validlist.txt, testlist.txt in the folder
     split: str | None = None,
 ) -> Task:  # of contacts; target: path of the file
     """Read the chains of a folder.
 
-    Raises CarpError for lists that name chains without a file, FileNotFoundError for an
-    empty folder.
+    Raises CarpError for a file of several chains and for lists that name chains without a
+    file, FileNotFoundError for an empty folder.
     """
-    files = {p.stem: p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in _ENDINGS}
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no {', '.join(_ENDINGS)} file.")
+    files = find_chains(folder)
     chains = _listed_chains(folder) if split is None else {split: list(files)}
     rows = []
     without_file = []
