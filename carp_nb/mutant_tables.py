@@ -8,17 +8,25 @@ __all__ = ['MutantTable', 'read_mutant_table', 'is_mutant_file', 'read_mutants',
 
 # %% ../nbs/library/52_mutant_tables.ipynb #59b55079
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from os.path import isfile
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
 from .files import CarpError, split_commas
-from .mutants import mutants_from_sequences, parse_mutant
+from carp_nb.indels import (
+    check_mutated,
+    hint_indels,
+    is_whole_sequence,
+    mutated_sequence,
+    names_changes,
+    score_sequences,
+)
+from .mutants import Unscorable, mutants_from_sequences
 from carp_nb.readers import (
     MUTANT_COLUMNS,
     BadRows,
@@ -28,7 +36,14 @@ from carp_nb.readers import (
     keep_short,
     table_lines,
 )
-from .scoring import Scorer, hint_offset, place_on_columns, score_mutants
+from carp_nb.scoring import (
+    Scorer,
+    check_wild_type,
+    hint_offset,
+    method_name,
+    place_on_columns,
+    score_mutants,
+)
 from .tasks import MISSING, SEQUENCE_COLUMNS
 
 # %% ../nbs/library/52_mutant_tables.ipynb #68d0a3a5
@@ -40,6 +55,7 @@ class MutantTable:
     mutants: list[str]  # of each row
     lines: list[int] = field(default_factory=list)  # of each row in the file
     table: pd.DataFrame = field(default_factory=pd.DataFrame)  # of text, one row per mutant
+    sequences: dict[int, str] = field(default_factory=dict)  # row -> whole mutated sequence
 
     def __len__(self) -> int:
         return len(self.mutants)
@@ -53,10 +69,9 @@ class MutantTable:
 # %% ../nbs/library/52_mutant_tables.ipynb #999ce987
 def _is_mutant(text: str) -> bool:
     "Whether a text is a mutant, and so no name of a column."
-    try:
-        return len(parse_mutant(text)) > 0
-    except CarpError:
-        return False
+    # without a digit it could be a name, such as WT
+    named = names_changes(text) and any(c.isdigit() for c in text)
+    return named or (len(text) >= 30 and is_whole_sequence(text, text))
 
 # %% ../nbs/library/52_mutant_tables.ipynb #2864fa64
 def _read_rows(path: Path) -> tuple[pd.DataFrame, list[int]]:  # of text; line of each row
@@ -69,6 +84,39 @@ def _read_rows(path: Path) -> tuple[pd.DataFrame, list[int]]:  # of text; line o
         lines = lines[1:]
     table = pd.DataFrame([cells for _, cells in lines], columns=header, dtype=str)
     return table, [number for number, _ in lines]
+
+# %% ../nbs/library/52_mutant_tables.ipynb #8e7ba825
+def _find_sequence_column(path: str | Path, columns, beside_mutants: bool) -> str | None:
+    "Find the column of whole sequences. Raises CarpError as `find_column` does."
+    # beside mutants, a column `sequence` may well be that of the wild type
+    names = ("mutated_sequence",) if beside_mutants else SEQUENCE_COLUMNS
+    return find_optional_column(path, columns, None, names, "the columns are")
+
+
+def _as_mutant(sequence: str, wild_type: str, offset: int) -> str:
+    "Write a sequence of the wild type's length as substitutions; any other stays as it is."
+    if len(sequence) != len(wild_type):
+        return sequence
+    try:
+        return mutants_from_sequences(wild_type, [sequence], offset)[0]
+    except CarpError:
+        return sequence
+
+# %% ../nbs/library/52_mutant_tables.ipynb #09df9514
+def _list_sequences(
+    mutants: list[str],  # of each row; "" in a table without them
+    whole: list[str],  # of each row; "" in a table without them
+    wild_type: str,
+) -> dict[int, str]:  # row -> whole mutated sequence
+    "Find the rows that are given by their sequence."
+    sequences = {}
+    for row, (mutant, sequence) in enumerate(zip(mutants, whole)):
+        if is_whole_sequence(mutant, wild_type):
+            sequences[row] = mutant
+        # a mutant that can be read is compared with the wild type, which a sequence cannot be
+        elif sequence and not names_changes(mutant):
+            sequences[row] = sequence
+    return sequences
 
 # %% ../nbs/library/52_mutant_tables.ipynb #1815ea6b
 def read_mutant_table(
@@ -84,15 +132,20 @@ def read_mutant_table(
     table, lines = _read_rows(Path(path))
     advice = "the columns are"
     name = find_optional_column(path, table.columns, None, MUTANT_COLUMNS, advice)
-    if name is None and wild_type:
-        name = find_optional_column(path, table.columns, None, SEQUENCE_COLUMNS, advice)
-        if name is not None:
-            mutants = mutants_from_sequences(wild_type, table[name], offset)
-            return MutantTable(str(path), mutants, lines, table)
-    if name is None:
+    if not wild_type:
         # says which columns there are
         name = find_column(path, table.columns, None, MUTANT_COLUMNS, advice)
-    return MutantTable(str(path), table[name].str.strip().tolist(), lines, table)
+        return MutantTable(str(path), table[name].str.strip().tolist(), lines, table)
+    whole = _find_sequence_column(path, table.columns, name is not None)
+    if name is None and whole is None:
+        find_column(path, table.columns, None, MUTANT_COLUMNS, advice)
+    empty = [""] * len(table)
+    mutants = table[name].str.strip().tolist() if name else empty
+    cells = table[whole].str.strip().tolist() if whole else empty
+    sequences = _list_sequences(mutants, cells, wild_type)
+    for row, sequence in sequences.items():
+        mutants[row] = _as_mutant(sequence, wild_type, offset)
+    return MutantTable(str(path), mutants, lines, table, sequences)
 
 # %% ../nbs/library/52_mutant_tables.ipynb #0af42375
 def is_mutant_file(source: str) -> bool:
@@ -121,28 +174,95 @@ def read_mutants(
     return mutants
 
 # %% ../nbs/library/52_mutant_tables.ipynb #4508d9e2
-def _find_bad(
-    mutants: MutantTable, wild_type: str, offset: int
-) -> tuple[dict[int, str], BadRows]:  # row -> why it cannot be scored; the same, counted
-    "Find the rows that cannot be scored."
-    reasons = {}
-    bad = BadRows()
-    for row, mutant in enumerate(mutants.mutants):
+def _place_substitutions(
+    mutants: MutantTable,
+    row: int,
+    wild_type: str,
+    offset: int,
+) -> str:  # the mutant
+    "Check that equation 1 can score a row. Raises CarpError that says why not."
+    sequence = mutants.sequences.get(row)
+    if sequence is not None and len(sequence) != len(wild_type):
+        raise Unscorable(
+            f"a sequence of {len(sequence)} residues; the wild type has {len(wild_type)}",
+            "an insertion or deletion",
+        )
+    # raises for a sequence that could not be written as a mutant
+    if sequence is not None:
+        mutants_from_sequences(wild_type, [sequence], offset)
+    place_on_columns(mutants.mutants[row], wild_type, offset)
+    return mutants.mutants[row]
+
+
+def _place_sequence(
+    mutants: MutantTable,
+    row: int,
+    wild_type: str,
+    offset: int,
+    max_length: int | None = None,  # residues that the model takes
+) -> str:  # the mutated sequence
+    "Write the sequence of a row. Raises CarpError that says why it has none."
+    sequence = mutants.sequences.get(row)
+    if sequence is None:
+        return mutated_sequence(mutants.mutants[row], wild_type, offset, max_length)
+    name = f"a sequence of {len(sequence)} letters"
+    return check_mutated(sequence, wild_type, name, max_length)
+
+# %% ../nbs/library/52_mutant_tables.ipynb #fd3bacb1
+@dataclass
+class _Placed:
+    "The rows of a table that can be scored, and why the others cannot."
+
+    good: dict[int, str]  # row -> what is scored
+    reasons: dict[int, str]  # row -> why it cannot be scored
+    bad: BadRows  # the same, counted
+
+
+def _place_rows(
+    mutants: MutantTable,
+    wild_type: str,
+    offset: int,
+    place: Callable[..., str],  # `_place_substitutions` or `_place_sequence`
+) -> _Placed:
+    "Find out which rows can be scored."
+    placed = _Placed({}, {}, BadRows())
+    for row in range(len(mutants)):
         try:
-            place_on_columns(mutant, wild_type, offset)
+            placed.good[row] = place(mutants, row, wild_type, offset)
         except CarpError as error:
             sentence = str(error).rstrip(".")
-            reasons[row] = sentence
-            bad.add(error, f"{mutants.place(row)}{sentence}")
-    return reasons, bad
+            placed.reasons[row] = sentence
+            placed.bad.add(error, f"{mutants.place(row)}{sentence}")
+    return placed
+
+# %% ../nbs/library/52_mutant_tables.ipynb #43eaef93
+def _hint(mutants: MutantTable, placed: _Placed, wild_type: str, offset: int, pseudo: bool) -> str:
+    "Say what to do about the rows that cannot be scored."
+    hints = [hint_offset(mutants.mutants, wild_type, offset)]
+    if not pseudo:
+        otherwise = _place_rows(mutants, wild_type, offset, _place_sequence)
+        hints.append(hint_indels(len(set(placed.reasons) & set(otherwise.good))))
+    hints.append("Rows that cannot be scored are kept, unscored, with --skip-bad (skip_bad=True).")
+    return " ".join(filter(None, hints))
 
 # %% ../nbs/library/52_mutant_tables.ipynb #5c56d1b6
-def _new_names(table: pd.DataFrame) -> list[str]:
-    "The names of the three new columns; one that the table has already gets a prefix."
-    names = []
-    for name in ("score", "percentile", "note"):
-        names.append(f"model_{name}" if name in table else name)
-    return names
+def _score_placed(
+    model,  # a scorer
+    wild_type: str,
+    good: list[str],  # mutants, or sequences for the pseudo-likelihood
+    offset: int,
+    method: str,
+    dtype: str,
+    progress: bool,
+) -> pd.DataFrame:  # score, with pseudo-likelihood also score_per_residue; percentile
+    "Score what can be scored, with no more digits than a float32 model has."
+    if method == "pseudo-likelihood":
+        scores = score_sequences(model, wild_type, good, dtype, progress)
+    else:
+        values = score_mutants(model, wild_type, good, offset, method, dtype, progress)
+        scores = pd.DataFrame({"score": values})
+    percentiles = 100 * rankdata(scores.score) / max(1, len(good))
+    return scores.round(5).assign(percentile=percentiles.round(2))
 
 
 def score_table(
@@ -156,27 +276,26 @@ def score_table(
     progress: bool = False,
 ) -> pd.DataFrame:  # the user's table with score (nats), percentile (100: the best) and note
     "Score the rows of a table, in their order. Raises CarpError that counts the bad rows by kind."
-    reasons, bad = _find_bad(mutants, wild_type, offset)
-    if reasons and not skip_bad:
-        hint = hint_offset(mutants.mutants, wild_type, offset)
-        hint += " Rows that cannot be scored are kept, unscored, with --skip-bad (skip_bad=True)."
-        raise bad.error(mutants.path or "the mutants", len(mutants), hint)
-    good = [row for row in range(len(mutants)) if row not in reasons]
-    scores = np.full(len(mutants), np.nan)
-    percentiles = np.full(len(mutants), np.nan)
-    if good:
-        chosen = [mutants.mutants[row] for row in good]
-        scores[good] = score_mutants(model, wild_type, chosen, offset, method, dtype, progress)
-        percentiles[good] = 100 * rankdata(scores[good]) / len(good)
+    method = method_name(method)
+    wild_type = check_wild_type(model, wild_type)
+    place = _place_substitutions
+    if method == "pseudo-likelihood":
+        place = partial(_place_sequence, max_length=model.max_length)
+    placed = _place_rows(mutants, wild_type, offset, place)
+    if placed.reasons and not skip_bad:
+        hint = _hint(mutants, placed, wild_type, offset, method == "pseudo-likelihood")
+        raise placed.bad.error(mutants.path or "the mutants", len(mutants), hint)
+    good = list(placed.good.values())
+    scores = _score_placed(model, wild_type, good, offset, method, dtype, progress)
+    # the other rows are empty
+    scores = scores.set_index(pd.Index(list(placed.good))).reindex(range(len(mutants)))
+    scores["note"] = [placed.reasons.get(row, "") for row in range(len(mutants))]
     table = mutants.table
     if table.empty:
         table = pd.DataFrame({"mutant": mutants.mutants})
-    # more digits than a float32 model has would be noise
-    notes = [reasons.get(row, "") for row in range(len(mutants))]
-    columns = [
-        pd.Series(values, table.index) for values in (scores.round(5), percentiles.round(2), notes)
-    ]
-    return table.assign(**dict(zip(_new_names(table), columns)))
+    # a column that the table has already keeps its name
+    new = {name: f"model_{name}" if name in table else name for name in scores}
+    return table.assign(**scores.rename(columns=new).set_index(table.index))
 
 # %% ../nbs/library/52_mutant_tables.ipynb #25ec48af
 def score_tables(
