@@ -28,6 +28,7 @@ from carp_nb.mutants import (
     STOP_CODON,
     Misplaced,
     Mutation,
+    Unscorable,
     count_fits,
     format_mutant,
     mutate,
@@ -529,11 +530,15 @@ def wild_type_from_variant(
     columns = next(lines)[1]
     for n, cells in lines:
         row = dict(zip(columns, cells))
-        # a variant that stops early is not the whole protein
-        if not any(cells) or STOP_CODON.search(row[mutant_column].upper()):
+        if not any(cells):
             continue
-        variant = row[variant_column].strip().upper()
-        undone = [Mutation(m.mt, m.number, m.wt) for m in parse_mutant(row[mutant_column])]
+        try:
+            undone = [Mutation(m.mt, m.number, m.wt) for m in parse_mutant(row[mutant_column])]
+        # a variant that stops early or lacks residues is not the whole protein
+        except Unscorable:
+            continue
+        name = f"{path}, line {n}, {variant_column}"
+        variant = PROTEIN.decode(PROTEIN.encode(row[variant_column], name))
         try:
             return mutate(variant, place_mutant(undone, variant, offset))
         except Misplaced as error:

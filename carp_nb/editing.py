@@ -18,8 +18,9 @@ from .scoring import clean_sequence
 
 # %% ../nbs/library/80_editing.ipynb #afe72b17
 # a dash that stands between two numbers, and is not the sign of one
-_DASH = re.compile(r"(?<=\d)\s*(?:-|–|to)\s*(?=-?\d)")
-_RANGE = re.compile(r"(-?\d+)(?:-(-?\d+))?")
+# [0-9], because \d knows digits of all scripts and int() reads them
+_DASH = re.compile(r"(?<=[0-9])\s*(?:-|–|to)\s*(?=-?[0-9])")
+_RANGE = re.compile(r"(-?[0-9]+)(?:-(-?[0-9]+))?")
 
 
 def _parse_range(
@@ -74,6 +75,12 @@ def format_positions(
         ranges.append(text)
     return ", ".join(ranges)
 
+# %% ../nbs/library/80_editing.ipynb #5c5f20b8
+def _capitals(letters: str) -> str:
+    "Plain letters as capitals; others stay, to be refused."
+    # upper() turns some letters into plain ones: the long s into S
+    return letters.upper() if letters.isascii() else letters
+
 # %% ../nbs/library/80_editing.ipynb #c83b2153
 # 0-based position and new letter, by position
 Changes = tuple[tuple[int, str], ...]
@@ -125,7 +132,7 @@ class Mutant:
         """Return the mutant with a letter at a residue number; the wild type's letter undoes a
         mutation. Raises CarpError for a letter or a position that may not be changed."""
         position = number - self.offset
-        letter = letter.upper()
+        letter = _capitals(letter)
         if not 0 <= position < len(self.wild_type):
             raise CarpError(
                 f"position {number} is outside the protein, "
@@ -150,7 +157,7 @@ class Mutant:
 def _toggle(mutant: Mutant, number: int, letter: str) -> Mutant:
     "Put a letter in, or take it back if it is there: a click on a cell."
     position = number - mutant.offset
-    if dict(mutant.mutations).get(position) == letter.upper():
+    if dict(mutant.mutations).get(position) == _capitals(letter):
         letter = mutant.wild_type[position]
     return mutant.put(number, letter)
 
@@ -200,7 +207,7 @@ def _freeze(mutant: Mutant, text: str) -> Mutant:
 # %% ../nbs/library/80_editing.ipynb #a43ed275
 def _allow(mutant: Mutant, letters: str) -> Mutant:
     "Set the residues that may be put in; mutations already in stay."
-    wanted = set(re.sub(r"[,\s]", "", letters.upper()))
+    wanted = set(re.sub(r"[,\s]", "", _capitals(letters)))
     unknown = sorted(wanted - set(AMINO_ACIDS))
     if unknown:
         raise CarpError(f"{unknown[0]!r} is not one of the 20 amino acids {AMINO_ACIDS}.")
@@ -213,7 +220,7 @@ def _renumber(mutant: Mutant, offset: int | float | str) -> Mutant:
     "Give the first residue another number."
     text = str(offset).strip()
     # a browser sends 7 as 7.0
-    if not re.fullmatch(r"[+-]?\d+(\.0*)?", text):
+    if not re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text):
         raise CarpError(
             f"the number of the first residue is {text!r}; give a whole number, such as 24."
         )
@@ -319,7 +326,7 @@ def read_state(
             f"the state says {stated} residues and holds {len(wild_type)}; copy the whole string."
         )
     for key in ("offset", "scan_offset"):
-        if not re.fullmatch(r"-?\d+", fields.get(key, "1")):
+        if not re.fullmatch(r"-?[0-9]+", fields.get(key, "1")):
             raise CarpError(f"the state says {key}={fields[key]!r}, which is not a whole number.")
     mutant = Mutant(wild_type, int(fields.pop("offset")))
     # mutations first: what is frozen, or no longer allowed, could not be put in afterwards

@@ -46,7 +46,7 @@ _FOOTNOTES = {  # what tables write where no substitution is meant
     "NAN": "no mutant",
     "": "an empty piece",
 }
-STOP_CODON = re.compile(r"\d(?:\*|TER|X)(?![A-Z])")  # X is the older sign for a stop codon
+STOP_CODON = re.compile(r"[0-9](?:\*|TER|X)(?![A-Z])")  # X is the older sign for a stop codon
 
 
 def _kind(part: str) -> str:  # a piece that does not parse, upper case

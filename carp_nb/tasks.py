@@ -401,7 +401,7 @@ def _labelled_table(
         names["validation"] = "validation"
     table = _read_columns(path, names)
     in_split = table.split != ""
-    if in_split.any() and table.split[in_split].str.fullmatch(r"\d{1,6}").all():
+    if in_split.any() and table.split[in_split].str.fullmatch("[0-9]{1,6}").all():
         folds = _split_by_folds(path, table.split[in_split], test_fold)
         split = folds.reindex(table.index, fill_value="")
     else:
