@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'Measurement', 'read_measurement', 'read_measurements', 'compare_measurement', 'comparison_table',
-           'note_sign', 'comparison_text']
+           'note_sign', 'comparison_text', 'own_scan_table']
 
 # %% ../nbs/library/53_measured.ipynb #4ce36b8a
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from .datasets import Scan
 from .files import CarpError, split_commas
 from .metrics import proteingym_measures, spearman_interval
 from .mutant_tables import MutantTable
@@ -200,3 +201,39 @@ def comparison_text(
     notes = [note_sign(line) for line in lines]
     shown = comparison_table(lines).to_string(index=False)
     return "\n".join([shown, *filter(None, notes)])
+
+# %% ../nbs/library/53_measured.ipynb #54409587
+def _own_scan_line(scan: Scan, rows: pd.DataFrame) -> dict:  # rows: of one model and method
+    "ProteinGym's measures of a scan."
+    by_metric = rows.drop_duplicates("metric").set_index("metric")
+    values = by_metric.value.to_dict()
+    left_out = [f"{n:,} {why}" for why, n in scan.dropped.items() if n]
+    lo, hi = by_metric.loc["spearman", ["lo", "hi"]]
+    return {
+        "scan": scan.name,
+        "fitter": {1: "higher", -1: "lower"}[scan.direction],
+        "mutants": int(by_metric.n["spearman"]),
+        "left out": ", ".join(left_out) or "–",
+        "Spearman": values["spearman"],
+        "95 % interval": f"{lo:.2f} to {hi:.2f}" if np.isfinite(lo) else "–",
+        "NDCG": values["ndcg_top10"],
+        "top-10 % recall": values["recall_percentile"],
+        "AUC": values.get("auc", np.nan),
+        "MCC": values.get("mcc", np.nan),
+    }
+
+
+def own_scan_table(
+    rows: pd.DataFrame,  # results rows
+    scans: Sequence[Scan],
+) -> pd.DataFrame:  # a line per scan, model and method
+    "ProteinGym's measures of scans given by path; empty without such scans."
+    lines = []
+    for scan in scans:
+        # a scan of the catalogue says where it is from
+        if scan.source:
+            continue
+        of_scan = rows[rows.task == scan.name]
+        for (model, method), part in of_scan.groupby(["model", "method"], sort=False):
+            lines.append({"model": model, "method": method} | _own_scan_line(scan, part))
+    return pd.DataFrame(lines)

@@ -128,16 +128,27 @@ def _parse_number(kind: str, name: str, value) -> int | float:
         raise CarpError(f"{name} is {value!r}; it must be a {noun}.")
     return convert(value)
 
+# %% ../nbs/library/71_results.ipynb #fd1fd8aa
+def _parse_switch(name: str, value) -> bool:
+    "A parameter that is on or off. Raises CarpError for anything but True and False."
+    # papermill hands over some words as text
+    switch = {"true": True, "false": False}.get(str(value).lower())
+    if switch is None:
+        raise CarpError(f"{name} is {value!r}; it must be True or False.")
+    return switch
+
 # %% ../nbs/library/71_results.ipynb #ddcd5630
 @dataclass
 class _Parameter:
     "One line of a parameters cell."
 
-    kind: str  # str, int, float
+    kind: str  # str, int, float, bool
     default: object
 
-    def cast(self, name: str, value) -> str | int | float:
+    def cast(self, name: str, value) -> str | int | float | bool:
         "A value, as papermill or a person gives it, in the parameter's own type. Raises CarpError."
+        if self.kind == "bool":
+            return _parse_switch(name, value)
         if self.kind != "str":
             return _parse_number(self.kind, name, value)
         # papermill reads an empty value as None
