@@ -114,7 +114,7 @@ def _stated_places(
         return None
     return places if _agrees(observed, sequence, places) else None
 
-# %% ../nbs/library/33_coordinates.ipynb #7b0a31cc
+# %% ../nbs/library/33_coordinates.ipynb #c13b18dd
 def _fitting_places(
     chain: AtomArray,
     observed: str,
@@ -138,7 +138,7 @@ def _warn_of_letters(path: Path, chain: AtomArray, deposited: Sequence[str]) -> 
         listed = first_five(differ, ", ")
         warn_of_file(path, f"residues differ from the deposited sequence: {listed}.")
 
-# %% ../nbs/library/33_coordinates.ipynb #c5f96914
+# %% ../nbs/library/33_coordinates.ipynb #65a9a769
 def _gap_steps(chain: AtomArray) -> tuple[int, np.ndarray]:  # the first place; int [residues - 1]
     "How far each residue is from the one before, by the numbers where nothing is bonded."
     steps = number_steps(chain)
@@ -151,7 +151,7 @@ def _gap_steps(chain: AtomArray) -> tuple[int, np.ndarray]:  # the first place; 
     # numbers may also stand still, for insertions, or go back, at a graft
     return first, np.maximum(steps, 1)
 
-# %% ../nbs/library/33_coordinates.ipynb #473134cf
+# %% ../nbs/library/33_coordinates.ipynb #7e17eeeb
 def _place_by_number(
     structure: Structure,
     name: str,
@@ -161,10 +161,8 @@ def _place_by_number(
     observed = residue_letters(chain)
     first, steps = _gap_steps(chain)
     missing = first + int((steps - 1).sum())
-    jumps = (
-        f"residue numbers of chain {name} jump {int((steps > 1).sum())} times and no sequence "
-        "is deposited, so"
-    )
+    n_jumps = int((steps > 1).sum()) + (first > 0)
+    jumps = f"residue numbers of chain {name} jump {n_jumps} times and no sequence is deposited, so"
     if missing > len(observed):
         text = f"{jumps} separations across a gap are too small; give the sequence."
         warn_of_file(structure.path, text)
@@ -421,7 +419,7 @@ def chain_sequence(
         )
     return make_chain(structure, chains[0]).sequence
 
-# %% ../nbs/library/33_coordinates.ipynb #74ce6a24
+# %% ../nbs/library/33_coordinates.ipynb #71a1c1f9
 def find_chains(
     folder: str | Path,  # of .npz (trRosetta) or STRUCTURE_ENDINGS, perhaps in subfolders
 ) -> dict[str, Path]:  # by the name of the chain
