@@ -56,7 +56,7 @@ def _without_gz(path: str | Path) -> Path:
         return path.with_suffix("")
     return path
 
-
+# %% ../nbs/library/32_atoms.ipynb #575a6150
 def structure_ending(path: str | Path) -> str:
     "The one of STRUCTURE_ENDINGS that a file has; empty for another file."
     suffix = _without_gz(path).suffix.lower()
@@ -64,7 +64,7 @@ def structure_ending(path: str | Path) -> str:
         return suffix
     return ""
 
-
+# %% ../nbs/library/32_atoms.ipynb #e752fd66
 def structure_name(path: str | Path) -> str:
     "The name of a file without its endings."
     return _without_gz(path).stem
@@ -74,7 +74,7 @@ def warn_of_file(path: Path, text: str) -> None:
     "Warn of what a file left to judgement."
     warnings.warn(f"{path}: {text}", stacklevel=2)
 
-
+# %% ../nbs/library/32_atoms.ipynb #f8d34991
 def _warn_of_free(path: Path, atoms: AtomArray) -> None:
     "Say which amino acids are left out."
     if atoms.array_length():
@@ -127,7 +127,7 @@ def _labelled_rows(atoms: AtomArray, residues: Sequence[tuple]) -> list[np.ndarr
         rows_of.setdefault(residues[row], []).append(row)
     return [np.array(rows) for rows in rows_of.values()]
 
-
+# %% ../nbs/library/32_atoms.ipynb #4829bd10
 def _warn_of_mixed(path: Path, atoms: AtomArray, rows: np.ndarray, kept: list[int]) -> None:
     "Say that a residue is two amino acids, and which is read."
     found = dict.fromkeys(atom_column(atoms, "res_name")[rows].tolist())
@@ -196,7 +196,7 @@ def _starts_again(
         used.add(key)
     return begins
 
-
+# %% ../nbs/library/32_atoms.ipynb #ba470bae
 def _begins_chain(chain: AtomArray) -> np.ndarray:  # bool [residues]
     "Where one chain ends and another of the same name begins."
     codes = residue_column(chain, "ins_code").tolist()
@@ -216,6 +216,12 @@ def _begins_chain(chain: AtomArray) -> np.ndarray:  # bool [residues]
         begins[i] = not bonded[i - 1] and (repeats or not is_named)
     return begins
 
+# %% ../nbs/library/32_atoms.ipynb #48fede26
+def split_chains(atoms: AtomArray) -> dict[str, AtomArray]:  # by name, as the file orders them
+    "The atoms of each chain."
+    names = atom_column(atoms, "chain_id")
+    return {name: select_atoms(atoms, names == name) for name in dict.fromkeys(names.tolist())}
+
 # %% ../nbs/library/32_atoms.ipynb #2f8a15e7
 def _tell_apart(chain: AtomArray) -> tuple[AtomArray, list[str]]:  # the atoms; names of chains
     "Give chains of one name names of their own: A and A2, or 1 and 2 where they have none."
@@ -230,7 +236,7 @@ def _tell_apart(chain: AtomArray) -> tuple[AtomArray, list[str]]:  # the atoms; 
     chain.set_annotation("chain_id", spread_residue_wise(chain, of_residues))
     return chain, names
 
-
+# %% ../nbs/library/32_atoms.ipynb #e803b2db
 def _name_chains(path: Path, atoms: AtomArray) -> tuple[AtomArray, dict[str, str]]:
     "Tell chains of one name apart; by each name, the one that the file has."
     had: dict[str, str] = {}
@@ -245,12 +251,6 @@ def _name_chains(path: Path, atoms: AtomArray) -> tuple[AtomArray, dict[str, str
     named = concatenate(parts)
     assert isinstance(named, AtomArray)
     return named, had
-
-
-def split_chains(atoms: AtomArray) -> dict[str, AtomArray]:  # by name, as the file orders them
-    "The atoms of each chain."
-    names = atom_column(atoms, "chain_id")
-    return {name: select_atoms(atoms, names == name) for name in dict.fromkeys(names.tolist())}
 
 # %% ../nbs/library/32_atoms.ipynb #edc958d5
 _ATOM = ("ATOM  ", "HETATM")
@@ -312,7 +312,7 @@ def _first_model(lines: Iterable[str], path: Path) -> list[str]:
             kept.append(line)
     return kept
 
-
+# %% ../nbs/library/32_atoms.ipynb #7ed33a97
 def _parse_atoms(lines: Sequence[str]) -> AtomArray:
     "Read checked lines."
     pieces, ended = _pieces(lines)
@@ -341,7 +341,7 @@ def _stated_in_pdb(lines: Iterable[str]) -> dict[str, list[str]]:  # by chain
             names.setdefault(line[11:12].strip(), []).extend(listed)
     return names
 
-
+# %% ../nbs/library/32_atoms.ipynb #17bf988b
 def _read_pdb(path: Path, text: str) -> tuple[AtomArray, dict[str, list[str]]]:
     "The atoms of the first model, and the residues that SEQRES lists for each chain."
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -363,7 +363,7 @@ def _column(block: Block, table: str, name: str) -> list[str]:
         return []
     return category[name].as_array(str).tolist()
 
-
+# %% ../nbs/library/32_atoms.ipynb #4c3a5d62
 def _entities(block: Block) -> list[str]:
     "The polymers that a file lists, by their numbers where it does not name them."
     columns = [_column(block, "entity_poly", name) for name in block.get("entity_poly", ())]
@@ -379,7 +379,12 @@ def _named_letters(code: str) -> list[str]:
     residues = re.findall(r"\(([^)]*)\)|(\w)", "".join(code.split()))
     return [name or _NAMES.get(letter, "UNK") for name, letter in residues]
 
+# %% ../nbs/library/32_atoms.ipynb #1d06606c
+def _in_order(names: dict[int, str]) -> list[str]:
+    "Names by their numbers, from 1; UNK where one is not there."
+    return [names.get(i, "UNK") for i in range(1, max(names) + 1)]
 
+# %% ../nbs/library/32_atoms.ipynb #9163cec2
 def _entity_residues(block: Block) -> dict[str, list[str]]:
     "The names of the residues of each polymer, by its entity_id."
     residues: dict[str, dict[int, str]] = {}
@@ -388,7 +393,7 @@ def _entity_residues(block: Block) -> dict[str, list[str]]:
         # of several residues at one place the first is listed in the sequence
         residues.setdefault(entity, {}).setdefault(int(number), name)
     if residues:
-        return {e: [r.get(i, "UNK") for i in range(1, max(r) + 1)] for e, r in residues.items()}
+        return {entity: _in_order(names) for entity, names in residues.items()}
     codes = _column(block, "entity_poly", "pdbx_seq_one_letter_code")
     codes = codes or _column(block, "entity_poly", "pdbx_seq_one_letter_code_can")
     return dict(zip(_entities(block), map(_named_letters, codes)))
@@ -434,7 +439,7 @@ def _chain_entities(block: Block, atoms: AtomArray) -> dict[str, str]:
         chains |= dict.fromkeys(names.replace(" ", "").split(","), entity)
     return chains
 
-
+# %% ../nbs/library/32_atoms.ipynb #ffba600e
 def _is_protein(block: Block, atoms: AtomArray) -> np.ndarray:  # float [atoms]
     "1 for atoms of proteins, 0 for those of other polymers, NaN where the file does not say."
     types = dict(zip(_entities(block), _column(block, "entity_poly", "type")))
@@ -466,7 +471,7 @@ def _label_places(path: Path, atoms: AtomArray) -> AtomArray:
     atoms.set_annotation("res_id", numbers)
     return atoms
 
-
+# %% ../nbs/library/32_atoms.ipynb #76a21caf
 def _polymer_pieces(atoms: AtomArray) -> np.ndarray:  # int [atoms]
     "How many polymers have ended in the chain of each atom before it."
     if not has_column(atoms, "label_asym_id"):
@@ -592,7 +597,7 @@ def _check_path(path: Path) -> None:
             f"there is no file {path}, or what stands there is not a file; check the path."
         )
 
-
+# %% ../nbs/library/32_atoms.ipynb #9812a42f
 def read_structure(path: str | Path) -> Structure:
     """Read the proteins of the first model.
 
@@ -612,7 +617,7 @@ def read_structure(path: str | Path) -> Structure:
             "it is empty, damaged or cut off: get it again."
         ) from error
 
-
+# %% ../nbs/library/32_atoms.ipynb #9c279b8c
 def read_atoms(
     path: str | Path,  # of one of STRUCTURE_ENDINGS
 ) -> AtomArray:

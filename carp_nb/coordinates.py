@@ -102,7 +102,7 @@ def _agrees(observed: str, sequence: str, places: np.ndarray) -> bool:
     differ = [not is_same_letter(a, sequence[place]) for a, place in zip(observed, places)]
     return bool(np.mean(differ) <= _CONFLICTS)
 
-
+# %% ../nbs/library/33_coordinates.ipynb #0b2bf0b8
 def _stated_places(
     chain: AtomArray,
     observed: str,
@@ -129,7 +129,7 @@ def _fitting_places(
         return None
     return places if _agrees(observed, sequence, places) else None
 
-
+# %% ../nbs/library/33_coordinates.ipynb #234afbcc
 def _warn_of_letters(path: Path, chain: AtomArray, deposited: Sequence[str]) -> None:
     "Say which residues have another letter than the deposited sequence."
     labelled = zip(label_residues(chain), residue_letters(chain), deposited)
@@ -245,7 +245,7 @@ def make_chain(
     ca[places], cb[places] = _ca_and_cb(atoms, observed)
     return Chain(structure_name(structure.path), sequence, ca, cb)
 
-
+# %% ../nbs/library/33_coordinates.ipynb #8074afa2
 def read_chain(
     path: str | Path,  # of one of STRUCTURE_ENDINGS
     chain: str | None = None,  # None: the only one

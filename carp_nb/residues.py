@@ -49,7 +49,7 @@ def atom_column(
     "One column of the table itself: what is written to it is written to the atoms."
     return atoms.get_annotation(name)
 
-
+# %% ../nbs/library/31_residues.ipynb #bd52104d
 def has_column(atoms: AtomArray, name: str) -> bool:
     "Whether the table has a column."
     return name in atoms.get_annotation_categories()
@@ -67,7 +67,7 @@ def residue_column(
     "One column of the table, a value per residue."
     return atom_column(atoms, name)[get_residue_starts(atoms)]
 
-
+# %% ../nbs/library/31_residues.ipynb #b4737b94
 def select_residues(
     atoms: AtomArray,
     which: np.ndarray,  # bool [residues]
@@ -126,7 +126,7 @@ def _is_of_program(
         return True
     return not atom_column(atoms, "hetero").all()
 
-
+# %% ../nbs/library/31_residues.ipynb #d42ebbe5
 def find_program_names(atoms: AtomArray) -> dict[str, str]:  # as HSE: HIS
     "The names in a file that stand for a standard residue, and that residue's name."
     names = atom_column(atoms, "res_name")
@@ -143,7 +143,7 @@ def residue_letter(
     letter = info.one_letter_code(name) or "X"
     return letter if letter in PROTEIN.residues else "X"
 
-
+# %% ../nbs/library/31_residues.ipynb #3e5cf32b
 def letters_of_names(names: Iterable[str]) -> str:
     "One letter per name, X for a residue without a letter."
     return "".join(residue_letter(str(name)) for name in names)
@@ -153,7 +153,7 @@ def residue_letters(atoms: AtomArray) -> str:
     "One letter per residue, X for a residue without a letter."
     return letters_of_names(residue_column(atoms, "res_name"))
 
-
+# %% ../nbs/library/31_residues.ipynb #e7464f60
 def label_residues(atoms: AtomArray) -> list[str]:  # as MSE A5
     "Name residues, with their chains and numbers."
     keys = ("res_name", "chain_id", "res_id", "ins_code")
@@ -169,7 +169,7 @@ def _has_backbone(atoms: AtomArray) -> np.ndarray:  # bool [residues]
     is_trace = np.isfinite(ca).all(1) & ~residue_column(atoms, "hetero")
     return np.asarray(is_whole | is_trace)
 
-
+# %% ../nbs/library/31_residues.ipynb #5fdb880d
 def find_amino_acids(
     atoms: AtomArray,
     names: Container[str],  # that count as amino acids beside those of the dictionary
@@ -214,7 +214,7 @@ def is_same_letter(letter: str, other: str) -> bool:
     "Whether two letters are equal, or one is unknown."
     return letter == other or "X" in (letter, other)
 
-
+# %% ../nbs/library/31_residues.ipynb #0afee3d0
 def _fits(observed: str, sequence: str) -> np.ndarray:  # bool [observed, sequence]
     "Where letters are equal, or one of the two is unknown."
     rows = np.array(list(observed))[:, None]
