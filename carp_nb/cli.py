@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Annotated, NamedTuple
@@ -28,10 +29,11 @@ from typer.core import TyperGroup
 from . import datasets
 from .batching import build_corpus, uniref50_records
 from .clusters import count_splits, split_file
+from .contents import content_fault
 from .datasets import load_dataset
 from .devices import used_dtype
 from .embedding import embed as embed_sequences
-from .fetch import cache_dir, remote_bytes
+from .fetch import cache_dir, checksum_of, remote_bytes, stated
 from .figures import describe_run
 from carp_nb.files import (
     CarpError,
@@ -154,7 +156,9 @@ def _file_state(
     if file is None:
         return "missing"
     if published is None:
-        return "not verified"
+        # what no source vouches for may still be seen to be damaged, or a login page
+        is_bad = file.is_file() and content_fault(file, file.name)
+        return "WRONG" if is_bad else "not verified"
     if digest(file) == published:
         return "ok"
     return "WRONG"
@@ -215,14 +219,20 @@ def _model_file(
     return file
 
 # %% ../nbs/library/83_cli.ipynb #af6214a9
-def _model_checksum(name: str, shipped: Mapping[str, Path]) -> str | None:
-    "The SHA-256 that a model has to have, or None if it is not known."
+def _model_checksum(
+    name: str,
+    shipped: Mapping[str, Path],
+    user_weights: Container[str] = (),  # names in CARP_NB_WEIGHTS
+) -> str | None:
+    "The checksum that the file of a model has to have, or None if it is not known."
     # An included model is in no table; a file of its name in CARP_NB_WEIGHTS must equal it
     if name in shipped:
         return file_sha256(shipped[name])
-    if name in PUBLISHED:
-        return PUBLISHED[name].sha256
-    return None
+    if name not in PUBLISHED:
+        return None
+    # an MD5 is of a download; the user may have saved the same weights anew
+    model = PUBLISHED[name]
+    return (model.sha256 if name in user_weights else model.checksum) or None
 
 # %% ../nbs/library/83_cli.ipynb #0c56a21b
 def _model_items(wanted: Container[str]) -> Iterator[InventoryItem]:
@@ -235,8 +245,10 @@ def _model_items(wanted: Container[str]) -> Iterator[InventoryItem]:
         if name not in megabytes or name not in wanted:
             continue
         file = _model_file(name, user_weights, shipped)
-        state = _file_state(file, _model_checksum(name, shipped), file_sha256)
-        size = file.stat().st_size if file else int(1e6 * megabytes[name])
+        checksum = _model_checksum(name, shipped, user_weights)
+        state = _file_state(file, checksum, partial(checksum_of, like=checksum or ""))
+        known = stated(PUBLISHED[name].url).bytes if name in PUBLISHED else 0
+        size = file.stat().st_size if file else known or int(1e6 * megabytes[name])
         yield InventoryItem(name, "model", str(file or ""), size, state)
 
 # %% ../nbs/library/83_cli.ipynb #17fb9469
@@ -334,10 +346,15 @@ def verify(
     _show(_inventory_table(items))
     counts = Counter(item.checksum for item in items)
     print(", ".join(f"{counts[state]} {state}" for state in _STATES))
+    unverified = [
+        f"{item.name} ({item.where})" for item in items if item.checksum == "not verified"
+    ]
+    if unverified:
+        print(f"not verified, since no source states a checksum: {', '.join(unverified)}")
     wrong = [item for item in items if item.checksum == "WRONG"]
     if wrong:
         raise CarpError(
-            f"{len(wrong)} of {len(items)} sets are damaged or another version, first "
+            f"{len(wrong)} of {len(items)} sets are damaged, a web page or another version, first "
             f"{wrong[0].name} at {wrong[0].where}; delete it and fetch it again."
         )
 
@@ -375,7 +392,11 @@ def _download_each(names: Iterable[str]) -> list[str]:
             _say(_sentence(error))
         else:
             # Flushed, because the next download may take hours
-            print(f"{name}: here", flush=True)
+            (item,) = _items_of([name])
+            print(f"{name}: here, {item.checksum}, {item.where}", flush=True)
+            if item.checksum == "WRONG":
+                failed.append(name)
+                _say(f"{item.where} is damaged or another file; delete it and fetch it again.")
     return failed
 
 # %% ../nbs/library/83_cli.ipynb #eb6aa5f1

@@ -207,7 +207,7 @@ def _open_tar(archive: Path) -> Iterator[tuple[tarfile.TarFile, _Counted]]:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
                 raise
             raise CarpError(
-                f"{archive} cannot be unpacked: {error}; delete it, and get it again."
+                f"{archive} cannot be unpacked: {str(error)[:200]}; delete it, and get it again."
             ) from error
 
 # %% ../nbs/library/07_contents.ipynb #c2917185
@@ -219,12 +219,14 @@ def _safe_name(
     "Return the name of a member below the folder. Raises CarpError for one that is dangerous."
     advice = "do not use the archive; delete it, and get it again from its official page"
     if not (member.isfile() or member.isdir()):
-        raise CarpError(f"{archive} holds {member.name!r}, a link or device and no file; {advice}.")
+        raise CarpError(
+            f"{archive} holds {member.name[:100]!r}, a link or device and no file; {advice}."
+        )
     try:
         return str(PurePosixPath(tarfile.data_filter(member, str(folder)).name))
     except tarfile.FilterError as error:
         raise CarpError(
-            f"{archive} holds {member.name!r}, which lies outside of it; {advice}."
+            f"{archive} holds {member.name[:100]!r}, which lies outside of it; {advice}."
         ) from error
 
 # %% ../nbs/library/07_contents.ipynb #0d3901ab

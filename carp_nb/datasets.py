@@ -383,7 +383,7 @@ def find_file(
     project = project_root()
     if project:
         roots.append(project / "data")
-    roots.append(cache_dir() / "data")
+    roots += [cache_dir() / "data", *sorted((cache_dir() / "unpacked").glob("*"))]
     for root in roots:
         file = _find_layout(root, path)
         if file:
@@ -476,7 +476,7 @@ def _obtain(
     # the table itself has its own name
     elif file is None and url.endswith("/raw_df.csv") and not path.endswith("raw_df.csv"):
         file = _from_table(path, origin, url)
-    elif url and (file is None or cache_dir() in file.parents):
+    elif url and not url.endswith(".tar.gz") and (file is None or cache_dir() in file.parents):
         return _fetch_file(path, url, expected)
     if file is None:
         raise FileNotFoundError(

@@ -513,8 +513,10 @@ def _run(
             os.fsync(file.fileno())
             _tag_file(part).unlink(missing_ok=True)
             os.replace(part, path)
-        finally:
+        # of the disk or of the server: requests.RequestException is one too
+        except OSError:
             _keep_or_empty(download, part, file)
+            raise
 
 # %% ../nbs/library/20_fetch.ipynb #db08ac5f
 def _kept(download: _Download) -> str:
