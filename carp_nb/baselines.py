@@ -9,7 +9,8 @@ __all__ = ['LETTERS', 'Blosum62', 'RidgeBaseline', 'fit_ridge', 'SmallCNN', 'CNN
 # %% ../nbs/library/65_baselines.ipynb #11e06cdf
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from .pretrain import refuse_other_run
 from .readers import Alignment, first_five, read_alignment
 from .rows import EpochBatches, Rows, TokenRows, head_outputs
 from .targets import Targets
-from .training import TrainConfig, processes, train
+from .training import TrainConfig, claim_run, processes, train
 
 # %% ../nbs/library/65_baselines.ipynb #e8d4c6b5
 class Blosum62:
@@ -329,12 +330,18 @@ def _cnn_plan(
     )
 
 # %% ../nbs/library/65_baselines.ipynb #54f06868
-def _begin_run(folder: Path, settings: dict) -> None:
-    "Write the settings of a run. Raises CarpError for a folder that holds another run."
-    refuse_other_run(folder, settings)
-    # of several processes one writes
-    if processes().is_main_process:
-        write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
+@contextmanager
+def _begin_run(folder: Path, settings: dict) -> Iterator[None]:
+    """Write the settings of a run, and keep its folder for the time of the block.
+
+    Raises CarpError for a folder that holds another run or that another process is writing.
+    """
+    with claim_run(folder):
+        refuse_other_run(folder, settings)
+        # of several processes one writes
+        if processes().is_main_process:
+            write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
+        yield
 
 # %% ../nbs/library/65_baselines.ipynb #61d98c0c
 def _score_history(memory: dict) -> pd.DataFrame:  # epoch, valid_score
@@ -373,7 +380,6 @@ def fit_cnn(
         "rows_sha256": rows_sha256(train_rows, valid_rows),
     }
     folder = Path(folder)
-    _begin_run(folder, settings)
     torch.manual_seed(seed)
     model = SmallCNN(targets.n_out, channels, features).to(pick_device(device))
     batches = EpochBatches(rows, targets.encode(train_rows.target.tolist()), batch, seed)
@@ -386,7 +392,8 @@ def fit_cnn(
         valid_loss = partial(_valid_loss, model, watched, measured, targets, batch_tokens)
         stopping = EarlyStopping(model, valid_loss, patience, 0, memory)
         after = after_each_epoch(stopping, batches, epochs)
-    metrics = train(model, batches, _cnn_loss(targets), plan, folder, after, progress, memory)
+    with _begin_run(folder, settings):
+        metrics = train(model, batches, _cnn_loss(targets), plan, folder, after, progress, memory)
     # without a validation score that is defined, the last weights stay
     if "weights" in memory:
         model.load_state_dict(memory["weights"])

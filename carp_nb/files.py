@@ -33,6 +33,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -40,7 +41,7 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -329,25 +330,47 @@ def rows_sha256(*tables: pd.DataFrame) -> str:
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
+@dataclass
+class _Lock:
+    "A file that this process has locked."
+
+    path: Path
+    lock: BaseFileLock
+    identity: tuple[int, int]  # device and number of the file
+
+    def release(self) -> None:
+        "Remove and unlock the file, unless the lock was inherited by a fork."
+        if not self.lock.is_locked:
+            return
+        # Removed before it is unlocked: a process that already waits for it makes it anew.
+        # A file that somebody has put in its place is another's
+        with suppress(OSError):
+            if _identity(self.path) == self.identity:
+                self.path.unlink()
+        self.lock.release()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    "What tells a file from any other on this computer, whatever its name."
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
 def _try_lock(
     path: Path,  # made if it is not there
-) -> FileLock | None:  # None: another process has it
+) -> _Lock | None:  # None: another process has it
     "Lock a file without waiting. Raises OSError, with a number of `_NO_LOCKS` where there are no locks."
     lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
         return None
-    return lock
-
-
-def _unlock(lock: FileLock) -> None:
-    "Remove the file of a lock and release it; a lock that a forked process inherited is left alone."
-    if lock.is_locked:
-        # Removed before the release: a process that already waits for it notices and makes it anew
-        with suppress(OSError):
-            os.unlink(lock.lock_file)
+    try:
+        return _Lock(path, lock, _identity(path))
+    # somebody has removed it in this very moment
+    except OSError:
         lock.release()
+        raise
 
 # %% ../nbs/library/00_files.ipynb #7510d57d
 _SCRATCH = (".carp-", ".tmp")  # how the name of such a folder begins and ends
@@ -367,7 +390,7 @@ def _remove_abandoned(parent: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make_scratch(parent: Path) -> tuple[Path, FileLock | None]:  # None: no locks here
+def _make_scratch(parent: Path) -> tuple[Path, _Lock | None]:  # None: no locks here
     "Make an empty folder with a random name, and lock it."
     while True:
         folder = Path(tempfile.mkdtemp(_SCRATCH[1], _SCRATCH[0], parent))
@@ -711,9 +734,7 @@ def _describe_holder(file: Path) -> str:
         return "another process"
 
 # %% ../nbs/library/00_files.ipynb #0b4b69e8
-def _take_claim(
-    path: Path, waits: bool, remedy: str
-) -> FileLock | None:  # None: there are no locks here
+def _take_claim(path: Path, waits: bool, remedy: str) -> _Lock:
     "Lock what is claimed. Raises CarpError that names the holder."
     file = _claim_file(path)
     tries = 0
@@ -758,7 +779,7 @@ def claim(
         yield
     finally:
         if lock:
-            _unlock(lock)
+            lock.release()
 
 # %% ../nbs/library/00_files.ipynb #c77c2da1
 def make_once(

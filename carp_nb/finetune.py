@@ -51,7 +51,7 @@ from carp_nb.rows import (
 )
 from .targets import Targets, learn_targets
 from .tasks import KINDS
-from .training import TrainConfig, processes, recompute_activations, train
+from .training import TrainConfig, claim_run, processes, recompute_activations, train
 
 # %% ../nbs/library/64_finetune.ipynb #1290de6a
 METHODS = ("pt-fr", "pt-ft", "na-fr", "na-ft")
@@ -510,28 +510,29 @@ def finetune(
 
     The losses of each epoch are in folder/history.parquet. Under `accelerate launch` every
     process computes its share of a batch. Raises CarpError for rows that cannot be read and for a
-    folder that holds another run; NonFiniteLoss."""
+    folder that holds another run or that another process is writing; NonFiniteLoss."""
     _refuse_unfit(encoder, valid_rows, train_rows, config)
     folder = Path(folder)
     state = processes()
     settings = _run_settings(encoder, config, train_rows, valid_rows)
     # `batch_tokens` only divides predictions into passes, so a run may continue with another value
     identity = {name: value for name, value in settings.items() if name != "batch_tokens"}
-    refuse_other_run(folder, identity)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
     own_device = state.device if state.num_processes > 1 else pick_device(device)
     assert own_device is not None
     saved = folder / "model.safetensors"
-    if not saved.exists():
-        targets = learn_targets(train_rows, valid_rows, config.kind, config.standardise)
-        model = _prepare(encoder, config, targets, own_device)
-        model.shared = shared
-        history = _train(model, train_rows, valid_rows, folder, progress)
-        if state.is_main_process:
-            _save_fit(model, history, folder)
+    with claim_run(folder):
+        refuse_other_run(folder, identity)
         state.wait_for_everyone()
+        if state.is_main_process:
+            write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
+        if not saved.exists():
+            targets = learn_targets(train_rows, valid_rows, config.kind, config.standardise)
+            model = _prepare(encoder, config, targets, own_device)
+            model.shared = shared
+            history = _train(model, train_rows, valid_rows, folder, progress)
+            if state.is_main_process:
+                _save_fit(model, history, folder)
+            state.wait_for_everyone()
     fitted = FineTuned.load(saved, own_device)
     fitted.shared = shared
     return fitted

@@ -36,8 +36,11 @@ from .readers import read_fasta
 from carp_nb.training import (
     NonFiniteLoss,
     TrainConfig,
+    claim_run,
+    last_update,
     processes,
     recompute_activations,
+    refuse_overtaken,
     step_generator,
     train,
 )
@@ -183,16 +186,11 @@ def refuse_other_run(folder: Path, settings: dict) -> None:
                 "choose another folder, or delete that one."
             )
 
-# %% ../nbs/library/43_pretrain.ipynb #a965d0c2
-def _last_update(folder: Path) -> int:
-    "Return the update of the newest checkpoint; 0 if there is none."
-    return max((int(path.stem) for path in (folder / "checkpoints").glob("*.pt")), default=0)
-
 # %% ../nbs/library/43_pretrain.ipynb #820c87b2
 def _write_record(folder: Path, record: dict) -> None:
     "Record how a run was started; each later start adds an entry under `resumed`."
     path = folder / "config.json"
-    updates = _last_update(folder)
+    updates = last_update(folder)
     if updates and path.exists():
         first = read_record(path, _REWRITE)
         resumed = {"updates": updates}
@@ -247,17 +245,24 @@ def _held_out_losses(
     return write_table(pd.DataFrame(rows, columns=["step", "loss", "accuracy"]), path)
 
 # %% ../nbs/library/43_pretrain.ipynb #35e69ac8
+def _add_held_out(folder: Path, valid_set: Sequence[str], device: torch.device, row: dict) -> None:
+    "Write a held-out loss into the table of a run, in place of what stands there of later updates."
+    losses = _held_out_losses(folder, valid_set, device)
+    rows = losses[losses.step < row["step"]].to_dict("records")
+    write_table(pd.DataFrame([*rows, row]), folder / "held_out.parquet")
+
+
 def _snapshot(
     model: CARP | ESM, step: int, valid_set: Sequence[str], folder: Path
 ) -> Callable[[], None]:
     "Make the action after an update: save the weights and measure the held-out loss."
 
     def take():
+        row = _measure(model, valid_set, step)
+        # after the long part, in which this process may have been stopped for a while
+        refuse_overtaken(folder, step)
         save_checkpoint(model, folder / "snapshots" / f"step_{step:07d}.safetensors")
-        losses = _held_out_losses(folder, valid_set, next(model.parameters()).device)
-        rows = losses[losses.step < step].to_dict("records")
-        rows.append(_measure(model, valid_set, step))
-        write_table(pd.DataFrame(rows), folder / "held_out.parquet")
+        _add_held_out(folder, valid_set, next(model.parameters()).device, row)
 
     return take
 
@@ -282,6 +287,48 @@ def _finished_model(folder: Path, name: str, steps: int) -> CARP | ESM | None:
         return None
 
 
+def _measured_to(folder: Path, steps: int) -> bool:
+    "Whether the last held-out loss of a run is that of its last update."
+    path = folder / "held_out.parquet"
+    try:
+        return path.exists() and read_columns(path, _AGAIN, "step").step.max() == steps
+    except CarpError:
+        return False
+
+
+def _train_run(
+    config: PretrainConfig,
+    batches: Batches,
+    valid_set: Sequence[str],
+    folder: Path,
+    record: dict,  # for config.json
+    target: torch.device,
+    progress: bool,
+) -> CARP | ESM:
+    "Train from the last checkpoint on, or from the beginning; the folder is claimed by the caller."
+    ranks = processes()
+    plan = config.plan(batches)
+    if ranks.is_main_process:
+        _write_record(folder, record)
+    model = config.untrained().to(target)
+    if config.recompute:
+        recompute_activations(model)
+    snapshots = {}
+    for step in snapshot_steps(plan.steps, config.snapshots):
+        snapshots[step] = _snapshot(model, step, valid_set, folder)
+    corrupted = CorruptedBatches(batches, config.seed)
+    # A checkpoint with every snapshot, so that a resumed run seldom measures one again
+    saved = frozenset(snapshots)
+    train(model, corrupted, mlm_step, plan, folder, snapshots, progress, save_at=saved)
+    if ranks.is_main_process:
+        # the curve of a run that had made all updates may have been cut or lost
+        if not _measured_to(folder, plan.steps):
+            snapshots[plan.steps]()
+        save_checkpoint(model, folder / f"{model.name}.safetensors")
+    ranks.wait_for_everyone()
+    return model
+
+# %% ../nbs/library/43_pretrain.ipynb #e2bb8e70
 def pretrain(
     config: PretrainConfig,
     train_set: Corpus,
@@ -294,7 +341,8 @@ def pretrain(
     """Pretrain a CARP or an ESM from scratch, or resume; writes config.json, metrics.parquet,
     held_out.parquet, checkpoints/, snapshots/ and the trained model. A finished run is loaded
     and left as it is. Runs on all processes of `accelerate launch` or, on CPUs, `torchrun`.
-    Raises CarpError for a folder that holds a run with other settings.
+    Raises CarpError for a folder that holds a run with other settings, or that another process
+    is writing.
     """
     folder = Path(folder)
     batches = Batches(train_set, config.batch_tokens, config.max_length, config.seed)
@@ -304,28 +352,20 @@ def pretrain(
     ranks = processes()
     target = ranks.device if ranks.num_processes > 1 else pick_device(device)
     finished = _finished_model(folder, config.model_name, plan.steps)
-    ranks.wait_for_everyone()  # nobody writes before all have looked
-    if finished is not None:
-        if ranks.is_main_process:
-            _held_out_losses(folder, valid_set, target)
-        return finished.to(target)
-    if ranks.is_main_process:
+    if finished is None or not _measured_to(folder, plan.steps):
         updates = {"steps": plan.steps, "warmup_steps": plan.warmup_steps}
-        _write_record(folder, {"config": settings, **updates, **(record or {})})
-    model = config.untrained().to(target)
-    if config.recompute:
-        recompute_activations(model)
-    snapshots = {}
-    for step in snapshot_steps(plan.steps, config.snapshots):
-        snapshots[step] = _snapshot(model, step, valid_set, folder)
-    corrupted = CorruptedBatches(batches, config.seed)
-    # A checkpoint with every snapshot, so that a resumed run seldom measures one again
-    saved = frozenset(snapshots)
-    train(model, corrupted, mlm_step, plan, folder, snapshots, progress, save_at=saved)
-    if ranks.is_main_process:
-        save_checkpoint(model, folder / f"{model.name}.safetensors")
-    ranks.wait_for_everyone()
-    return model
+        started = {"config": settings, **updates, **(record or {})}
+        with claim_run(folder):
+            # Again, because another process may have begun or ended it before the claim
+            refuse_other_run(folder, settings)
+            finished = _finished_model(folder, config.model_name, plan.steps)
+            ranks.wait_for_everyone()  # nobody writes before all have looked
+            if finished is None:
+                return _train_run(config, batches, valid_set, folder, started, target, progress)
+            if ranks.is_main_process:
+                row = _measure(finished, valid_set, plan.steps)
+                _add_held_out(folder, valid_set, target, row)
+    return finished.to(target)
 
 # %% ../nbs/library/43_pretrain.ipynb #a58920ba
 def _as_options(values: dict) -> list[str]:

@@ -8,6 +8,7 @@ __all__ = ['COLUMNS', 'FIT_METRICS', 'Results', 'notebook_parameters', 'provenan
 
 # %% ../nbs/library/71_results.ipynb #df4ae1d0
 import ast
+import atexit
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -31,6 +33,7 @@ from .charts import save_figure
 from .devices import device_name
 from carp_nb.files import (
     CarpError,
+    claim,
     file_name,
     file_sha256,
     in_project,
@@ -274,15 +277,34 @@ def _output_folder(section: str, parameters: dict) -> Path:
     # permission bits do not tell for every file system, so a file is written
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise PermissionError(
             f"the output folder {folder} cannot be written ({error.strerror}); "
             "choose another with -p output_dir FOLDER."
         ) from error
     return folder
+
+# %% ../nbs/library/71_results.ipynb #913a0b25
+# What this process has until it ends, by folder
+_HELD: dict[Path, ExitStack] = {}
+
+
+def _hold_folder(folder: Path) -> None:
+    """Claim the folder of a run until this process ends or starts a run there again.
+
+    Raises CarpError that names the process which has it.
+    """
+    place = folder.resolve()
+    if place in _HELD:
+        _HELD.pop(place).close()
+    remedy = "wait until it has ended (or close its notebook), or give another folder as output_dir"
+    held = ExitStack()
+    held.enter_context(claim(folder / "run.json", remedy=remedy))
+    # so that no file is left of it
+    atexit.register(held.close)
+    _HELD[place] = held
 
 # %% ../nbs/library/71_results.ipynb #e60d1940
 def _write_outputs(
@@ -319,7 +341,8 @@ class Run:
         namespace: dict,  # its globals(), right after the parameters cell
     ) -> "Run":
         """Check parameters, put them into the notebook in their own types, make the output folder, and seed.
-        Raises CarpError for an unknown or ill-typed parameter, PermissionError for a folder that cannot be written."""
+        Raises CarpError for an unknown or ill-typed parameter and for a folder that another process is writing,
+        PermissionError for a folder that cannot be written."""
         parameters = _given_parameters(section, namespace)
         has_budget = "budget" in parameters
         if has_budget:
@@ -331,6 +354,7 @@ class Run:
                 parameters["budget"] = "smoke"
         namespace.update(parameters)
         folder = _output_folder(section, parameters)
+        _hold_folder(folder)
         torch.manual_seed(parameters.get("seed", 0))
         # a notebook that does not choose a device only reads results
         record = provenance(parameters.get("device", "cpu"))
