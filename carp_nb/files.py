@@ -33,7 +33,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -41,7 +41,7 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 import pandas as pd
 import torch
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import lock_descriptor, unlock_descriptor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -330,51 +330,64 @@ def rows_sha256(*tables: pd.DataFrame) -> str:
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
+def _is_at(opened: int, path: Path) -> bool:
+    "Whether an open file is still the one of this name."
+    try:
+        return os.path.samestat(os.fstat(opened), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @dataclass
 class _Lock:
     "A file that this process has locked."
 
     path: Path
-    lock: BaseFileLock
-    identity: tuple[int, int]  # device and number of the file
+    opened: int  # its descriptor
+    pid: int = field(default_factory=os.getpid)
 
     def release(self) -> None:
-        "Remove and unlock the file, unless the lock was inherited by a fork."
-        if not self.lock.is_locked:
+        "Remove and unlock the file; a fork of the process that locked it leaves it alone."
+        if os.getpid() != self.pid:
             return
-        # Removed before it is unlocked: a process that already waits for it makes it anew.
-        # A file that somebody has put in its place is another's
+        # Removed before it is unlocked: a process that waits for it sees that and makes it anew.
+        # If somebody has put another file in its place, that one is another's
         with suppress(OSError):
-            if _identity(self.path) == self.identity:
+            if _is_at(self.opened, self.path):
                 self.path.unlink()
-        self.lock.release()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    "What tells a file from any other on this computer, whatever its name."
-    found = path.stat()
-    return found.st_dev, found.st_ino
+        unlock_descriptor(self.opened)
+        os.close(self.opened)
 
 
 def _try_lock(
     path: Path,  # made if it is not there
 ) -> _Lock | None:  # None: another process has it
     "Lock a file without waiting. Raises OSError, with a number of `_NO_LOCKS` where there are no locks."
-    lock = FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
+    opened = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    locked = False
     try:
-        lock.acquire()
-    except Timeout:
-        return None
-    try:
-        return _Lock(path, lock, _identity(path))
-    # somebody has removed it in this very moment
-    except OSError:
-        lock.release()
-        raise
+        # a file that was removed meanwhile is no lock: another process will make it anew
+        locked = lock_descriptor(opened, blocking=False) and _is_at(opened, path)
+    finally:
+        if not locked:
+            os.close(opened)
+    return _Lock(path, opened) if locked else None
 
 # %% ../nbs/library/00_files.ipynb #7510d57d
 _SCRATCH = (".carp-", ".tmp")  # how the name of such a folder begins and ends
 _LOCK = ".carp-lock"  # in it
+
+
+def _remove_locked(folder: Path, lock: _Lock) -> None:
+    "Remove a temporary folder and its lock."
+    dead = folder.with_suffix(f".dead{_SCRATCH[1]}")
+    try:
+        # a process that has just made the folder, and not yet locked it, notices that it is gone
+        folder.rename(dead)
+        shutil.rmtree(dead, ignore_errors=True)
+    finally:
+        lock.release()
+        shutil.rmtree(dead, ignore_errors=True)
 
 
 def _remove_abandoned(parent: Path) -> None:
@@ -384,10 +397,7 @@ def _remove_abandoned(parent: Path) -> None:
         with suppress(OSError):
             lock = _try_lock(folder / _LOCK)
             if lock:
-                shutil.rmtree(folder, ignore_errors=True)
-                lock.release()
-                # some network disks keep a file as long as it is open
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove_locked(folder, lock)
 
 
 def _make_scratch(parent: Path) -> tuple[Path, _Lock | None]:  # None: no locks here
@@ -422,6 +432,7 @@ def scratch_folder(
         shutil.rmtree(folder, ignore_errors=True)
         if lock:
             lock.release()
+            # some network disks keep a file as long as it is open
             shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/library/00_files.ipynb #a065602f

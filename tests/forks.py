@@ -99,6 +99,47 @@ def _written(
     work(*arguments)
 
 
+class Started:
+    "A process that goes on while the test does something else."
+
+    def __init__(self, process: multiprocessing.Process, output: Path):
+        self.process = process
+        self.output = output
+        self.pid = process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+    @property
+    def stopped(self) -> bool:
+        "Whether a signal has stopped it."
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+    @property
+    def said(self) -> str:
+        "What it has written to the terminal so far."
+        return self.output.read_text() if self.output.exists() else ""
+
+    def end(self) -> int | None:
+        "Wait until it has ended; its exit code."
+        self.process.join(300)
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        "End it at once, also if it is stopped."
+        self.process.kill()
+        self.process.join()
+
+
+def start(work: Callable, *arguments, environment: dict, output: Path) -> Started:
+    "Call a function in a process of its own, in the folder of what it writes to the terminal."
+    folder = str(output.parent)
+    process = FORKS.Process(target=_written, args=(work, arguments, environment, folder, output))
+    process.start()
+    return Started(process, output)
+
+
 def completed(
     work: Callable, *arguments, folder: Path, environment: dict
 ) -> subprocess.CompletedProcess:
