@@ -334,15 +334,15 @@ def ranked_table(
 # %% ../nbs/library/52_mutant_tables.ipynb #18d53248
 def _keep_scorable(mutants: Sequence[str], name: str, wild_type: str, offset: int) -> list[str]:
     "The mutants of a protein that can be scored; a note counts the others by kind."
-    reasons, bad = _find_bad(MutantTable("", list(mutants)), wild_type, offset)
-    if reasons:
-        counts = ", ".join(f"{n} {kind}" for kind, n in bad.kinds.items())
+    placed = _place_rows(MutantTable("", list(mutants)), wild_type, offset, _place_substitutions)
+    if placed.reasons:
+        counts = ", ".join(f"{n} {kind}" for kind, n in placed.bad.kinds.items())
         warnings.warn(
-            f"{name}: {len(reasons)} of {len(mutants)} mutants are left out. They are {counts}: "
-            f"{first_five(bad.problems)}.",
+            f"{name}: {len(placed.reasons)} of {len(mutants)} mutants are left out. They are {counts}: "
+            f"{first_five(placed.bad.problems)}.",
             stacklevel=3,
         )
-    return [mutant for row, mutant in enumerate(mutants) if row not in reasons]
+    return list(placed.good.values())
 
 
 def mutants_by_protein(

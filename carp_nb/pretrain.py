@@ -281,7 +281,7 @@ def _finished_model(folder: Path, name: str, steps: int) -> CARP | ESM | None:
             return None
         return cast(CARP | ESM, load_model(weights, "cpu"))
     except CarpError as error:
-        if _last_update(folder) != steps:
+        if last_update(folder) != steps:
             raise
         warnings.warn(f"{error} It is made again from the last checkpoint.", stacklevel=2)
         return None
