@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN
-from .files import CarpError, atomic_path, claim
+from .files import CarpError, atomic_path, claim, read_record, reading
 
 # %% ../nbs/library/41_batching.ipynb #3796bed9
 def _checksum(tokens: np.ndarray, offsets: np.ndarray) -> str:
@@ -95,14 +95,14 @@ def _write_tokens(
     return np.frombuffer(ends, np.int64)
 
 # %% ../nbs/library/41_batching.ipynb #0a60eafe
+_REBUILD = "delete the folder and build the corpus again"
+
+
 def _map_corpus(folder: Path, sha256: str) -> Corpus:
     "Map the two arrays of a folder. Raises CarpError for a file that NumPy cannot read."
-    try:
+    with reading(folder, "corpus", _REBUILD):
         tokens = np.load(folder / "tokens.npy", mmap_mode="r")
         offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-    # NumPy raises ValueError where the file is shorter than its header says
-    except (OSError, ValueError) as error:
-        raise CarpError(f"{folder} is damaged ({error}); delete it and build it again.") from error
     return Corpus(tokens, offsets, sha256)
 
 # %% ../nbs/library/41_batching.ipynb #855f4c6c
@@ -122,7 +122,7 @@ def open_corpus(
     folder = Path(folder)
     if not (folder / "corpus.json").is_file():
         raise FileNotFoundError(f"{folder} is no corpus; make one with build_corpus.")
-    facts = json.loads((folder / "corpus.json").read_text())
+    facts = read_record(folder / "corpus.json", _REBUILD, "sha256", "sequences", "residues")
     corpus = _map_corpus(folder, facts["sha256"])
     intact = _has_sizes(corpus, facts["sequences"], facts["residues"])
     if intact and verify:
@@ -174,8 +174,9 @@ def build_corpus(
 # %% ../nbs/library/41_batching.ipynb #9dcb75a9
 def _lines(folder: Path, chosen: np.ndarray) -> Iterator[tuple[str, str]]:
     "Sequences of the file by their numbers, which rise. Raises CarpError for files that disagree."
-    table = np.load(folder / "lengths_and_offsets.npz")
-    lengths, offsets = table["ells"], table["seq_offsets"]
+    with reading(folder / "lengths_and_offsets.npz", "table of lengths"):
+        table = np.load(folder / "lengths_and_offsets.npz")
+        lengths, offsets = table["ells"], table["seq_offsets"]
     # In bytes, because the offsets count bytes
     with open(folder / "consensus.fasta", "rb") as file:
         for i in chosen.tolist():
@@ -211,7 +212,7 @@ def uniref50_records(
                 f"{folder / name} is missing; "
                 "unpack uniref50.tar.gz of Zenodo record 6564798 there."
             )
-    splits = json.loads((folder / "splits.json").read_text())
+    splits = read_record(folder / "splits.json", "unpack it again")
     if split not in splits:
         raise CarpError(
             f"{folder / 'splits.json'} has no split {split!r}; it has {', '.join(splits)}."

@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -28,7 +28,15 @@ from .batching import bucketed_batches
 from .carp import CARP
 from .devices import as_dtype, dtype_name
 from .esm import ESM
-from .files import CarpError, atomic_path, claim, publish, tensors_sha256
+from carp_nb.files import (
+    CarpError,
+    atomic_path,
+    claim,
+    open_tensors,
+    publish,
+    reading,
+    tensors_sha256,
+)
 from .readers import SKIP_BAD, first_five, keep_short, read_fasta
 
 # %% ../nbs/library/51_embedding.ipynb #1d8a10b2
@@ -166,7 +174,8 @@ def _starts(path: Path) -> dict[str, int]:  # name -> byte of the file where its
     "Where the arrays of a safetensors file begin."
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
+        with reading(path, "safetensors file"):
+            header = json.loads(file.read(size))
     del header["__metadata__"]
     # a place in the header counts from the end of the header
     return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items()}
@@ -174,14 +183,7 @@ def _starts(path: Path) -> dict[str, int]:  # name -> byte of the file where its
 # %% ../nbs/library/51_embedding.ipynb #320bf58c
 def _open_embeddings(path: Path) -> safe_open:
     "Open a file. Raises FileNotFoundError, or CarpError for a damaged file or one of others."
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; check the path, or make it with embed.")
-    try:
-        file = safe_open(path, "pt")
-    except SafetensorError as error:
-        raise CarpError(
-            f"{path} is damaged or no safetensors file: {error}; make it again with embed."
-        ) from error
+    file = open_tensors(path, "make it again with embed")
     if (file.metadata() or {}).get("written_by") != "carp_nb.embed":
         raise CarpError(f"{path} holds no embeddings; make them with embed.")
     return file
@@ -386,8 +388,8 @@ def _fill(
     first_rows = layout.first_rows
     row_bytes = layout.width * _BYTES[layout.stored]
     starts = _starts(path)
-    with safe_open(path, "np") as file:
-        done = file.get_tensor("done").astype(bool)
+    with open_tensors(path) as file:
+        done = file.get_tensor("done").numpy().astype(bool)
     device = next(model.parameters()).device
     bar = _progress_bar(model.name, lengths, done, progress)
     with path.open("r+b") as file, bar:

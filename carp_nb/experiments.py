@@ -7,7 +7,6 @@ __all__ = ['PAPER_COLUMNS', 'OWN_SPLIT', 'ALL_METHODS', 'splits_of', 'in_domain_
            'plan_fits', 'shared_representations', 'count_epochs', 'fit_and_test']
 
 # %% ../nbs/library/66_experiments.ipynb #dd0cdd8d
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from .carp import CARP
 from .datasets import Scan, list_datasets, load_dataset
 from .devices import Compute
 from .esm import ESM
-from .files import CarpError, content_sha256, split_commas
+from .files import CarpError, content_sha256, read_columns, read_record, split_commas
 from .finetune import METHODS, FinetuneConfig, FineTuned, finetune
 from .pretrained import weights_sha256
 from .rows import Encoder, SharedRepresentations
@@ -317,11 +316,12 @@ def count_epochs(
 ) -> pd.DataFrame:  # metric, value, n
     "Return how many epochs a fit took (n: its limit), and how many of them after the best one (n: its patience)."
     folder = Path(folder)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+    again = "delete the folder and fit the model again"
+    settings = read_record(folder / "config.json", again, "config")["config"]
     if isinstance(fitted, CNNBaseline):
         scores = fitted.history.valid_score
     else:
-        scores = -pd.read_parquet(folder / "history.parquet").valid_loss
+        scores = -read_columns(folder / "history.parquet", again, "valid_loss").valid_loss
     epochs = len(scores)
     counts = [
         ("epochs_run", float(epochs), settings["epochs"]),

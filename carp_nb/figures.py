@@ -47,7 +47,7 @@ from carp_nb.charts import (
 )
 from .datasets import Scan
 from .esm import ESM
-from .files import write_text
+from .files import read_columns, write_text
 from .mlm import ngram_counts
 from carp_nb.paper import (
     average_runs,
@@ -242,8 +242,8 @@ def describe_run(
     """
     counts = ngram_counts(train_set[i] for i in range(len(train_set)))
     table = held_out_table(model, counts, valid_set)
-    history = pd.read_parquet(folder / "metrics.parquet")
-    held_out = pd.read_parquet(folder / "held_out.parquet")
+    history = read_columns(folder / "metrics.parquet", "start the run again", "step", "loss")
+    held_out = read_columns(folder / "held_out.parquet", "start the run again", "step", "loss")
     figure = learning_curve(history, held_out, table.T["all"], model.name)
     # a card may have been edited by hand since
     curve = folder / "learning_curve.svg"

@@ -39,6 +39,8 @@ from carp_nb.files import (
     in_project,
     package_folder,
     project_root,
+    read_columns,
+    read_record,
     text_sha256,
     write_table,
     write_text,
@@ -61,13 +63,16 @@ def _with_record(
     )
 
 
+_RUN_AGAIN = "delete its folder and run the section again"
+
+
 def _read_run(
     path: Path,  # results.parquet
 ) -> pd.DataFrame:
     "Read the rows of a run, and its record if there is one."
     record = path.with_name("run.json")
-    recorded = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    return _with_record(pd.read_parquet(path), str(path.parent), recorded)
+    recorded = read_record(record, _RUN_AGAIN) if record.exists() else {}
+    return _with_record(read_columns(path, _RUN_AGAIN), str(path.parent), recorded)
 
 # %% ../nbs/library/71_results.ipynb #af94e8e9
 COLUMNS = (
@@ -415,7 +420,7 @@ def cached_rows(
     # a table is written whole or not at all, so a file that is there is complete
     if not path.exists():
         write_table(make(), path)
-    return pd.read_parquet(path)
+    return read_columns(path, "delete it, and the same run makes it again")
 
 # %% ../nbs/library/71_results.ipynb #841c62b0
 def run_names(
@@ -586,8 +591,8 @@ def unfinished_runs(
         record = path.with_name("run.json")
         if not record.exists():
             continue
-        parameters = json.loads(record.read_text(encoding="utf-8"))["parameters"]
-        missing = _missing_of_run(pd.read_parquet(path), parameters)
+        parameters = read_record(record, _RUN_AGAIN, "parameters")["parameters"]
+        missing = _missing_of_run(read_columns(path, _RUN_AGAIN), parameters)
         if missing:
             run = path.parent.relative_to(outputs).as_posix()
             sentences.append(f"{run} did not finish: {'; '.join(missing)}.")

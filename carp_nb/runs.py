@@ -23,16 +23,10 @@ from .batching import Corpus
 from .carp import CARP, n_parameters
 from .datasets import list_datasets
 from .esm import ESM
-from .files import markdown_text, split_commas
+from .files import markdown_text, read_columns, read_record, split_commas
 from .metrics import bootstrap, interval
 from .mlm import Evaluation, evaluate, evaluate_ngram
-from carp_nb.pretrain import (
-    PretrainConfig,
-    choose_lr,
-    pretrain,
-    shipped_models,
-    trained_weights,
-)
+from .pretrain import PretrainConfig, choose_lr, pretrain, shipped_models, trained_weights
 from .pretrained import find_weights
 
 # %% ../nbs/library/44_runs.ipynb #097eb4f3
@@ -47,6 +41,9 @@ def count_parameters(size: str) -> int:
         return n_parameters(PretrainConfig(size).untrained())
 
 # %% ../nbs/library/44_runs.ipynb #5c19fb48
+# for a damaged file of a run
+_RERUN = "start the command of the run again, which mends it, or restore it"
+
 RUN_COLUMNS = [
     "name",
     "size",
@@ -65,7 +62,7 @@ RUN_COLUMNS = [
 
 def _run_row(folder: Path) -> dict | None:
     "Describe the run in a folder by `RUN_COLUMNS`; None if it is not a finished pretraining run."
-    record = json.loads((folder / "config.json").read_text())
+    record = read_record(folder / "config.json", _RERUN, "config")
     config = record["config"]
     if "size" not in config:  # another kind of training
         return None
@@ -74,15 +71,18 @@ def _run_row(folder: Path) -> dict | None:
     if weights is None:
         return None
     curve = folder / "held_out.parquet"
+    loss = np.nan
+    if curve.exists():
+        loss = read_columns(curve, _RERUN, "loss").loss.iloc[-1]
     return {
         "name": name,
         "size": config["size"],
         "family": config["size"].split("_")[0],
         "seed": config["seed"],
-        "tokens": int(pd.read_parquet(folder / "metrics.parquet").tokens.iloc[-1]),
+        "tokens": int(read_columns(folder / "metrics.parquet", _RERUN, "tokens").tokens.iloc[-1]),
         "lr": config["lr"],
         "parameters": count_parameters(config["size"]),
-        "valid_loss": pd.read_parquet(curve).loss.iloc[-1] if curve.exists() else np.nan,
+        "valid_loss": loss,
         "corpus_sha256": config.get("corpus_sha256", ""),
         "trials": record.get("trials"),
         "folder": folder,
@@ -172,16 +172,16 @@ def _residues_at(folder: Path, steps: pd.Series) -> np.ndarray:  # [N]; NaN: not
     path = folder / "metrics.parquet"
     if not path.exists():
         return np.full(len(steps), np.nan)
-    metrics = pd.read_parquet(path)
+    metrics = read_columns(path, _RERUN, "step", "tokens")
     return np.asarray(np.interp(steps, [0, *metrics.step], [0, *metrics.tokens])).round()
 
 
 def _checkpoint_rows(folder: Path, shipped: set[str]) -> Iterator[dict]:
     "Yield the checkpoints of a run by `CHECKPOINT_COLUMNS`; weights are None if the file is missing."
-    config = json.loads((folder / "config.json").read_text())["config"]
+    config = read_record(folder / "config.json", _RERUN, "config")["config"]
     run = config["name"] or folder.name
     parameters = count_parameters(config["size"])
-    curve = pd.read_parquet(folder / "held_out.parquet")
+    curve = read_columns(folder / "held_out.parquet", _RERUN, "step", "loss")
     residues = _residues_at(folder, curve.step)
     for step, loss, seen in zip(curve.step.astype(int), curve.loss, residues):
         weights: Path | None = folder / "snapshots" / f"step_{step:07d}.safetensors"
@@ -551,8 +551,8 @@ def model_card(
     role: str = "validation",  # of the held-out set; test, where nothing was chosen on it
 ) -> str:  # markdown
     "Write the model card: data, tokens, settings, hardware and held-out loss by length."
-    record = json.loads((Path(folder) / "config.json").read_text())
-    last = pd.read_parquet(Path(folder) / "metrics.parquet").iloc[-1]
+    record = read_record(Path(folder) / "config.json", _RERUN, "config")
+    last = read_columns(Path(folder) / "metrics.parquet", _RERUN, "tokens").iloc[-1]
     return CARD.format(
         **_model_facts(model),
         **_data_facts(record, train_set),

@@ -26,7 +26,7 @@ from .datasets import load_task
 from .devices import Compute
 from .esm import ESM
 from .experiments import Fit, count_epochs, fit_and_test, load_split, parse_choices
-from .files import CarpError, split_commas
+from .files import CarpError, reading, split_commas
 from .finetune import METHODS, FinetuneConfig, FineTuned, finetune
 from carp_nb.metrics import (
     bootstrap,
@@ -74,7 +74,7 @@ def _read_distances(
     residues: int,
 ) -> np.ndarray:  # int8 [L, L]: 1 contact, 0 none, -1 unresolved
     "Return the contacts of a chain from its distances. Raises CarpError for another file."
-    with np.load(path) as data:
+    with reading(path, "file of trRosetta's set"), np.load(path) as data:
         # Å between Cβ; 0 means more than 20 Å
         distance: Any = data["dist6d"] if "dist6d" in data else np.empty(0)
     if distance.shape != (residues, residues):

@@ -20,7 +20,7 @@ import pandas as pd
 
 from .alphabet import PROTEIN
 from .coordinates import chain_sequence, find_chains
-from .files import CarpError, joined_sha256, open_file
+from .files import CarpError, joined_sha256, open_file, reading
 from carp_nb.readers import (
     Record,
     bad_rows,
@@ -487,10 +487,9 @@ def _tape_records(path: Path) -> Iterable[dict]:
     if path.name.removesuffix(".gz").endswith(".lmdb"):
         return stream_lmdb(path)
     with open_file(path) as file:
-        try:
-            records = json.load(file)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CarpError(f"{path} is not JSON: {error}.") from error
+        content = file.read()
+    with reading(path, "JSON"):
+        records = json.loads(content)
     if not isinstance(records, list):
         raise CarpError(f"{path} is not a list of records; is this TAPE's file?")
     return records

@@ -6,7 +6,6 @@
 __all__ = ['NAME', 'PlannedRun', 'read_plan', 'measured_rates', 'estimate', 'fetched_bytes']
 
 # %% ../nbs/library/75_workflow.ipynb #17c7f96d
-import json
 import math
 import re
 import tomllib
@@ -21,7 +20,7 @@ import pandas as pd
 from .carp import TABLE_S1
 from .datasets import list_datasets
 from .esm import TABLE_S2
-from .files import CarpError, in_project
+from .files import CarpError, in_project, read_columns, read_record, reading
 from .pretrain import snapshot_steps
 from .pretrained import list_models
 from .results import Results, notebook_parameters
@@ -124,7 +123,8 @@ def read_plan(
     plan, field or run that does not exist.
     """
     path = Path(path or in_project("profiles/runs.toml"))
-    plans = tomllib.loads(path.read_text(encoding="utf-8"))
+    with reading(path, "plan in TOML", "mend the line"):
+        plans = tomllib.loads(path.read_text(encoding="utf-8"))
     if plan not in plans:
         raise CarpError(f"there is no plan {plan!r} in {path}; it has {', '.join(plans)}.")
     tables = plans[plan]
@@ -171,8 +171,8 @@ def _pretraining_rates(history_path: Path) -> list[dict]:
     record = {}
     config_path = history_path.parent / "config.json"
     if config_path.exists():
-        record = json.loads(config_path.read_text())
-    history = pd.read_parquet(history_path)
+        record = read_record(config_path, "start the run again")
+    history = read_columns(history_path, "start the run again")
     # the history of a fit has no size, that of an embedding no speed
     if "tokens_per_second" not in history or "size" not in record.get("config", {}):
         return []
