@@ -79,6 +79,8 @@ class PretrainConfig:
     recompute: bool = False  # activation checkpointing: less memory again, a third more time
     snapshots: int = 8  # weights kept in the second half, evenly spaced, besides powers of two
     name: str | None = None  # of the trained model; None: the size
+    clip: float = 0.0  # largest norm of the gradient; 0: not limited, as in the paper
+    skip_non_finite: int = 0  # updates that may be left out for a loss that is not finite
 
     def __post_init__(self):
         _check_size(self.size)
@@ -87,7 +89,9 @@ class PretrainConfig:
             _check_number(name, value, 0 < value < np.inf, "a number above 0")
         _check_number("warmup", self.warmup, self.warmup >= 0, "0 or more updates")
         _check_number("cooldown", self.cooldown, 0 <= self.cooldown <= 1, "a share from 0 to 1")
-        _check_number("snapshots", self.snapshots, self.snapshots >= 0, "0 or more")
+        for name in ("snapshots", "clip", "skip_non_finite"):
+            value = getattr(self, name)
+            _check_number(name, value, 0 <= value < np.inf, "0 or more")
 
     @property
     def model_name(self) -> str:
@@ -111,6 +115,8 @@ class PretrainConfig:
             seed=self.seed,
             dtype=self.dtype,
             accumulate=self.accumulate,
+            clip=self.clip,
+            skip_non_finite=self.skip_non_finite,
         )
 
 # %% ../nbs/library/43_pretrain.ipynb #2691ef86
@@ -161,8 +167,11 @@ def mlm_step(
     return loss, int(batch[2].sum()), int(batch[3].sum())
 
 # %% ../nbs/library/43_pretrain.ipynb #0e69b6a2
-# these change how an update is computed or what is kept of a run, and no weight of it
-_SAME_UPDATES = ("accumulate", "recompute", "snapshots")
+# these change how an update is computed, what is kept of a run, or whether one goes on that would
+# have ended; they change no weight that it has had so far
+_SAME_UPDATES = ("accumulate", "recompute", "snapshots", "skip_non_finite")
+# what runs had that were started before there was this setting
+_BEFORE = {"clip": 0.0}
 _REWRITE = (
     "delete this file alone, and the command that started the run writes it again and goes on"
 )
@@ -171,12 +180,12 @@ _AGAIN = "restore it, or train again in another folder"
 
 def refuse_other_run(folder: Path, settings: dict) -> None:
     """Raises CarpError for a folder that holds a run with other settings. `accumulate`,
-    `recompute` and `snapshots` may differ.
+    `recompute`, `snapshots` and `skip_non_finite` may differ.
     """
     path = folder / "config.json"
     if not path.exists():
         return
-    previous = read_record(path, _REWRITE, "config")["config"]
+    previous = {**_BEFORE, **read_record(path, _REWRITE, "config")["config"]}
     for name, value in settings.items():
         if name in _SAME_UPDATES or name not in previous:
             continue
@@ -197,6 +206,8 @@ def _write_record(folder: Path, record: dict) -> None:
         for name in ("when", "commit", "device", "processes"):
             if name in record:
                 resumed[name] = record[name]
+        if record.get("config", {}).get("skip_non_finite"):
+            resumed["skip_non_finite"] = record["config"]["skip_non_finite"]
         record = {**first, "resumed": [*first.get("resumed", []), resumed]}
     write_text(path, json.dumps(record, indent=1))
 

@@ -521,6 +521,9 @@ def _training_facts(record: dict, last: pd.Series, train_set: Corpus) -> dict:
         commit = markdown_text(later.get("commit", "not recorded"))
         device = markdown_text(later.get("device", "not recorded"))
         resumed += f"; resumed after {later['updates']:,} updates, commit {commit}, {device}"
+    for earlier in record.get("restarted", []):
+        changed = ", ".join(f"{name}={value}" for name, value in earlier["changed"].items())
+        resumed += f"; after {earlier['updates']:,} updates went on with {markdown_text(changed)}"
     return {
         "tokens": int(last.tokens),
         "epochs": last.tokens / np.minimum(train_set.lengths, config["max_length"]).sum(),

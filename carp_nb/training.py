@@ -44,6 +44,8 @@ class TrainConfig:
     accumulate: int = 1  # parts of a batch, one after the other; less memory, the same update
     log_every: int = 50  # steps per row of metrics
     checkpoint_minutes: float = 10.0  # time between checkpoints
+    clip: float = 0.0  # largest norm of the gradient, longer ones are shortened; 0: not limited
+    skip_non_finite: int = 0  # updates that may be left out for a loss or gradient of NaN or inf
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
@@ -52,6 +54,10 @@ class TrainConfig:
             raise CarpError(
                 f"accumulate is {self.accumulate}; a batch is cut into at least one part."
             )
+        for name in ("clip", "skip_non_finite"):
+            value = getattr(self, name)
+            if not 0 <= value < np.inf:
+                raise CarpError(f"{name} is {value}; give 0 or more.")
 
     @property
     def warmup_steps(self) -> int:
@@ -287,7 +293,9 @@ def _metrics_row(
     # A coarse clock may stand still between two rows
     seconds = max(counters["seconds"] - before["seconds"], 1e-9)
     rate = (counters["tokens"] - before["tokens"]) / seconds
-    loss = float(np.mean(counters["recent"]))
+    loss = float("nan")  # if every update since the row before was left out
+    if counters["recent"]:
+        loss = float(np.mean(counters["recent"]))
     return [counters["step"], counters["tokens"], loss, lr, counters["seconds"], rate]
 
 # %% ../nbs/library/42_training.ipynb #af6a7331
@@ -383,13 +391,16 @@ class _TrainingState:
         finally:
             self._since += time.monotonic() - began
 
-    def advance(self, value: float, tokens: int) -> None:
-        "Count an update; add a row of metrics every `log_every` updates and after the last."
+    def advance(self, value: float | None, tokens: int) -> None:
+        """Count an update (None: one that was left out); add a row of metrics every `log_every`
+        updates and after the last.
+        """
         now = time.monotonic()
         self.counters["step"] += 1
         self.counters["tokens"] += tokens
         self.counters["seconds"] += now - self._since
-        self.counters["recent"].append(value)
+        if value is not None:
+            self.counters["recent"].append(value)
         self._since = now
         step = self.counters["step"]
         if step % self.config.log_every == 0 or step == self.config.steps:
@@ -397,9 +408,12 @@ class _TrainingState:
             self.counters["rows"].append(row)
             self.counters["recent"] = []
 
-    def save(self) -> pd.DataFrame:  # as METRICS
+    def save(self) -> pd.DataFrame:  # as METRICS; skipped, so far, where updates may be left out
         "Write a checkpoint and the metrics, by the first process; return the metrics."
         table = pd.DataFrame(self.counters["rows"], columns=METRICS)
+        skipped = self.counters.get("skipped", [])
+        if skipped or self.config.skip_non_finite:
+            table["skipped"] = np.searchsorted(skipped, table.step, side="right")
         if not self.main:
             return table
         refuse_overtaken(self.folder, self.stored)
@@ -433,10 +447,36 @@ def _stop_training(batch, value: float, step: int, run: _TrainingState) -> None:
             torch.save({"batch": batch, "step": step}, temporary)
     # A launcher ends all processes as soon as one has failed, perhaps while the first still writes
     processes().wait_for_everyone()
+    what = f"the loss of update {step + 1} is {value}"
+    if np.isfinite(value):
+        what = f"the gradient of update {step + 1} is not finite"
     raise NonFiniteLoss(
-        f"the loss of update {step + 1} is {value}; the batch is saved in {path}. "
-        "Lower the learning rate or look at the batch."
+        f"{what}; the batch is saved in {path}. Lower the learning rate (lr), limit the gradient "
+        "(clip=1), leave out a few such updates (skip_non_finite=5), or look at the batch. "
+        "`carp-nb pretrain FOLDER --restart-with lr=...` goes on from the last good checkpoint."
     )
+
+
+def _skip_update(batch, value: float, step: int, run: _TrainingState) -> None:
+    "Leave an update out and count it. Raises NonFiniteLoss if no more may be left out."
+    skipped = run.counters.setdefault("skipped", [])
+    if len(skipped) >= run.config.skip_non_finite:
+        _stop_training(batch, value, step, run)
+    run.consistent = False
+    skipped.append(step + 1)
+    run.advance(None, tokens=0)
+    if run.main:
+        warnings.warn(
+            f"update {step + 1} is left out, because its loss or gradient is not finite "
+            f"({len(skipped)} of at most {run.config.skip_non_finite}).",
+            stacklevel=2,
+        )
+
+
+def _limit_gradient(run: _TrainingState) -> float:
+    "Shorten a gradient that is longer than `clip`, if that is set. Returns the norm that it had."
+    longest = run.config.clip or float("inf")
+    return float(nn.utils.clip_grad_norm_(run.model.parameters(), longest))
 
 # %% ../nbs/library/42_training.ipynb #d7d60a62
 def _prefetch(batches, steps: range) -> Iterator[tuple[int, Any]]:
@@ -516,8 +556,12 @@ def _update(run: _TrainingState, batch, loss: _Loss, step: int) -> float:
         group["lr"] = run.config.lr_at(step)
     run.optimizer.zero_grad(set_to_none=True)
     value, tokens = _gradients(run.wrapped, batch, loss, run.config, step, run.accelerator)
-    if not np.isfinite(value):
-        _stop_training(batch, value, step, run)
+    usable = np.isfinite(value)
+    if usable and (run.config.clip or run.config.skip_non_finite):
+        usable = np.isfinite(_limit_gradient(run))
+    if not usable:
+        _skip_update(batch, value, step, run)
+        return value
     # From here to the end of the step's action, an interruption must not save
     run.consistent = False
     run.optimizer.step()
@@ -540,7 +584,8 @@ def train(
     eval mode. Ctrl-C saves a checkpoint, unless it falls between an update and what is done
     after it: then the run goes on from the one before. Under `accelerate launch`, or `torchrun`
     on CPUs, every process takes its share of each batch, and the first one writes; on several
-    machines `folder` must be on a disk that they share. Raises NonFiniteLoss.
+    machines `folder` must be on a disk that they share. Raises NonFiniteLoss if more than
+    `skip_non_finite` updates had a loss or gradient that is not a finite number.
     """
     run = _start(model, config, folder, memory)
     actions = after or {}
