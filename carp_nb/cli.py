@@ -6,8 +6,8 @@
 __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Protein', 'Mutants', 'SkipBad', 'SkipRecords', 'Measured',
            'Direction', 'ScoreFile', 'Offset', 'Method', 'Share', 'RunFolder', 'Size', 'TrainSet', 'ValidSet',
            'RunName', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup', 'Cooldown', 'Accumulate',
-           'Recompute', 'Snapshots', 'InventoryItem', 'inventory', 'models', 'verify', 'fetch', 'score', 'embed',
-           'split', 'corpus', 'pretrain', 'plan']
+           'Recompute', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots', 'InventoryItem', 'inventory', 'models',
+           'verify', 'fetch', 'score', 'embed', 'split', 'corpus', 'pretrain', 'plan']
 
 # %% ../nbs/library/83_cli.ipynb #6af66793
 import sys
@@ -22,7 +22,6 @@ from typing import Annotated, NamedTuple
 
 import pandas as pd
 import typer
-from torch import OutOfMemoryError
 from typer import Argument, Option
 from typer.core import TyperGroup
 
@@ -39,7 +38,9 @@ from carp_nb.files import (
     CarpError,
     content_sha256,
     file_sha256,
+    guard_formulas,
     in_project,
+    one_line,
     table_suffix,
     write_table,
 )
@@ -65,35 +66,22 @@ from carp_nb.pretrained import (
     shipped_weights,
 )
 from .readers import SKIP_BAD, read_fasta, write_fasta
+from .restart import restart
 from .results import provenance
 from .scoring import rank_proteins, read_proteins
+from .shortages import error_sentence
 from .training import processes
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 
 # %% ../nbs/library/83_cli.ipynb #190f46a2
-# What a user can correct; any other error is a bug and keeps its traceback
-_ERRORS = (CarpError, OSError, MemoryError, OutOfMemoryError)
-
-
 def _say(text: str) -> None:
     "Print a line to standard error."
     print(text, file=sys.stderr)
 
-
-def _one_line(message: object) -> str:
-    "A message with its line breaks and runs of blanks turned into single blanks."
-    return " ".join(str(message).split())
-
-
-def _sentence(error: BaseException) -> str:
-    "What an error says, on one line."
-    # Some errors, such as MemoryError, say nothing
-    return _one_line(error) or type(error).__name__
-
 # %% ../nbs/library/83_cli.ipynb #394bae6b
 def _print_note(message: Warning | str, *_: object, **__: object) -> None:
     "Print a warning without the file and line that Python adds."
-    _say(f"note: {_one_line(message)}")
+    _say(f"note: {one_line(message)}")
 
 
 class _OneSentence(TyperGroup):
@@ -104,8 +92,12 @@ class _OneSentence(TyperGroup):
         warnings.showwarning = _print_note
         try:
             return super().invoke(ctx)
-        except _ERRORS as error:
-            _say(_sentence(error))
+        except Exception as error:
+            sentence = error_sentence(error)
+            # A bug keeps its traceback, and a wrong option the words of typer
+            if not sentence:
+                raise
+            _say(sentence)
             raise typer.Exit(1) from None
 
 # %% ../nbs/library/83_cli.ipynb #b710f10a
@@ -387,9 +379,11 @@ def _download_each(names: Iterable[str]) -> list[str]:
     for name in names:
         try:
             _download(name)
-        except _ERRORS as error:
+        except Exception as error:
+            if not error_sentence(error):
+                raise
             failed.append(name)
-            _say(_sentence(error))
+            _say(error_sentence(error))
         else:
             # Flushed, because the next download may take hours
             (item,) = _items_of([name])
@@ -523,6 +517,8 @@ def score(
     elif skip_bad and wanted:
         rows = [MutantTable("", wanted)] * len(proteins)
     measurements = read_measurements(measured, rows, direction, skip_bad)
+    # A table of the user comes back as it was
+    given = list(rows[0].table) if rows else []
     scorer = load_model(model, device)
     scorer.batch_tokens = batch_tokens
     if rows is None:
@@ -531,10 +527,10 @@ def score(
     else:
         table = score_tables(scorer, proteins, rows, skip_bad, **settings)
     if output:
-        write_table(table, Path(output))
+        write_table(table, Path(output), given)
         print(f"{len(table):,} mutants by {scorer.name}: {output}")
     else:
-        print(table.to_csv(index=False), end="")
+        print(guard_formulas(table, given).to_csv(index=False), end="")
     if measurements:
         # not among the rows of a table on the screen
         print(comparison_text(table, rows, measurements), file=sys.stdout if output else sys.stderr)
@@ -654,16 +650,21 @@ Warmup = Annotated[int, Option(help="updates of linear warmup, at most 5 % of al
 Cooldown = Annotated[float, Option(help="share of the updates over which the rate falls to zero")]
 Accumulate = Annotated[int, Option(help="parts that a batch is cut into; less memory")]
 Recompute = Annotated[bool, Option(help="activation checkpointing; less memory again")]
+Clip = Annotated[float, Option(help="largest norm of the gradient; 0: not limited")]
+SkipNonFinite = Annotated[int, Option(help="updates that may be left out for a loss of NaN")]
+RestartWith = Annotated[
+    str, Option(help="lr=3e-4,clip=1: go on beside OUTPUT, with all else as that run had it")
+]
 Snapshots = Annotated[
     int, Option(help="weights kept in the second half, evenly spaced, besides powers of two")
 ]
 
 # %% ../nbs/library/83_cli.ipynb #1801e49b
 def _train_and_describe(
+    output: Path,
     config: PretrainConfig,
     train: str,  # as a user names it
     valid: str,
-    output: Path,
     device: str,
 ) -> None:
     "Train a model, or go on, and describe the run in its folder."
@@ -696,12 +697,18 @@ def pretrain(
     accumulate: Accumulate = PretrainConfig.accumulate,
     recompute: Recompute = PretrainConfig.recompute,
     snapshots: Snapshots = PretrainConfig.snapshots,
+    clip: Clip = PretrainConfig.clip,
+    skip_non_finite: SkipNonFinite = PretrainConfig.skip_non_finite,
+    restart_with: RestartWith = "",
     seed: int = PretrainConfig.seed,
     name: RunName = "",
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
     "Train a CARP or an ESM from scratch; a model card and a learning curve are written at the end."
+    if restart_with:
+        _train_and_describe(*restart(output, restart_with), device)
+        return
     config = PretrainConfig(
         size=size,
         tokens=tokens,
@@ -717,8 +724,10 @@ def pretrain(
         recompute=recompute,
         snapshots=snapshots,
         name=name or None,
+        clip=clip,
+        skip_non_finite=skip_non_finite,
     )
-    _train_and_describe(config, train, valid, output, device)
+    _train_and_describe(output, config, train, valid, device)
 
 # %% ../nbs/library/83_cli.ipynb #27c13a15
 def _time_text(costs: pd.DataFrame) -> str:  # of `estimate`

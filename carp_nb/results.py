@@ -46,6 +46,7 @@ from carp_nb.files import (
     write_text,
 )
 from .readers import find_column
+from .shortages import explain_in_notebook
 
 # %% ../nbs/library/71_results.ipynb #7f3b0862
 def _with_record(
@@ -329,6 +330,15 @@ def _write_outputs(
     return [folder / name for name in (*tables, "run.json", *figures)]
 
 # %% ../nbs/library/71_results.ipynb #6f90fe07
+def _explain_shortages(namespace: dict) -> None:
+    "In a notebook, let a full disk or a lack of memory end in one sentence below the traceback."
+    shell = namespace.get("get_ipython", lambda: None)()
+    # others, as that of a terminal or a test, show errors in their own way
+    if type(shell).__name__ == "ZMQInteractiveShell":
+        errors = (OSError, MemoryError, RuntimeError, AssertionError)
+        shell.set_custom_exc(errors, explain_in_notebook)
+
+
 @dataclass
 class Run:
     "One run of a section notebook: its parameters, its folder and its rows."
@@ -358,6 +368,7 @@ class Run:
             if has_budget:
                 parameters["budget"] = "smoke"
         namespace.update(parameters)
+        _explain_shortages(namespace)
         folder = _output_folder(section, parameters)
         _hold_folder(folder)
         torch.manual_seed(parameters.get("seed", 0))
