@@ -17,7 +17,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Annotated, NamedTuple
 
 import pandas as pd
@@ -69,7 +68,7 @@ from .readers import SKIP_BAD, read_fasta, write_fasta
 from .restart import restart
 from .results import provenance
 from .scoring import rank_proteins, read_proteins
-from .shortages import error_sentence
+from .shortages import check_writable, error_sentence
 from .training import processes
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 
@@ -422,21 +421,6 @@ Dtype = Annotated[
 ]
 BatchTokens = Annotated[int, Option(min=1, help="residues per forward pass")]
 
-# %% ../nbs/library/83_cli.ipynb #1374b515
-def _must_be_writable(output: Path) -> None:
-    "Raises OSError before hours of work, not after."
-    if output.is_dir():
-        raise OSError(f"{output} is a folder; give the name of a file in it.")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # Tried, because permissions do not tell: a disk may be mounted for reading only
-        with TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"{output} cannot be written: {error.strerror}; choose another place."
-        ) from error
-
 # %% ../nbs/library/83_cli.ipynb #97672764
 Protein = Annotated[
     str,
@@ -503,7 +487,7 @@ def score(
     "Score mutants: a table as it is with score (nats), percentile and note; others best first."
     # All that can be wrong with the input is looked at before a model is loaded
     if output:
-        _must_be_writable(Path(output))
+        check_writable(Path(output))
         table_suffix(output)
     records, scan = read_proteins(protein, skip_bad, SKIP_BAD)
     proteins = [(name or "sequence", residues) for name, residues in records]
@@ -593,7 +577,7 @@ def split(
     seed: int = 0,
 ) -> None:
     "Split labelled sequences, relatives together: MMseqs2 clusters go to train, valid or test."
-    _must_be_writable(output)
+    check_writable(output)
     task = split_file(labelled, identity, coverage, valid, test, seed)
     write_table(task.table[["sequence", "target", "split", "cluster"]], output)
     _show(count_splits(task))
