@@ -15,6 +15,26 @@ from torch import nn
 
 from .files import CarpError
 
+# %% ../nbs/library/01_devices.ipynb #3e5e0ea5
+def _must_exist(device: torch.device) -> None:
+    "Raise CarpError for a device on which this machine computes nothing."
+    count = torch.cuda.device_count()
+    missing = device.type == "meta"  # takes every tensor and computes none
+    # torch makes a device object of any number; only its use would fail
+    if device.type == "cuda":
+        missing = (device.index or 0) >= count
+    elif not missing:
+        try:
+            torch.empty(1, device=device)
+        # each backend that is not built in fails in its own way
+        except Exception:
+            missing = True
+    if missing:
+        raise CarpError(
+            f"device {str(device)!r} does not exist here: torch sees {count} GPUs; "
+            "use device='auto' or 'cpu'."
+        )
+
 # %% ../nbs/library/01_devices.ipynb #92bcdc04
 def pick_device(
     device: str | torch.device = "auto",  # auto: cuda, else cpu
@@ -25,14 +45,10 @@ def pick_device(
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         picked = torch.device(wanted)
-    except RuntimeError as error:
+    # a number is a TypeError to some versions of torch
+    except (RuntimeError, TypeError, ValueError) as error:
         raise CarpError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:1.") from error
-    # torch makes a device object of any number; only its use would fail
-    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
-        raise CarpError(
-            f"device {str(picked)!r} does not exist here: torch sees {torch.cuda.device_count()} GPUs; "
-            "use device='auto' or 'cpu'."
-        )
+    _must_exist(picked)
     return picked
 
 # %% ../nbs/library/01_devices.ipynb #7f747465
@@ -43,6 +59,8 @@ def device_name(
     picked = pick_device(device)
     if picked.type == "cuda":
         return torch.cuda.get_device_name(picked)
+    if picked.type != "cpu":
+        return str(picked)
     return f"cpu ({torch.get_num_threads()} threads)"
 
 # %% ../nbs/library/01_devices.ipynb #507f25dc
