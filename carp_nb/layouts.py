@@ -529,9 +529,8 @@ def read_config(
 ) -> CARPConfig | ESMConfig:
     "Read the shape of the model in a file, if possible without its weights. Raises as `read_weights`."
     with _naming(path):
-        if path.suffix.lower() == ".safetensors":
-            if stated := _config_of_header(path):
-                return stated[1]
+        if path.suffix.lower() == ".safetensors" and (stated := _config_of_header(path)):
+            return stated[1]
         return _READERS[path.suffix.lower()](path)[1]
 
 # %% ../nbs/library/15_layouts.ipynb #1fee2a52
