@@ -30,6 +30,7 @@ from .clusters import count_splits, split_file
 from .contents import content_fault
 from .datasets import load_dataset
 from .devices import used_dtype
+from .embedding import check_suffix
 from .embedding import embed as embed_sequences
 from .fetch import cache_dir, checksum_of, remote_bytes, stated
 from .figures import describe_run
@@ -67,6 +68,7 @@ from carp_nb.pretrained import (
 from .readers import SKIP_BAD, read_fasta, write_fasta
 from .restart import restart
 from .results import provenance
+from .scorers import load_scorer
 from .scoring import rank_proteins, read_proteins
 from .shortages import check_writable, error_sentence
 from .training import processes
@@ -414,8 +416,10 @@ def fetch(
         )
 
 # %% ../nbs/library/83_cli.ipynb #27a06f0d
-Model = Annotated[str, Option(help="a name out of `carp-nb models`, or a .pt or .safetensors file")]
-Device = Annotated[str, Option(help="auto, cpu, cuda")]
+Model = Annotated[
+    str, Option(help="a name out of `carp-nb models`, blosum62, a file of weights or its folder")
+]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1")]
 Dtype = Annotated[
     str, Option(help="float32 (exact), bfloat16, auto (bfloat16 where the hardware is fast at it)")
 ]
@@ -503,7 +507,7 @@ def score(
     measurements = read_measurements(measured, rows, direction, skip_bad)
     # A table of the user comes back as it was
     given = list(rows[0].table) if rows else []
-    scorer = load_model(model, device)
+    scorer = load_scorer(model, device)
     scorer.batch_tokens = batch_tokens
     if rows is None:
         ranked = rank_proteins([scorer], proteins, wanted, **settings, skip_bad=skip_bad)
@@ -528,15 +532,7 @@ def score(
 @app.command()
 def embed(
     fasta: Annotated[Path, Argument(help="sequences")],
-    output: Annotated[
-        Path,
-        Argument(
-            help=(
-                "file to write, ending in .safetensors; "
-                "read it with carp_nb.embedding.read_embeddings"
-            )
-        ),
-    ],
+    file: Annotated[Path | None, Argument(help="to write: .safetensors, .npz or .h5")] = None,
     model: Model = "carp_600k_sprot50",
     per: Annotated[str, Option(help="sequence (mean over residues) or residue")] = "sequence",
     layer: Annotated[int, Option(help="0 = embedding, -1 = last")] = -1,
@@ -546,18 +542,22 @@ def embed(
         int | None,
         Option(min=1, help="residues per forward pass", show_default="16384, on a CPU 2048"),
     ] = None,
+    option: Annotated[
+        Path | None, Option("--output", "-o", help="the file to write, instead of FILE")
+    ] = None,
     skip_bad: SkipRecords = False,
 ) -> None:
     "Write representations of sequences; one that was stopped goes on where it was."
+    output = file or option
+    if output is None or (file and option):
+        raise CarpError("give one file to write, ending in .safetensors, .npz or .h5.")
+    check_suffix(output)
+    _must_be_writable(output)
     loaded = load_model(model, device)
-    embeddings = embed_sequences(
+    made = embed_sequences(
         loaded, fasta, output, per, layer, dtype, batch_tokens, skip_bad=skip_bad
     )
-    about = embeddings.metadata
-    print(
-        f"{len(embeddings):,} sequences by {about['model']}, "
-        f"layer {about['layer']}, per {per}: {output}"
-    )
+    print(f"{made.describe()}: {output}")
 
 # %% ../nbs/library/83_cli.ipynb #8a39ad4d
 Share = Annotated[float, Option(min=0, max=1, help="share of the clusters")]

@@ -27,9 +27,10 @@ from .files import CarpError, atomic_path, file_name, one_line
 from .maps import scan_figure
 from .metrics import spearman_interval
 from .mutants import parse_mutant, place_mutant
-from .pretrained import load_model, own_weights, shipped_weights
-from .protbert import ProtBert
+from .pretrained import own_weights, shipped_weights
+from .protbert import ProtBert, hugging_face_weights
 from .readers import fasta_record
+from .scorers import load_scorer
 from .scoring import Scorer, mutation_scan, read_proteins, score_mutants
 
 # %% ../nbs/library/81_explorer.ipynb #597cf38e
@@ -306,7 +307,7 @@ def _find_source(model: Scorer) -> str:
     path: Path | None = getattr(model, "path", None)
     if path is None:
         return model.name
-    if isinstance(model, ProtBert):
+    if isinstance(model, ProtBert) and hugging_face_weights(path.parent) == path:
         # the folder, in the layout of Hugging Face
         path = path.parent
     is_cached = path.parent == cache_dir() / "weights"
@@ -596,7 +597,7 @@ def _open_measurements(
 # %% ../nbs/library/81_explorer.ipynb #f3bf91af
 def explore(
     sequence: str = "abeta42",  # residues, the name of a scan, or a FASTA file
-    # a name or file for `load_model`, or a scorer; empty: the state's, else carp_600k_sprot50
+    # a name or file for `load_scorer`, or a scorer; empty: the state's, else carp_600k_sprot50
     model: str | Path | Scorer = "",
     scan: str = "",  # measurements: a name in list_datasets() or a table; empty: the state's
     offset: int = 1,  # number of the first residue; a named scan brings its own
@@ -620,5 +621,5 @@ def explore(
         scan_offset = int(settings.get("scan_offset", mutant.offset))
     measured, direction, scan = _open_measurements(scan, mutant.wild_type, scan_offset, named)
     if isinstance(model, (str, Path)):
-        model = load_model(model or settings.get("model") or "carp_600k_sprot50", device)
+        model = load_scorer(model or settings.get("model") or "carp_600k_sprot50", device)
     return Explorer(model, mutant, measured, direction, dtype, settings.get("label", ""), scan)

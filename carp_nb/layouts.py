@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Shapes', 'Config', 'Stored', 'WEIGHT_SUFFIXES', 'to_published', 'empty_model', 'from_published', 'save_checkpoint',
-           'read_weights', 'read_config', 'holds_bert']
+           'file_title', 'read_weights', 'read_config', 'holds_bert']
 
 # %% ../nbs/library/15_layouts.ipynb #af4d2952
 import argparse
@@ -422,7 +422,7 @@ def _stated_beside(path: Path) -> dict[str, Any]:
     return read_record(file, "get it again, or move it away")
 
 
-def _file_title(path: Path) -> str:
+def file_title(path: Path) -> str:
     "The name of a file without suffix; of one called as everywhere, that of its folder."
     if path.stem in ("model", "pytorch_model"):
         return path.resolve().parent.name
@@ -466,7 +466,7 @@ def _from_bare(state: dict[str, Tensor], path: Path) -> Stored:
     shapes = _shapes(ours)
     _must_be_plausible(config, shapes)
     _must_fit(shapes, empty_model(config).state_dict())
-    return _file_title(path), config, ours
+    return file_title(path), config, ours
 
 # %% ../nbs/library/15_layouts.ipynb #7464993d
 def _config_of_header(

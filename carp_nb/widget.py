@@ -20,7 +20,8 @@ from .datasets import list_datasets
 from .editing import format_positions, read_state
 from .explorer import Explorer, explore, summarise_positions
 from .files import CarpError, package_folder
-from .pretrained import list_models, load_model
+from .pretrained import list_models
+from .scorers import load_scorer
 from .scoring import Scorer
 
 # %% ../nbs/library/82_widget.ipynb #835ce387
@@ -260,7 +261,7 @@ class MutationMap(anywidget.AnyWidget):
         self.send({"kind": "opening", "text": wanted or old.source})
         scorer = old.model
         if wanted not in ("", old.source):
-            scorer = load_model(wanted, self._device)
+            scorer = load_scorer(wanted, self._device)
         if given:
             new = explore(**given, model=scorer, dtype=self._dtype)
         else:
