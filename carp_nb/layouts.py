@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -305,6 +305,160 @@ def _kind(stored: object) -> type[CARPConfig] | type[ESMConfig] | None:
                 return kind
     return None
 
+# %% ../nbs/library/15_layouts.ipynb #5177ff71
+_HUGGING_FACE = {  # theirs -> ours; {} is the number of the layer
+    "embeddings.word_embeddings": "embed_tokens",
+    "embeddings.position_embeddings": "embed_positions",
+    "embeddings.layer_norm": "emb_layer_norm_before",
+    "encoder.layer.{}.attention.LayerNorm": "layers.{}.self_attn_layer_norm",
+    "encoder.layer.{}.attention.self.query": "layers.{}.self_attn.q_proj",
+    "encoder.layer.{}.attention.self.key": "layers.{}.self_attn.k_proj",
+    "encoder.layer.{}.attention.self.value": "layers.{}.self_attn.v_proj",
+    "encoder.layer.{}.attention.output.dense": "layers.{}.self_attn.out_proj",
+    "encoder.layer.{}.LayerNorm": "layers.{}.final_layer_norm",
+    "encoder.layer.{}.intermediate.dense": "layers.{}.fc1",
+    "encoder.layer.{}.output.dense": "layers.{}.fc2",
+    "encoder.emb_layer_norm_after": "emb_layer_norm_after",
+    "lm_head.decoder": "lm_head",
+}
+# older versions of transformers had other words for the two of a layer norm
+_KINDS = {"gamma": "weight", "beta": "bias"}
+
+
+def _from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    "Rename the tensors of an EsmForMaskedLM; those of no use here are left out."
+    ours = {}
+    for key, value in state.items():
+        module, _, kind = key.removeprefix("esm.").rpartition(".")
+        generic = re.sub(r"\.\d+(?=\.)", ".{}", module)
+        if module.startswith("contact_head") or kind == "position_ids":
+            continue
+        module = _HUGGING_FACE.get(generic, module).format(*re.findall(r"(?<=\.)\d+", module))
+        ours[f"{module}.{_KINDS.get(kind, kind)}"] = value
+    return ours
+
+# %% ../nbs/library/15_layouts.ipynb #699e0ab4
+def _heads(
+    stated: dict[str, Any],  # a config.json of Hugging Face; empty: there is none
+    shape: tuple[int, int, int],  # d_model, n_layers, d_mlp
+) -> int:
+    "Return the number of heads, stated or of the known model of a shape. Raises CarpError for none."
+    if "num_attention_heads" in stated:
+        return stated["num_attention_heads"]
+    for known in (ESM_1B, *TABLE_S2.values()):
+        if (known.d_model, known.n_layers, known.d_mlp) == shape:
+            return known.n_heads
+    raise CarpError(
+        f"it holds a Transformer with d_model {shape[0]} and {shape[1]} layers and does not say "
+        "how many heads it has; put its config.json beside it."
+    )
+
+# %% ../nbs/library/15_layouts.ipynb #f018b520
+def _ending(state: Mapping[str, Tensor], end: str) -> Tensor:
+    "Return the first tensor whose name ends so. Raises CarpError if there is none."
+    for key, value in state.items():
+        if key.endswith(end):
+            return value
+    raise CarpError(f"its tensors lack {end}, so the model cannot be told.")
+
+
+def _count_layers(state: Mapping[str, Tensor], word: str) -> int:
+    "Count the numbers that follow a word in the names of tensors."
+    return len({key.partition(word)[2].split(".")[0] for key in state if word in key})
+
+# %% ../nbs/library/15_layouts.ipynb #225941f8
+def _bare_esm(
+    state: dict[str, Tensor],  # names of fair-esm, or ours
+    stated: dict[str, Any],  # as in `_heads`
+) -> tuple[ESMConfig, dict[str, Tensor]]:
+    "Return shape and weights of an ESM. Raises CarpError for ESM-2 and for an unknown shape."
+    eps = stated.get("layer_norm_eps", 1e-5)
+    if not any(key.endswith("embed_positions.weight") for key in state) or abs(eps - 1e-5) > 1e-9:
+        raise CarpError(
+            "it holds another Transformer than ESM-1b and ESM-1v, such as ESM-2; "
+            "only those two and our own can be loaded."
+        )
+    embedding = _ending(state, "embed_tokens.weight")
+    d_model = embedding.shape[1]
+    d_mlp = _ending(state, ".fc1.weight").shape[0]
+    n_layers = _count_layers(state, "layers.")
+    heads = _heads(stated, (d_model, n_layers, d_mlp))
+    if len(embedding) == len(PROTEIN):
+        positions = len(_ending(state, "embed_positions.weight")) - PROTEIN.pad_idx - 1
+        before = "emb_layer_norm_before.weight" in state
+        config = ESMConfig(d_model, n_layers, heads, d_mlp, positions, norm_before=before)
+        return config, state
+    args = argparse.Namespace(arch="roberta_large", encoder_attention_heads=heads)
+    args.token_dropout = stated.get("token_dropout", True)
+    return from_fair_esm({"args": args, "model": state})
+
+# %% ../nbs/library/15_layouts.ipynb #0816896f
+def _bare_carp(state: dict[str, Tensor]) -> tuple[CARPConfig, dict[str, Tensor]]:
+    "Return shape and weights of a CARP. Raises CarpError for a shape that is not in Table S1."
+    is_published = "embedder.embedder.weight" in state
+    taps = _ending(state, "layers.0.conv.weight" if is_published else "blocks.0.conv.weight")
+    d_model = _ending(state, "last_norm.weight" if is_published else "norm.weight").shape[0]
+    shape = {
+        "d_model": d_model,
+        "n_layers": _count_layers(state, "layers." if is_published else "blocks."),
+        "slim": taps.shape[0] != d_model,
+        "d_embed": _ending(state, "embedder.weight" if is_published else "embed.weight").shape[1],
+        "kernel_size": taps.shape[2],
+    }
+    for config in TABLE_S1.values():
+        if shape.items() <= asdict(config).items():
+            return config, from_published(state, config) if is_published else state
+    raise CarpError(
+        f"it holds a CARP with d_model {d_model} and {shape['n_layers']} layers, which is no size "
+        "of Table S1, and does not say its largest dilation; save it with save_checkpoint."
+    )
+
+# %% ../nbs/library/15_layouts.ipynb #0a17b97a
+def _stated_beside(path: Path) -> dict[str, Any]:
+    "Read the config.json in the folder of a file; empty if there is none."
+    file = path.with_name("config.json")
+    if not file.is_file():
+        return {}
+    try:
+        stated = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CarpError(f"the config.json beside it is damaged: {error}.") from error
+    return stated if isinstance(stated, dict) else {}
+
+
+def file_title(path: Path) -> str:
+    "The name of a file without suffix; of one called as everywhere, that of its folder."
+    if path.stem in ("model", "pytorch_model"):
+        return path.resolve().parent.name
+    return path.stem
+
+# %% ../nbs/library/15_layouts.ipynb #773327aa
+def _from_bare(state: dict[str, Tensor], path: Path) -> Stored:
+    "Return what a file of tensors alone holds. Raises CarpError for another model."
+    stated = _stated_beside(path)
+    kind = _kind(stated)
+    # distributed training puts this before every name
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if "embedder.embedder.weight" in state or "embed.weight" in state:
+        if kind is CARPConfig:
+            config = _config(CARPConfig, stated)
+            ours = from_published(state, config) if "embed.weight" not in state else state
+        else:
+            config, ours = _bare_carp(state)
+    elif kind is ESMConfig and "embed_tokens.weight" in state:
+        config, ours = _config(ESMConfig, stated), state
+    elif "esm.embeddings.word_embeddings.weight" in state:
+        config, ours = _bare_esm(_from_hugging_face(state), stated)
+    elif any(key.endswith("embed_tokens.weight") for key in state):
+        config, ours = _bare_esm(state, stated)
+    else:
+        raise CarpError(
+            "its header does not say which CARP or ESM it holds, and its tensors are of neither; "
+            "write such files with save_checkpoint."
+        )
+    _must_fit(ours, empty_model(config).state_dict())
+    return file_title(path), config, ours
+
 # %% ../nbs/library/15_layouts.ipynb #66ee5c45
 _HUGGING_FACE = {  # theirs -> ours; {} is the number of the layer
     "embeddings.word_embeddings": "embed_tokens",
@@ -496,8 +650,9 @@ def _read_safetensors(path: Path) -> Stored:
 # %% ../nbs/library/15_layouts.ipynb #73f5fe78
 # the suffixes that our files have; others write the same as a .pt under more names
 WEIGHT_SUFFIXES = (".pt", ".safetensors")
-_READERS = dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _read_pt)
-_READERS[".safetensors"] = _read_safetensors
+_READERS: dict[str, Callable[[Path], Stored]] = {".safetensors": _read_safetensors}
+for _suffix in (".pt", ".pth", ".bin", ".ckpt"):
+    _READERS[_suffix] = _read_pt
 
 
 @contextmanager
@@ -532,6 +687,23 @@ def read_config(
         if path.suffix.lower() == ".safetensors" and (stated := _config_of_header(path)):
             return stated[1]
         return _READERS[path.suffix.lower()](path)[1]
+
+# %% ../nbs/library/15_layouts.ipynb #b71ed9ed
+def holds_bert(
+    path: Path,  # a file of any layout
+) -> bool:
+    "Whether a file holds the tensors of a BERT; False for one that cannot be read."
+    try:
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(path, "pt") as file:
+                keys = file.keys()
+        else:
+            stored = read_pickle(path)
+            keys = stored if isinstance(stored, dict) else ()
+    # the reader of the file says what is wrong with it
+    except (CarpError, OSError, SafetensorError):
+        return False
+    return any(str(key).startswith("bert.") for key in keys)
 
 # %% ../nbs/library/15_layouts.ipynb #1fee2a52
 def holds_bert(
