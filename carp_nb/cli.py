@@ -552,7 +552,7 @@ def embed(
     if output is None or (file and option):
         raise CarpError("give one file to write, ending in .safetensors, .npz or .h5.")
     check_suffix(output)
-    _must_be_writable(output)
+    check_writable(output)
     loaded = load_model(model, device)
     made = embed_sequences(
         loaded, fasta, output, per, layer, dtype, batch_tokens, skip_bad=skip_bad
