@@ -162,35 +162,6 @@ def check_file(path: str | Path) -> None:
             f"{path} is a device or a pipe; give a regular file, or - for standard input."
         )
 
-# %% ../nbs/library/00_files.ipynb #bac703a4
-_MOST_FOLD = 300  # a file may unpack to
-_FREE = 100 << 20  # bytes, whatever the packed size
-
-
-class _Unpacked(io.RawIOBase):
-    "The content of a packed file. Raises CarpError where it is damaged or expands too far."
-
-    def __init__(self, file: IO[bytes], path: str | Path, what: str, packed: int):
-        self.file = file
-        self.path = path
-        self.what = what  # the kind of file
-        self.left = max(_FREE, _MOST_FOLD * packed)  # bytes that may still come
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        with reading(self.path, self.what):
-            piece = self.file.read(len(buffer))
-        self.left -= len(piece)
-        if self.left < 0:
-            raise CarpError(
-                f"{self.path} unpacks to more than {_MOST_FOLD} times its size, "
-                "as no file of proteins does; unpack it yourself and look at it."
-            )
-        buffer[: len(piece)] = piece
-        return len(piece)
-
 # %% ../nbs/library/00_files.ipynb #17cef39b
 _MOST_FOLD = 300  # a file may unpack to
 _FREE = 100 << 20  # bytes, whatever the packed size
