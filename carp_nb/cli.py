@@ -469,7 +469,8 @@ Offset = Annotated[
     int | None, Option(help="number of the first residue", show_default="1, of a scan its own")
 ]
 Method = Annotated[
-    str, Option(help="masked (equation 1), masked-each (ESM, ProteinGym), wild-type")
+    str,
+    Option(help="masked (equation 1), masked-each (ESM, ProteinGym), wild-type, pseudo-likelihood"),
 ]
 
 # %% ../nbs/library/83_cli.ipynb #c84c539f

@@ -44,11 +44,22 @@ def _split_changes(mutant: str) -> list[str]:
     return [_HGVS.sub("", piece) for piece in pieces]
 
 # %% ../nbs/library/16_indels.ipynb #89808f83
-def _refuse(mutant: str, why: str, kind: str = "an insertion or deletion that is not well written"):
+def _name(mutant: str) -> str:
+    "Name a mutant in a message. A long one would fill the screen."
+    if len(mutant) > 40:
+        return f"a mutant of {len(mutant)} letters"
+    return f"mutant {mutant!r}"
+
+
+def _refuse(
+    mutant: str,
+    why: str,
+    kind: str = "an insertion or deletion that is not well written",
+) -> Unscorable:
     "The error for a mutant whose sequence is not known."
-    return Unscorable(f"mutant {mutant!r}: {why}.", kind)
+    return Unscorable(f"{_name(mutant)}: {why}.", kind)
 
-
+# %% ../nbs/library/16_indels.ipynb #d2951881
 def _is_named(text: str, site: str) -> bool | None:  # None: it may be either
     "Whether residues are written with three letters each, as the name of a site may be."
     # Gln, not GLN or gln
@@ -71,7 +82,7 @@ def _read_residues(
     "Read the residues of an insertion. Raises Unscorable for those that are not known."
     named = _is_named(text, site)
     if named is None:
-        raise _refuse(mutant, f"{text} is either residues or one residue; write it as Gln or as Q")
+        raise _refuse(mutant, f"{text} may be one or three residues; write it as Gln or as Q")
     letters = list(text.upper())
     if named:
         names = [text[i : i + 3].upper() for i in range(0, len(text), 3)]
@@ -164,7 +175,8 @@ def _parse_substitutions(text: str, mutant: str) -> tuple[Mutation, ...]:
     try:
         return parse_mutant(text)
     except Unscorable as error:
-        if not _OPEN.search(text) or "?" in text:
+        # those that say more in their own words
+        if not _OPEN.search(text) or "?" in text or not text.isascii():
             raise
         raise _refuse(
             mutant,
@@ -237,7 +249,7 @@ def mutated_sequence(
     # from the end, so that the numbers before a change still hold
     for edit in reversed(_read_edits(mutant, wild_type, offset)):
         sequence = sequence[: edit.start] + edit.residues + sequence[edit.stop :]
-    return check_mutated(sequence, wild_type, f"mutant {mutant!r}", max_length)
+    return check_mutated(sequence, wild_type, _name(mutant), max_length)
 
 # %% ../nbs/library/16_indels.ipynb #510e197a
 def can_place(mutant: str, wild_type: str, offset: int = 1) -> bool:
@@ -255,8 +267,8 @@ def hint_indels(
     if not count:
         return ""
     return (
-        f"{count} of them are insertions, deletions or whole sequences, which are scored with "
-        "--method pseudo-likelihood (method='pseudo-likelihood')."
+        f"With --method pseudo-likelihood (method='pseudo-likelihood'), {count} of them can be "
+        "scored: insertions, deletions or whole sequences."
     )
 
 # %% ../nbs/library/16_indels.ipynb #81c23708

@@ -323,12 +323,12 @@ def score_tables(
 # %% ../nbs/library/52_mutant_tables.ipynb #f2137f5e
 def ranked_table(
     ranked: Mapping[tuple[str, str], pd.DataFrame],  # (protein, model) -> table; one model
-) -> pd.DataFrame:  # protein, mutant, score, percentile
+) -> pd.DataFrame:  # protein, mutant, score, percentile, as of `rank_mutants`
     "The ranked mutants of all proteins in one table."
     tables = []
     for (protein, _), table in ranked.items():
-        named = table.assign(protein=protein)
-        tables.append(named[["protein", "mutant", "score", "percentile"]])
+        columns = [name for name in table if name != "protein"]
+        tables.append(table.assign(protein=protein)[["protein", *columns]])
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/library/52_mutant_tables.ipynb #18d53248

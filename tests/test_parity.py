@@ -18,6 +18,7 @@ from sequence_models.pretrained import load_carp, load_model_and_alphabet
 
 from carp_nb.alphabet import PROTEIN
 from carp_nb.carp import CARP, TABLE_S1, CARPConfig
+from carp_nb.indels import pseudo_log_likelihood
 from carp_nb.layouts import save_checkpoint, to_published
 from carp_nb.pretrained import load_model
 
@@ -158,3 +159,16 @@ def test_the_comparison_notices_a_swap():
                 reference.model.embedder.embedder.weight[PROTEIN.mask_idx] = 0
         with pytest.raises(AssertionError):
             assert_same(model, reference, [40, 12], tolerance("carp_40k"))
+
+
+@torch.no_grad()
+def test_pseudo_likelihood_is_that_of_the_released_code(tmp_path):
+    model = perturbed(TABLE_S1["carp_40k"], "carp_40k")
+    reference, alphabet = load_model_and_alphabet(str(save_checkpoint(model, tmp_path / "m.pt")))
+    sequence = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
+    rows = [sequence[:i] + "#" + sequence[i + 1 :] for i in range(len(sequence))]
+    tokens = alphabet([[row] for row in rows])[0]
+    log_probs = reference(tokens, logits=True)["logits"].log_softmax(-1)
+    true = PROTEIN.encode(sequence)
+    expected = log_probs[range(len(true)), range(len(true)), true].sum()
+    assert abs(pseudo_log_likelihood(model, sequence) - float(expected)) < 1e-5 * len(sequence)
