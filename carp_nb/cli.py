@@ -44,7 +44,7 @@ from carp_nb.files import (
     table_suffix,
     write_table,
 )
-from .measured import comparison_text, read_measurements
+from .measured import print_comparison, read_measurements
 from carp_nb.mutant_tables import (
     MutantTable,
     is_mutant_file,
@@ -511,8 +511,9 @@ def score(
     scorer = load_scorer(model, device)
     scorer.batch_tokens = batch_tokens
     if rows is None:
-        ranked = rank_proteins([scorer], proteins, wanted, **settings, skip_bad=skip_bad)
-        table = ranked_table(ranked)
+        table = ranked_table(
+            rank_proteins([scorer], proteins, wanted, **settings, skip_bad=skip_bad)
+        )
     else:
         table = score_tables(scorer, proteins, rows, skip_bad, **settings)
     if output:
@@ -520,9 +521,7 @@ def score(
         print(f"{len(table):,} mutants by {scorer.name}: {output}")
     else:
         print(guard_formulas(table, given).to_csv(index=False), end="")
-    if measurements:
-        # not among the rows of a table on the screen
-        print(comparison_text(table, rows, measurements), file=sys.stdout if output else sys.stderr)
+    print_comparison(table, rows, measurements, bool(output))
     # A name of a scan could be meant as a sequence, and the other way round
     if scan:
         _say(f"scored the protein of {scan.name}, whose first residue is number {offset}.")

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'Measurement', 'read_measurement', 'read_measurements', 'compare_measurement', 'comparison_table',
-           'note_sign', 'comparison_text', 'own_scan_table']
+           'note_sign', 'comparison_text', 'print_comparison', 'own_scan_table']
 
 # %% ../nbs/library/53_measured.ipynb #4ce36b8a
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,9 @@ def read_measurement(
     if unreadable.any() and not skip_bad:
         problems = []
         for row in np.flatnonzero(unreadable):
-            problems.append(f"{mutants.place(row)}{column} {texts.iloc[row]!r} is not a number")
+            problems.append(
+                f"{mutants.place(int(row))}{column} {texts.iloc[row]!r} is not a number"
+            )
         hint = "Such rows are not compared with --skip-bad (skip_bad=True)."
         raise bad_rows(mutants.path, problems, len(mutants), hint)
     values = np.where(unreadable, np.nan, values)
@@ -90,7 +93,9 @@ def read_measurements(
             f"--measured compares the mutants of one protein, and the file has {len(rows)}."
         )
     # a name may have a comma in it
-    names = [columns] if columns in rows[0].table else split_commas(columns)
+    names = split_commas(columns)
+    if columns in rows[0].table:
+        names = [columns]
     return [read_measurement(rows[0], name, direction, skip_bad) for name in names]
 
 # %% ../nbs/library/53_measured.ipynb #f2940d9c
@@ -105,7 +110,10 @@ def _sites(mutants: Sequence[str]) -> list[tuple[int, ...]]:
             sites = None
         parsed.append(sites)
         highest = max(highest, *(sites or (0,)))
-    return [(highest + 1 + k,) if sites is None else sites for k, sites in enumerate(parsed)]
+    for row, sites in enumerate(parsed):
+        if sites is None:
+            parsed[row] = (highest + 1 + row,)
+    return parsed
 
 # %% ../nbs/library/53_measured.ipynb #eb12a397
 def _left_out(
@@ -174,11 +182,10 @@ def comparison_table(lines: Sequence[dict]) -> pd.DataFrame:
 # %% ../nbs/library/53_measured.ipynb #ffe2bea5
 def note_sign(line: dict) -> str:  # empty where the correlation may be positive
     "Say that a correlation is negative, and what would make it positive."
-    highest = line["hi"] if np.isfinite(line["hi"]) else line["spearman"]
-    if not highest < 0:
+    if not (line["spearman"] < 0 and (np.isnan(line["hi"]) or line["hi"] < 0)):
         return ""
     name = line["measured"]
-    other = "lower" if line["fitter"] == "higher" else "higher"
+    (other,) = DIRECTIONS.keys() - {line["fitter"]}
     return (
         f"Spearman is negative: rows with a {line['fitter']} {name} have lower scores. "
         f"If a {other} {name} is fitter, say --direction {other}."
@@ -195,12 +202,28 @@ def comparison_text(
         return ""
     mutants = rows[0]
     # a column score of the user's own stays, and the new one has another name
-    column = "model_score" if "score" in mutants.table else "score"
+    column = "score"
+    if column in mutants.table:
+        column = "model_score"
     scores = table[column].to_numpy(float)
     lines = [compare_measurement(scores, mutants.mutants, m) for m in measurements]
     notes = [note_sign(line) for line in lines]
     shown = comparison_table(lines).to_string(index=False)
     return "\n".join([shown, *filter(None, notes)])
+
+
+def print_comparison(
+    table: pd.DataFrame,
+    rows: Sequence[MutantTable] | None,
+    measurements: Sequence[Measurement],
+    is_saved: bool,  # False: the table itself is on the screen
+) -> None:
+    "Print `comparison_text`, to standard error where standard output holds the table."
+    text = comparison_text(table, rows, measurements)
+    if text and is_saved:
+        print(text)
+    elif text:
+        print(text, file=sys.stderr)
 
 # %% ../nbs/library/53_measured.ipynb #54409587
 def _own_scan_line(scan: Scan, rows: pd.DataFrame) -> dict:  # rows: of one model and method
@@ -208,14 +231,16 @@ def _own_scan_line(scan: Scan, rows: pd.DataFrame) -> dict:  # rows: of one mode
     by_metric = rows.drop_duplicates("metric").set_index("metric")
     values = by_metric.value.to_dict()
     left_out = [f"{n:,} {why}" for why, n in scan.dropped.items() if n]
-    lo, hi = by_metric.loc["spearman", ["lo", "hi"]]
+    interval = "–"
+    if np.isfinite(float(by_metric.lo["spearman"])):
+        interval = f"{by_metric.lo['spearman']:.2f} to {by_metric.hi['spearman']:.2f}"
     return {
         "scan": scan.name,
         "fitter": {1: "higher", -1: "lower"}[scan.direction],
         "mutants": int(by_metric.n["spearman"]),
         "left out": ", ".join(left_out) or "–",
         "Spearman": values["spearman"],
-        "95 % interval": f"{lo:.2f} to {hi:.2f}" if np.isfinite(lo) else "–",
+        "95 % interval": interval,
         "NDCG": values["ndcg_top10"],
         "top-10 % recall": values["recall_percentile"],
         "AUC": values.get("auc", np.nan),
