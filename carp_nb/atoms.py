@@ -120,11 +120,15 @@ def _best_location(
 
 # %% ../nbs/library/32_atoms.ipynb #e0d66416
 def _labelled_rows(atoms: AtomArray, residues: Sequence[tuple]) -> list[np.ndarray]:
-    "For each residue that has alternate locations, the rows of its atoms that have a label."
-    labelled = np.flatnonzero(~np.isin(atom_column(atoms, "altloc_id"), _NO_LABEL))
+    "For each residue that has alternate locations, the rows of its atoms that have several."
+    labels = atom_column(atoms, "altloc_id")
+    keys = list(zip(residues, atom_column(atoms, "atom_name").tolist()))
+    # the first of two locations may have no label
+    labelled = {keys[row] for row in np.flatnonzero(~np.isin(labels, _NO_LABEL)).tolist()}
     rows_of: dict[tuple, list[int]] = {}
-    for row in labelled.tolist():
-        rows_of.setdefault(residues[row], []).append(row)
+    for row, key in enumerate(keys):
+        if key in labelled:
+            rows_of.setdefault(residues[row], []).append(row)
     return [np.array(rows) for rows in rows_of.values()]
 
 # %% ../nbs/library/32_atoms.ipynb #4829bd10
@@ -144,14 +148,15 @@ def _one_location(
 ) -> AtomArray:
     "Keep one of the alternate locations of each residue."
     labels = atom_column(atoms, "altloc_id")
-    kept = np.isin(labels, _NO_LABEL)
-    if kept.all():
+    if np.isin(labels, _NO_LABEL).all():
         return atoms
+    kept = np.ones(len(labels), bool)
     keys = ("piece", "chain_id", "res_id", "ins_code")
     residues = list(zip(*(atom_column(atoms, key).tolist() for key in keys)))
     names = np.stack([atom_column(atoms, key) for key in ("res_name", "atom_name")], 1)
     for rows in _labelled_rows(atoms, residues):
         best = _best_location(rows, labels, atom_column(atoms, "occupancy"), names)
+        kept[rows] = False
         kept[best] = True
         _warn_of_mixed(path, atoms, rows, best)
     # a file may list a second conformation behind the residues that follow
@@ -344,7 +349,7 @@ def _stated_in_pdb(lines: Iterable[str]) -> dict[str, list[str]]:  # by chain
 # %% ../nbs/library/32_atoms.ipynb #17bf988b
 def _read_pdb(path: Path, text: str) -> tuple[AtomArray, dict[str, list[str]]]:
     "The atoms of the first model, and the residues that SEQRES lists for each chain."
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = text.split("\n")
     atoms = _first_model(lines, path)
     if not any(line.startswith(_ATOM) for line in atoms):
         raise CarpError(
@@ -380,8 +385,13 @@ def _named_letters(code: str) -> list[str]:
     return [name or _NAMES.get(letter, "UNK") for name, letter in residues]
 
 # %% ../nbs/library/32_atoms.ipynb #1d06606c
+_LONGEST = 100_000  # residues; the longest known protein has 38,000
+
+
 def _in_order(names: dict[int, str]) -> list[str]:
     "Names by their numbers, from 1; UNK where one is not there."
+    if max(names) > _LONGEST:
+        raise ValueError(f"entity_poly_seq numbers a residue {max(names):,}")
     return [names.get(i, "UNK") for i in range(1, max(names) + 1)]
 
 # %% ../nbs/library/32_atoms.ipynb #9163cec2
@@ -531,6 +541,14 @@ class Structure:
             return by_label.get(name, name)
         return name
 
+# %% ../nbs/library/32_atoms.ipynb #31002d4b
+def _decode(data: bytes) -> str:
+    "The text of a file, with the line ends of this system."
+    encoding = "utf-8-sig"
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    return data.decode(encoding, "replace").replace("\r\n", "\n").replace("\r", "\n")
+
 # %% ../nbs/library/32_atoms.ipynb #ef16fbb0
 _CIF_LINE = re.compile(r"^(data_|loop_)", re.M)
 
@@ -541,7 +559,7 @@ def _read_layout(path: Path) -> tuple[AtomArray, dict[str, list[str]], bool]:
         data = packed.read()
     if structure_ending(path) == ".bcif":
         return *_read_mmcif(path, BinaryCIFFile.read(io.BytesIO(data))), True
-    text = data.decode("utf-8", "replace")
+    text = _decode(data)
     if _CIF_LINE.search(text):
         return *_read_mmcif(path, CIFFile.read(io.StringIO(text))), True
     return *_read_pdb(path, text), False

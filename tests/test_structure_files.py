@@ -80,6 +80,28 @@ def test_the_fuller_of_two_locations_is_taken_whatever_its_label(labels, tmp_pat
     assert chain.ca[5, 0] == 9
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("first", "second", "x"), [(0.6, 0.4, 0.0), (0.4, 0.6, 9.0)])
+def test_the_first_of_two_locations_may_have_no_label(first, second, x, tmp_path):
+    lines = [
+        line_of("GLY", "1 ", 0.0, occupancy=first),
+        line_of("GLY", "1 ", 9.0, occupancy=second, alternate="B"),
+        line_of("LYS", "2 ", 3.8),
+    ]
+    (tmp_path / "x.pdb").write_text("\n".join(lines))
+    chain = read_chain(tmp_path / "x.pdb")
+    assert (chain.sequence, chain.ca[0, 0]) == ("GK", x)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.filterwarnings("ignore")
+def test_text_is_read_as_editors_save_it(encoding, end, tmp_path):
+    for text in ("\n".join(trace(("ALA", "1 ", 0), ("GLY", "2 ", 1))), MMCIF):
+        (tmp_path / "x.pdb").write_bytes(text.replace("\n", end).encode(encoding))
+        assert len(resolved(read_chain(tmp_path / "x.pdb"))) == 2
+
+
 def test_chains_without_names_are_told_apart(tmp_path):
     text = (CASES / "s_two.pdb").read_text().splitlines()
     lines = [f"{line[:21]} {line[22:]}" if line.startswith("ATOM") else line for line in text]
@@ -438,6 +460,12 @@ _entity_poly_seq.mon_id
 1 2 MET
 1 3 LYS
 """
+
+
+def test_a_number_that_no_protein_has_is_refused(tmp_path):
+    (tmp_path / "x.cif").write_text(MMCIF.replace("1 3 LYS", "1 3000000000 LYS"))
+    with pytest.raises(CarpError, match="numbers a residue 3,000,000,000"):
+        read_chain(tmp_path / "x.cif")
 
 
 def test_an_mmcif_file_of_few_columns(tmp_path):
