@@ -347,7 +347,7 @@ def verify(
     wrong = [item for item in items if item.checksum == "WRONG"]
     if wrong:
         raise CarpError(
-            f"{len(wrong)} of {len(items)} sets are damaged, a web page or another version, first "
+            f"{len(wrong)} of {len(items)} sets are damaged or another version, first "
             f"{wrong[0].name} at {wrong[0].where}; delete it and fetch it again."
         )
 

@@ -113,16 +113,12 @@ def _safetensors_fault(path: Path) -> str:
         length = int.from_bytes(file.read(8), "little")
         if not 1 < length <= size - 8:
             return "is no safetensors file, or is cut off"
-        try:
-            header = json.loads(file.read(length))
-            del header["__metadata__"]
-        except KeyError:
-            pass
-        except (ValueError, TypeError, RecursionError):
-            return "is no safetensors file"
+        text = file.read(length)
     try:
-        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    except (KeyError, TypeError, IndexError, AttributeError):
+        header = json.loads(text)
+        ends = [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"]
+        end = max(ends, default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return "is no safetensors file"
     return "" if end == size - 8 - length else "is cut off or has bytes too many"
 

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_fetch import CONTENT, SHA256, Site, site  # noqa: F401
 from typer.testing import CliRunner
 
@@ -188,6 +189,7 @@ def test_fetch_shows_size_goes_on_after_a_break_and_checks(site, tmp_path, monke
     done = typed("fetch", "far")
     assert done.exit_code == 0 and site.begins[-1] > 0, done.output
     here = next(tmp_path.rglob("weights.bin"))
+    assert f"far: here, ok, {here}" in done.stdout
     assert hashlib.sha256(here.read_bytes()).hexdigest() == SHA256
     assert "0 of 1 to fetch" in typed("fetch", "far").stdout
     here.write_bytes(b"something else")
@@ -202,6 +204,24 @@ def test_fetch_of_a_wrong_file_throws_it_away(site, tmp_path, monkeypatch):  # n
     done = typed("fetch", "far")
     assert done.exit_code == 1 and "it was thrown away" in done.stderr
     assert not list(tmp_path.rglob("*weights.bin*"))
+
+
+def test_verify_says_what_no_source_vouches_for_and_where_it_lies(tmp_path, monkeypatch):
+    "A login page that was once kept as weights is no model; what may be one is listed as not verified."
+    monkeypatch.setattr("carp_nb.cli.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("carp_nb.pretrained.cache_dir", lambda: tmp_path)
+    monkeypatch.delenv("CARP_NB_WEIGHTS", raising=False)
+    files = {n: tmp_path / f"weights/esm1v_t33_650M_UR90S_{n}.pt" for n in (1, 2, 3)}
+    files[1].parent.mkdir()
+    files[3].write_text("<!doctype html><title>Sign in</title>")
+    for n in (1, 2):
+        torch.save({}, files[n])
+    done = typed("verify", "esm1v_2")
+    assert done.exit_code == 0 and "1 not verified" in done.stdout
+    assert f"not verified, since no source states a checksum: esm1v_2 ({files[2]})" in done.stdout
+    # of the first file an MD5 is known
+    for n in (1, 3):
+        refused("verify", f"esm1v_{n}", contains=f"first esm1v_{n} at {files[n]}; delete it")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
