@@ -39,9 +39,11 @@ def page_in(
     if not _PAGE.match(text):
         return ""
     title = _TITLE.search(text)
-    words = " ".join(title[1].decode("utf-8", "replace").split()) if title else ""
+    if not title:
+        return "a web page or an error document"
+    words = " ".join(title[1].decode("utf-8", "replace").split())
     shown = "".join(letter for letter in words[:60] if letter.isprintable())
-    return f"a web page titled {shown!r}" if shown else "a web page or an error document"
+    return f"a web page titled {shown!r}"
 
 # %% ../nbs/library/07_contents.ipynb #ed01d5cf
 _HEAD = 4096  # bytes
@@ -52,6 +54,7 @@ def _is_text(head: bytes) -> bool:
     return b"\0" not in head or head.startswith((b"\xff\xfe", b"\xfe\xff"))
 
 
+_NO_BRACE = bytes(set(range(256)) - set(b"{"))
 # ending -> what it is, how it begins; None: anything but a brace, since tables do not begin so
 _TEXTS = {
     (".fasta", ".fa", ".faa"): ("FASTA file", b">;"),
@@ -66,7 +69,7 @@ def _text_fault(head: bytes, name: str) -> str:
         if not name.endswith(endings):
             continue
         first = head.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]
-        is_one = first not in b"{" if begins is None else first in begins
+        is_one = first in (begins or _NO_BRACE)
         if not _is_text(head) or not first or not is_one:
             return f"is no {kind}"
     return ""
@@ -103,7 +106,9 @@ def _zip_fault(path: Path) -> str:
     # members may also be encrypted (RuntimeError) or packed in an unknown way (NotImplementedError)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         return f"is no zip file, or is cut off or damaged ({error})"
-    return f"is damaged at its member {damaged}" if damaged else ""
+    if damaged:
+        return f"is damaged at its member {damaged[:100]}"
+    return ""
 
 # %% ../nbs/library/07_contents.ipynb #946b2e01
 def _safetensors_fault(path: Path) -> str:
@@ -120,9 +125,11 @@ def _safetensors_fault(path: Path) -> str:
         end = max(ends, default=0)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return "is no safetensors file"
-    return "" if end == size - 8 - length else "is cut off or has bytes too many"
+    if end != size - 8 - length:
+        return "is cut off or has bytes too many"
+    return ""
 
-
+# %% ../nbs/library/08_contents.ipynb #e8231525
 def _torch_fault(path: Path) -> str:
     "Say why a file is no PyTorch file; empty if nothing speaks against it."
     with path.open("rb") as file:
@@ -130,15 +137,19 @@ def _torch_fault(path: Path) -> str:
     if begins == b"PK":
         return _zip_fault(path)
     # the byte after it is the version of the pickle
-    return "" if begins[:1] == b"\x80" and begins[1:] in b"\2\3\4\5" else "is no PyTorch file"
+    if begins[:1] != b"\x80" or begins[1:] not in (b"\2", b"\3", b"\4", b"\5"):
+        return "is no PyTorch file"
+    return ""
 
-
+# %% ../nbs/library/08_contents.ipynb #f40b05a0
 def _parquet_fault(path: Path) -> str:
     "Say why a file is no whole Parquet file; empty if nothing speaks against it."
     with path.open("rb") as file:
         begins = file.read(4)
         file.seek(-min(4, path.stat().st_size), 2)
-        return "" if begins == file.read(4) == b"PAR1" else "is no Parquet file, or is cut off"
+        if not begins == file.read(4) == b"PAR1":
+            return "is no Parquet file, or is cut off"
+    return ""
 
 # %% ../nbs/library/07_contents.ipynb #05051bb1
 class _Counted:
@@ -179,7 +190,9 @@ def _unzipped(raw: IO[bytes]) -> IO[bytes]:
     "Return the content of an open file, plain or gzip."
     is_packed = raw.read(2) == b"\x1f\x8b"
     raw.seek(0)
-    return cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_packed else raw
+    if not is_packed:
+        return raw
+    return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
 
 
 @contextmanager
@@ -246,8 +259,9 @@ def unpack_tar(
         for member in packed:
             name = _safe_name(member, archive, folder)
             counted.expect(member)
-            file = packed.extractfile(member) if _is_wanted(name, wanted) else None
-            if file is None:
+            file = packed.extractfile(member)
+            # a folder has no content
+            if file is None or not _is_wanted(name, wanted):
                 continue
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with (folder / name).open("xb") as out:
@@ -311,8 +325,10 @@ def content_fault(
         return f"is {page}"
     for endings, (kind, begins, check) in _CHECKS.items():
         if name.endswith(endings):
-            fault = "" if head.startswith(begins) else f"is no {kind}"
-            if thorough and not fault:
+            if not head.startswith(begins):
+                return f"is no {kind}"
+            fault = ""
+            if thorough:
                 fault = check(path)
             return fault or _text_fault(inner, name.removesuffix(".gz"))
     return _text_fault(inner, name)

@@ -402,9 +402,12 @@ def _unpack(
 
 def _names_in(url: str) -> list[str]:
     "The names that the files of all sets in an archive may have there."
-    sources = [source for source in SOURCES if source.url == url]
-    paths = [path for source in sources for path in (source.path, *source.more)]
-    return [name for path in paths for name in _layouts(path)]
+    names = []
+    for source in SOURCES:
+        if source.url == url:
+            for path in (source.path, *source.more):
+                names += _layouts(path)
+    return names
 
 
 def _from_archive(path: str, url: str) -> Path | None:

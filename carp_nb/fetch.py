@@ -24,7 +24,6 @@ from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import requests
-import urllib3
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 
@@ -102,7 +101,9 @@ def _reason(
         return "the server sends from one address to the next without end"
     if error.response is not None:
         wait = _asked_wait(error.response)
-        later = f" and asks to wait {wait:,.0f} s" if wait else ""
+        later = ""
+        if wait:
+            later = f" and asks to wait {wait:,.0f} s"
         return f"the server answered {error.response.status_code} {error.response.reason}{later}"
     # a timeout within a file is a ConnectionError that differs from others only in its text
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
@@ -165,12 +166,14 @@ class _Download:
         "Say why a file is not the expected one; empty if nothing speaks against it."
         if self.checksum:
             got = checksum_of(file, self.checksum)
-            kind = "md5" if len(self.checksum) == 32 else "sha256"
+            kind = {32: "md5"}.get(len(self.checksum), "sha256")
             if got == self.checksum:
                 return ""
             page = content_fault(file, file.name, thorough=False)
             wrong = f"has {kind} {got} where {self.checksum} is expected"
-            return f"{page} and {wrong}" if page.startswith("is a web") else wrong
+            if page.startswith("is a web"):
+                return f"{page} and {wrong}"
+            return wrong
         if self.size and file.stat().st_size != self.size:
             return f"has {file.stat().st_size:,} bytes where {self.size:,} are expected"
         return content_fault(file, self.path.name, thorough) or self._unreadable(file, thorough)
@@ -289,17 +292,18 @@ def _strong_tag(response: requests.Response) -> str:
         return ""
     return tag
 
-
+# %% ../nbs/library/20_fetch.ipynb #e592158a
 def _kept_tag(download: _Download, part: Path) -> str:
     "Return the strong tag of what a partial file holds; empty if there is none."
     try:
         tag, url = _tag_file(part).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return ""
-    # another address may use the same tag for another file
-    return tag if url == download.url else ""
+    if url != download.url:
+        return ""
+    return tag
 
-
+# %% ../nbs/library/20_fetch.ipynb #49cd2055
 def _range_headers(download: _Download, part: Path) -> dict[str, str]:
     "Return headers that request the missing part of a file; none to request the whole file."
     size = part.stat().st_size
@@ -374,9 +378,9 @@ def _must_fit(
     is_other = download.size and total != download.size
     if to_come is None or not (is_other or total > download.limit):
         return
-    expected = (
-        f"{download.size:,} are expected" if is_other else f"{download.limit:,} are the limit"
-    )
+    expected = f"{download.limit:,} are the limit"
+    if is_other:
+        expected = f"{download.size:,} are expected"
     raise CarpError(f"has {total:,} bytes ({kind or 'of no stated kind'}) where {expected}")
 
 # %% ../nbs/library/20_fetch.ipynb #a2b7e790
@@ -398,7 +402,7 @@ def _allowed(
         return download.deadline
     return max(3600, total / 50_000)
 
-
+# %% ../nbs/library/20_fetch.ipynb #23dd002d
 def _take(response: requests.Response) -> bytes:
     "Return what has come of a response; empty at its end."
     read1 = getattr(response.raw, "read1", None)
@@ -419,9 +423,8 @@ def _pieces(
             yield piece
             if time.monotonic() > ends:
                 raise requests.RequestException(f"it was not complete after {allowed:g} s")
-    except urllib3.exceptions.ReadTimeoutError as error:
-        raise requests.ReadTimeout(error) from error
-    except urllib3.exceptions.HTTPError as error:
+    # `_reason` tells a timeout by its text
+    except requests.exceptions.BaseHTTPError as error:
         raise requests.exceptions.ChunkedEncodingError(error) from error
 
 # %% ../nbs/library/20_fetch.ipynb #8554ff04
@@ -441,7 +444,9 @@ def _receive(
     size = part.stat().st_size
     to_come = _announced(response)
     _must_fit(download, to_come, size, response.headers.get("Content-Type", ""))
-    total = download.size or (size + to_come if to_come else 0)
+    total = download.size
+    if to_come and not total:
+        total = size + to_come
     _must_have_room(part.parent, max(0, total - size))
     _tag_file(part).write_text(f"{_strong_tag(response)}\n{download.url}", encoding="utf-8")
     bar = tqdm(
@@ -483,7 +488,7 @@ def _complete(
         return "comes in another part than the one that was asked for"
     return download.fault(part)
 
-
+# %% ../nbs/library/20_fetch.ipynb #f152ef4c
 def _keep_or_empty(download: _Download, part: Path, file: BinaryIO) -> None:
     "Empty a partial file from which no other try could go on."
     if _is_at(file, part) and not (download.checksum or _kept_tag(download, part)):
@@ -498,7 +503,9 @@ def _run(
     "Download to a partial file, check, rename. Raises CarpError for a file that is refused."
     path = download.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = f"waiting for another process that downloads {path}" if download.progress else ""
+    waiting = ""
+    if download.progress:
+        waiting = f"waiting for another process that downloads {path}"
     with _partial(path, waiting) as (part, file):
         # another process may have completed the file while this one waited for the lock
         if download.is_there():
@@ -529,7 +536,7 @@ def _kept(download: _Download) -> str:
         f"and another try goes on from there ({part}); or "
     )
 
-
+# %% ../nbs/library/20_fetch.ipynb #d732137a
 def _failure(
     download: _Download,
     error: requests.RequestException,
@@ -558,7 +565,9 @@ class Listed(NamedTuple):
 def _listed(file: dict) -> Listed:
     "Read one entry of Zenodo's list. Raises KeyError or TypeError for another layout."
     kind, _, md5 = str(file.get("checksum", "")).partition(":")
-    return Listed(file["links"]["self"], int(file.get("size", 0)), md5 if kind == "md5" else "")
+    if kind != "md5":
+        md5 = ""
+    return Listed(file["links"]["self"], int(file.get("size", 0)), md5)
 
 
 def find_in_record(
@@ -604,7 +613,7 @@ def _prepare(
         size=download.size or known.bytes,
     )
 
-
+# %% ../nbs/library/20_fetch.ipynb #528f1d4e
 def _warn_unverified(download: _Download) -> None:
     "Say that a file is as it came, what was looked at, and where it lies."
     path = download.path
