@@ -129,7 +129,7 @@ def _safetensors_fault(path: Path) -> str:
         return "is cut off or has bytes too many"
     return ""
 
-# %% ../nbs/library/08_contents.ipynb #e8231525
+# %% ../nbs/library/07_contents.ipynb #e8231525
 def _torch_fault(path: Path) -> str:
     "Say why a file is no PyTorch file; empty if nothing speaks against it."
     with path.open("rb") as file:
@@ -141,7 +141,7 @@ def _torch_fault(path: Path) -> str:
         return "is no PyTorch file"
     return ""
 
-# %% ../nbs/library/08_contents.ipynb #f40b05a0
+# %% ../nbs/library/07_contents.ipynb #f40b05a0
 def _parquet_fault(path: Path) -> str:
     "Say why a file is no whole Parquet file; empty if nothing speaks against it."
     with path.open("rb") as file:

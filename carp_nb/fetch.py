@@ -11,7 +11,6 @@ import errno
 import hashlib
 import os
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,13 +27,7 @@ from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 
 from .contents import content_fault
-from .files import CarpError, file_sha256, package_folder
-
-try:
-    import fcntl
-except ImportError:
-    # not on Windows
-    fcntl = None
+from .files import CarpError, claim, file_sha256, package_folder, publish
 
 # %% ../nbs/library/20_fetch.ipynb #b27d32eb
 def cache_dir() -> Path:
@@ -216,67 +209,26 @@ def _refusal(
 # %% ../nbs/library/20_fetch.ipynb #b729ab8c
 def _part_file(path: Path) -> Path:
     "Return the path of a file during its download."
-    if fcntl:
-        return path.with_name(f".{path.name}.part")
-    # without locks, every process has a partial file of its own
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.part")
 
 
 def _tag_file(part: Path) -> Path:
     "Return the path of the server's tag for a partial file."
     return part.with_suffix(".tag")
 
-# %% ../nbs/library/20_fetch.ipynb #312066e4
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    "Whether an open file is still the one at a path."
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-# %% ../nbs/library/20_fetch.ipynb #2ec0e6c8
-def _lock(
-    file: BinaryIO,
-    waiting: str,  # said if another process holds the file; empty: nothing
-) -> None:
-    "Wait until no other process holds a file, and hold it."
-    if not fcntl:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if waiting:
-            tqdm.write(waiting, file=sys.stderr)
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _open_locked(
-    part: Path,
-    waiting: str = "",  # said if another process holds the file
-) -> BinaryIO:
-    "Open a partial file at its end, once no other process holds it."
-    while True:
-        file = open(part, "ab")  # noqa: SIM115 - the caller closes it
-        _lock(file, waiting)
-        if _is_at(file, part):
-            return file
-        # the process that held it has completed or removed it, so open it anew
-        file.close()
-
 # %% ../nbs/library/20_fetch.ipynb #a3ae4a34
 @contextmanager
 def _partial(
     path: Path,  # final name
-    waiting: str = "",  # said if another process downloads it
 ) -> Iterator[tuple[Path, BinaryIO]]:
     "Open the partial file of a download for this process alone; remove it if it stays empty."
     part = _part_file(path)
-    with _open_locked(part, waiting) as file:
+    with claim(path, waits=True), open(part, "ab") as file:
         try:
             yield part, file
         finally:
-            # a complete file has its final name by now; without locks, no other process can use the rest
-            if _is_at(file, part) and (part.stat().st_size == 0 or not fcntl):
+            # a complete file has its final name by now
+            if part.exists() and part.stat().st_size == 0:
                 part.unlink()
                 _tag_file(part).unlink(missing_ok=True)
 
@@ -491,7 +443,7 @@ def _complete(
 # %% ../nbs/library/20_fetch.ipynb #f152ef4c
 def _keep_or_empty(download: _Download, part: Path, file: BinaryIO) -> None:
     "Empty a partial file from which no other try could go on."
-    if _is_at(file, part) and not (download.checksum or _kept_tag(download, part)):
+    if part.exists() and not (download.checksum or _kept_tag(download, part)):
         # without flushing first, which fails on a full disk
         os.ftruncate(file.fileno(), 0)
 
@@ -503,11 +455,8 @@ def _run(
     "Download to a partial file, check, rename. Raises CarpError for a file that is refused."
     path = download.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = ""
-    if download.progress:
-        waiting = f"waiting for another process that downloads {path}"
-    with _partial(path, waiting) as (part, file):
-        # another process may have completed the file while this one waited for the lock
+    with _partial(path) as (part, file):
+        # another process may have completed the file while this one waited
         if download.is_there():
             return
         is_resumed = part.stat().st_size > 0
@@ -519,7 +468,7 @@ def _run(
                 is_resumed = False
             os.fsync(file.fileno())
             _tag_file(part).unlink(missing_ok=True)
-            os.replace(part, path)
+            publish(part, path)
         # of the disk or of the server: requests.RequestException is one too
         except OSError:
             _keep_or_empty(download, part, file)

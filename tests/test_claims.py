@@ -24,6 +24,15 @@ from carp_nb.results import Results, Run, notebook_parameters
 RECORDS = [(f"p{i}", "MKTAYIAKQR" * (1 + i % 5)) for i in range(40)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Threads of several processes would wait for each other."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def wait_for(path: Path) -> None:
     while not path.exists():
         time.sleep(0.01)
@@ -65,6 +74,7 @@ def test_hundreds_of_writers_leave_one_whole_file(process, tmp_path):
     wait_for(path)
     while any(writer.alive for writer in writers):
         assert len(set(path.read_text().splitlines())) == 1
+        time.sleep(0.05)
     assert [writer.end() for writer in writers] == [0] * 6
     lines = path.read_text().splitlines()
     assert len(lines) == 20_000 and lines[0][1:] == "39"
@@ -270,14 +280,14 @@ def test_a_stopped_run_keeps_its_folder_and_does_not_undo_another(process, tmp_p
 
 
 def extract_slowly(folder: Path) -> None:
-    extract = datasets._extract
+    extract = datasets.unpack_tar
 
-    def wait_first(*arguments) -> None:
+    def wait_first(*arguments, **options) -> None:
         (folder / "begun").touch()
         wait_for(folder / "go")
-        extract(*arguments)
+        extract(*arguments, **options)
 
-    with patch.object(datasets, "_extract", wait_first):
+    with patch.object(datasets, "unpack_tar", wait_first):
         unpack(folder)
 
 
@@ -287,7 +297,7 @@ def unpack(folder: Path) -> None:
 
 
 def unpack_never(folder: Path) -> None:
-    with patch.object(datasets, "_extract", side_effect=AssertionError("unpacked twice")):
+    with patch.object(datasets, "unpack_tar", side_effect=AssertionError("unpacked twice")):
         unpack(folder)
 
 
