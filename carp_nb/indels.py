@@ -70,7 +70,8 @@ def _is_named(text: str, site: str) -> bool | None:  # None: it may be either
     same_case = text.isupper() == site.isupper() and text.islower() == site.islower()
     names = [text[i : i + 3].upper() for i in range(0, len(text), 3)]
     if all(name in ONE_LETTER or name == "TER" for name in names):
-        return True if same_case else None
+        # None if the case does not tell
+        return same_case or None
     return False
 
 # %% ../nbs/library/16_indels.ipynb #c1620a18
@@ -116,7 +117,7 @@ def _find_stretch(
     first, number, last, last_number, kind, _ = match.groups()
     positions = []
     for name, n in ((first, number), (last or first, last_number or number)):
-        letter = ONE_LETTER.get(name.upper(), name.upper())
+        letter = str(ONE_LETTER.get(name.upper(), name.upper()))
         if letter not in PROTEIN.residues:
             raise _refuse(mutant, f"{name} is not the name of a residue")
         # tested as a substitution is, under the name K2del

@@ -89,7 +89,9 @@ def _read_rows(path: Path) -> tuple[pd.DataFrame, list[int]]:  # of text; line o
 def _find_sequence_column(path: str | Path, columns, beside_mutants: bool) -> str | None:
     "Find the column of whole sequences. Raises CarpError as `find_column` does."
     # beside mutants, a column `sequence` may well be that of the wild type
-    names = ("mutated_sequence",) if beside_mutants else SEQUENCE_COLUMNS
+    names = SEQUENCE_COLUMNS
+    if beside_mutants:
+        names = ("mutated_sequence",)
     return find_optional_column(path, columns, None, names, "the columns are")
 
 
@@ -294,8 +296,8 @@ def score_table(
     if table.empty:
         table = pd.DataFrame({"mutant": mutants.mutants})
     # a column that the table has already keeps its name
-    new = {name: f"model_{name}" if name in table else name for name in scores}
-    return table.assign(**scores.rename(columns=new).set_index(table.index))
+    scores = scores.rename(columns={name: f"model_{name}" for name in scores if name in table})
+    return pd.concat([table, scores.set_index(table.index)], axis=1)
 
 # %% ../nbs/library/52_mutant_tables.ipynb #25ec48af
 def score_tables(

@@ -29,21 +29,19 @@ THREE |= dict(zip("PQRSTVWY", "Pro Gln Arg Ser Thr Val Trp Tyr".split()))
 def model():
     torch.manual_seed(0)
     # a receptive field narrower than the protein, so that the incremental way is taken
-    return CARP(CARPConfig(32, 4, r=4), "small").eval()
+    return CARP(CARPConfig(16, 3, r=2), "small").eval()
 
 
 @torch.no_grad()
 def one_by_one(model, sequence: str) -> float:
-    "The sum by its definition: one pass per masked residue."
-    tokens, total = PROTEIN.encode(sequence), 0.0
-    for i, true in enumerate(tokens.tolist()):
-        masked = tokens.clone()
-        masked[i] = PROTEIN.mask_idx
-        total += float(model(masked[None])[0, i].double().log_softmax(-1)[true])
-    return total
+    "The sum by its definition: one row per masked residue."
+    tokens = PROTEIN.encode(sequence)
+    masked = tokens.repeat(len(tokens), 1).fill_diagonal_(PROTEIN.mask_idx)
+    at = range(len(tokens))
+    return float(model(masked)[at, at].double().log_softmax(-1)[at, tokens].sum())
 
 
-@pytest.mark.parametrize("sequence", [GB1, GB1[:9], 3 * GB1], ids=len)
+@pytest.mark.parametrize("sequence", [GB1, GB1[:9], 2 * GB1], ids=len)
 def test_the_sum_is_that_of_one_pass_per_residue(model, sequence):
     expected = one_by_one(model, sequence)
     got = pseudo_log_likelihood(model, sequence)
