@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARRAY_SUFFIXES', 'Get', 'import_h5py', 'dataset_names', 'Arrays', 'check_ids', 'write_arrays', 'NamedArrays']
 
-# %% ../nbs/library/39_arrays.ipynb #770c8b28
+# %% ../nbs/library/39_arrays.ipynb #ffa028af
 import importlib
 import json
 import zipfile
@@ -18,7 +18,7 @@ import numpy as np
 
 from .files import CarpError, atomic_path
 
-# %% ../nbs/library/39_arrays.ipynb #c7158ded
+# %% ../nbs/library/39_arrays.ipynb #a4816bc6
 def import_h5py() -> ModuleType:
     "Import h5py. Raises CarpError if it is not installed."
     try:
@@ -28,7 +28,7 @@ def import_h5py() -> ModuleType:
             'a .h5 file needs the package h5py; pip install "carp_nb[h5]", or write .npz.'
         ) from error
 
-# %% ../nbs/library/39_arrays.ipynb #129d09b9
+# %% ../nbs/library/39_arrays.ipynb #ba2fa95a
 def _must_be_short(name: str) -> None:
     "Raise CarpError for an id that neither format can hold."
     if "\0" in name or len(name.encode()) > 60_000:
@@ -61,7 +61,7 @@ def dataset_names(
         taken.add(named[name])
     return named
 
-# %% ../nbs/library/39_arrays.ipynb #5251f860
+# %% ../nbs/library/39_arrays.ipynb #c633ad42
 def _member_names(ids: Iterable[str]) -> dict[str, str]:  # id -> member of the zip file
     "Name the members of an .npz file. Raises CarpError for ids that NumPy cannot tell apart."
     named = {name: f"{name}.npy" for name in ids}
@@ -74,7 +74,7 @@ def _member_names(ids: Iterable[str]) -> dict[str, str]:  # id -> member of the 
             )
     return named
 
-# %% ../nbs/library/39_arrays.ipynb #805c6836
+# %% ../nbs/library/39_arrays.ipynb #b3b029b3
 @dataclass(frozen=True, eq=False)
 class Arrays:
     "Arrays to write, and what is said of them."
@@ -87,7 +87,7 @@ class Arrays:
     def __iter__(self) -> Iterator[tuple[str, int, np.ndarray]]:
         return zip(self.ids, self.lengths, self.values, strict=True)
 
-# %% ../nbs/library/39_arrays.ipynb #1fe7c008
+# %% ../nbs/library/39_arrays.ipynb #2803d71b
 def _write_npz(path: Path, arrays: Arrays) -> None:
     "Write an .npz file, one array after the other."
     named = _member_names(arrays.ids)
@@ -100,7 +100,7 @@ def _write_npz(path: Path, arrays: Arrays) -> None:
             with archive.open(member, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(value), allow_pickle=False)
 
-# %% ../nbs/library/39_arrays.ipynb #8e49cadc
+# %% ../nbs/library/39_arrays.ipynb #9f141714
 def _write_h5(path: Path, arrays: Arrays) -> None:
     "Write an HDF5 file, one data set after the other."
     named = dataset_names(arrays.ids)
@@ -113,7 +113,7 @@ def _write_h5(path: Path, arrays: Arrays) -> None:
             made.attrs["original_id"] = name
             made.attrs["length"] = length
 
-# %% ../nbs/library/39_arrays.ipynb #6d178fc8
+# %% ../nbs/library/39_arrays.ipynb #46e7f439
 _WRITERS = {".npz": _write_npz, ".h5": _write_h5}
 ARRAY_SUFFIXES = tuple(_WRITERS)
 
@@ -129,7 +129,7 @@ def check_ids(
         import_h5py()
         dataset_names(ids)
 
-# %% ../nbs/library/39_arrays.ipynb #64cf0089
+# %% ../nbs/library/39_arrays.ipynb #35eb3d7f
 def write_arrays(
     path: Path,  # ends in one of ARRAY_SUFFIXES
     arrays: Arrays,
@@ -138,7 +138,7 @@ def write_arrays(
     with atomic_path(path) as temporary:
         _WRITERS[path.suffix.lower()](temporary, arrays)
 
-# %% ../nbs/library/39_arrays.ipynb #a9db8430
+# %% ../nbs/library/39_arrays.ipynb #ce7a0efe
 Get = Callable[[int], np.ndarray]  # an array by its number
 
 
@@ -166,7 +166,7 @@ def _open_h5(path: Path) -> tuple[list[tuple[str, int]], dict[str, str], Get]:
     metadata = {key: str(value) for key, value in file.attrs.items()}
     return named, metadata, lambda number: file[names[number]][()]
 
-# %% ../nbs/library/39_arrays.ipynb #def06d75
+# %% ../nbs/library/39_arrays.ipynb #ec119fa0
 class NamedArrays:
     "Arrays on disk in the order in which they were written; each is read when it is asked for."
 
@@ -175,7 +175,7 @@ class NamedArrays:
         path: Path,  # ends in one of ARRAY_SUFFIXES
     ):
         "Open a file. Raises CarpError for a damaged one."
-        opening = _open_npz if path.suffix.lower() == ".npz" else _open_h5
+        opening = {".npz": _open_npz, ".h5": _open_h5}[path.suffix.lower()]
         try:
             named, self.metadata, self._get = opening(path)
         except CarpError:

@@ -189,7 +189,7 @@ def _open_embeddings(path: Path) -> safe_open:
         raise CarpError(f"{path} holds no embeddings; make them with embed.")
     return file
 
-# %% ../nbs/library/51_embedding.ipynb #d92e4aef
+# %% ../nbs/library/51_embedding.ipynb #32dba82c
 class _Packed:
     "The arrays of a safetensors file in their order; each is read when it is asked for."
 
@@ -211,7 +211,7 @@ class _Packed:
     def array(self) -> np.ndarray:
         return self._file.get_tensor("embeddings").float().numpy()
 
-# %% ../nbs/library/51_embedding.ipynb #30c15b0b
+# %% ../nbs/library/51_embedding.ipynb #084ef630
 def _open_any(path: Path) -> _Packed | NamedArrays:
     "Open a file by its suffix. Raises as `_open_embeddings`."
     if path.suffix.lower() not in ARRAY_SUFFIXES:
@@ -263,8 +263,10 @@ class Embeddings:
         "All of them in memory."
         if isinstance(self._stored, _Packed):
             return self._stored.array()
-        join = np.concatenate if self.metadata["per"] == "residue" else np.stack
-        return join([value for _, value in self])
+        values = [value for _, value in self]
+        if self.metadata["per"] == "residue":
+            return np.concatenate(values)
+        return np.stack(values)
 
 # %% ../nbs/library/51_embedding.ipynb #d62091b5
 def read_embeddings(
@@ -484,7 +486,7 @@ def _metadata(
         "sequences_sha": _sequences_sha256(layout.records),
     }
 
-# %% ../nbs/library/51_embedding.ipynb #fc6893c8
+# %% ../nbs/library/51_embedding.ipynb #78bc56d0
 def _finish(
     part: Path,  # a safetensors file in which all is done
     path: Path,  # what was asked for
@@ -530,7 +532,7 @@ def _complete(
         model.train(was_training)
     _finish(part, path)
 
-# %% ../nbs/library/51_embedding.ipynb #fdae9a05
+# %% ../nbs/library/51_embedding.ipynb #50d85880
 def check_suffix(
     path: str | Path,
 ) -> str:  # in lower case

@@ -354,10 +354,10 @@ def _heads(
     )
 
 # %% ../nbs/library/15_layouts.ipynb #03ae979d
-def _ending(state: Mapping[str, Tensor], end: str) -> Tensor:
-    "Return the first tensor whose name ends so. Raises CarpError if there is none."
+def _ending(state: Mapping[str, Tensor], end: str, axes: int) -> Tensor:
+    "Return the first tensor whose name ends so. Raises CarpError if there is none of so many axes."
     for key, value in state.items():
-        if key.endswith(end):
+        if key.endswith(end) and value.dim() == axes:
             return value
     raise CarpError(f"its tensors lack {end}, so the model cannot be told.")
 
@@ -378,13 +378,13 @@ def _bare_esm(
             "it holds another Transformer than ESM-1b and ESM-1v, such as ESM-2; "
             "only those two and our own can be loaded."
         )
-    embedding = _ending(state, "embed_tokens.weight")
+    embedding = _ending(state, "embed_tokens.weight", 2)
     d_model = embedding.shape[1]
-    d_mlp = _ending(state, ".fc1.weight").shape[0]
+    d_mlp = _ending(state, ".fc1.weight", 2).shape[0]
     n_layers = _count_layers(state, "layers.")
     heads = _heads(stated, (d_model, n_layers, d_mlp))
     if len(embedding) == len(PROTEIN):
-        positions = len(_ending(state, "embed_positions.weight")) - PROTEIN.pad_idx - 1
+        positions = len(_ending(state, "embed_positions.weight", 2)) - PROTEIN.pad_idx - 1
         before = "emb_layer_norm_before.weight" in state
         config = ESMConfig(d_model, n_layers, heads, d_mlp, positions, norm_before=before)
         return config, state
@@ -396,18 +396,23 @@ def _bare_esm(
 def _bare_carp(state: dict[str, Tensor]) -> tuple[CARPConfig, dict[str, Tensor]]:
     "Return shape and weights of a CARP. Raises CarpError for a shape that is not in Table S1."
     is_published = "embedder.embedder.weight" in state
-    taps = _ending(state, "layers.0.conv.weight" if is_published else "blocks.0.conv.weight")
-    d_model = _ending(state, "last_norm.weight" if is_published else "norm.weight").shape[0]
+    embed, block, norm = "embed", "blocks", "norm"
+    if is_published:
+        embed, block, norm = "embedder.embedder", "layers", "last_norm"
+    taps = _ending(state, f"{block}.0.conv.weight", 3)
+    d_model = _ending(state, f"{norm}.weight", 1).shape[0]
     shape = {
         "d_model": d_model,
-        "n_layers": _count_layers(state, "layers." if is_published else "blocks."),
+        "n_layers": _count_layers(state, f"{block}."),
         "slim": taps.shape[0] != d_model,
-        "d_embed": _ending(state, "embedder.weight" if is_published else "embed.weight").shape[1],
+        "d_embed": _ending(state, f"{embed}.weight", 2).shape[1],
         "kernel_size": taps.shape[2],
     }
     for config in TABLE_S1.values():
         if shape.items() <= asdict(config).items():
-            return config, from_published(state, config) if is_published else state
+            if is_published:
+                return config, from_published(state, config)
+            return config, state
     raise CarpError(
         f"it holds a CARP with d_model {d_model} and {shape['n_layers']} layers, which is no size "
         "of Table S1, and does not say its largest dilation; save it with save_checkpoint."
@@ -447,7 +452,9 @@ def _from_bare(state: dict[str, Tensor], path: Path) -> Stored:
     if "embedder.embedder.weight" in state or "embed.weight" in state:
         if kind is CARPConfig:
             config = _stated_config(CARPConfig, stated, state)
-            ours = from_published(state, config) if "embed.weight" not in state else state
+            ours = state
+            if "embed.weight" not in state:
+                ours = from_published(state, config)
         else:
             config, ours = _bare_carp(state)
     elif kind is ESMConfig and "embed_tokens.weight" in state:
@@ -544,7 +551,9 @@ def holds_bert(
             keys = read_header(path)[0].keys()
         else:
             stored = read_pickle(path)
-            keys = stored if isinstance(stored, dict) else ()
+            if not isinstance(stored, dict):
+                return False
+            keys = stored.keys()
     # the reader of the file says what is wrong with it
     except (CarpError, OSError):
         return False

@@ -45,8 +45,11 @@ class _NumpyArray:
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], _NumpyType, bool, bytes]) -> None:
         _, shape, kind, is_fortran, content = state
-        order = "F" if is_fortran else "C"
-        self.values = np.frombuffer(content, kind.dtype).reshape(shape, order=order)
+        values = np.frombuffer(content, kind.dtype)
+        if is_fortran:
+            self.values = values.reshape(shape, order="F")
+        else:
+            self.values = values.reshape(shape)
 
 
 def _numpy_array(*_: object) -> _NumpyArray:
@@ -84,16 +87,15 @@ _HARMFUL = {
 def _why_refused(error: pickle.UnpicklingError) -> str:
     "Say in one sentence why a file was not read."
     text = str(error)
-    name = re.search(r"GLOBAL ([\w.]+)", text)
-    if name and ("." not in name[1] or name[1].split(".")[0] in _HARMFUL):
+    name = re.search(r"GLOBAL ([\w.]+)|(NumPy data of type \S+)", text)
+    if name and name[1] and ("." not in name[1] or name[1].split(".")[0] in _HARMFUL):
         return (
             f"the file asks for {name[1]} while loading, which is code and not weights; "
             "nothing of it was run, do not use it."
         )
-    foreign = name[1] if name else (re.search(r"NumPy data of type \S+", text) or [""])[0]
-    if foreign:
+    if name:
         return (
-            f"the file holds {foreign} beside or instead of tensors, which cannot be read without "
+            f"the file holds {name[1] or name[2]} beside or instead of tensors, which cannot be read without "
             "running code, so it was not read; save the state_dict of the model alone, or as "
             ".safetensors."
         )

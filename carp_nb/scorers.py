@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AnyScorer', 'Blosum62', 'load_scorer', 'load_scorers', 'scorer_sha256']
 
-# %% ../nbs/library/54_scorers.ipynb #be31f091
+# %% ../nbs/library/54_scorers.ipynb #84da786e
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,7 +51,7 @@ class Blosum62:
         rows = PROTEIN.encode(wild_type, "wild type").clamp(max=len(AMINO_ACIDS))
         return [self._nats[rows[list(positions)]] for positions in at]
 
-# %% ../nbs/library/54_scorers.ipynb #a57ccce8
+# %% ../nbs/library/54_scorers.ipynb #e78195b4
 AnyScorer = CARP | ESM | Ensemble | ProtBert | Blosum62
 
 
@@ -67,7 +67,7 @@ def load_scorer(
         return Blosum62()
     return load_model(name_or_path, device, progress)
 
-# %% ../nbs/library/54_scorers.ipynb #518ae33e
+# %% ../nbs/library/54_scorers.ipynb #0ee89dc7
 def load_scorers(
     names: str,  # names or files, separated by commas
     device: str | torch.device = "auto",  # auto: cuda, else cpu
@@ -78,4 +78,6 @@ def load_scorers(
 
 def scorer_sha256(scorer: AnyScorer) -> str | None:
     "Return the SHA-256 of the file of a model; None for BLOSUM62, which has none."
-    return None if isinstance(scorer, Blosum62) else weights_sha256(scorer)
+    if isinstance(scorer, Blosum62):
+        return None
+    return weights_sha256(scorer)
