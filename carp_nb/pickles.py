@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['read_pickle']
 
-# %% ../nbs/library/09_pickles.ipynb #2746b422
+# %% ../nbs/library/09_pickles.ipynb #079a4bfa
 import argparse
 import pickle
 import re
 import types
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,126 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .files import CarpError
-
-# %% ../nbs/library/09_pickles.ipynb #c9cd844c
-class _NumpyType:
-    "A pickled NumPy data type. Raises UnpicklingError for one of objects or records."
-
-    def __init__(self, name: str, *_: object):
-        if not re.fullmatch(r"[?biufcSU]\d*", str(name)):
-            raise pickle.UnpicklingError(f"NumPy data of type {name!r}")
-        self.dtype = np.dtype(name)
-
-    def __setstate__(self, state: tuple) -> None:
-        # the second entry is the byte order; the others describe records
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-# %% ../nbs/library/09_pickles.ipynb #a9e7fab2
-def _numpy_scalar(kind: _NumpyType, content: bytes) -> Any:
-    "A pickled NumPy number or text as one of Python."
-    return np.frombuffer(content, kind.dtype, 1)[0].item()
-
-# %% ../nbs/library/09_pickles.ipynb #5bb1b082
-class _NumpyArray:
-    "A pickled NumPy array. It is never a weight; only its values are kept."
-
-    values: np.ndarray | None = None
-
-    def __setstate__(self, state: tuple[int, tuple[int, ...], _NumpyType, bool, bytes]) -> None:
-        _, shape, kind, is_fortran, content = state
-        values = np.frombuffer(content, kind.dtype)
-        if is_fortran:
-            self.values = values.reshape(shape, order="F")
-        else:
-            self.values = values.reshape(shape)
-
-
-def _numpy_array(*_: object) -> _NumpyArray:
-    "An array that is yet to be filled."
-    return _NumpyArray()
-
-# %% ../nbs/library/09_pickles.ipynb #400bcffa
-def _join_path(*parts: str) -> str:
-    "A pickled path as text."
-    return str(Path(*map(str, parts)))
-
-
-def _stand_ins() -> list[Any]:  # objects, or (object, name) pairs
-    "List what a file may ask for besides tensors and plain values."
-    allowed: list[Any] = [argparse.Namespace, types.SimpleNamespace, frozenset, slice, range]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        allowed.append((_numpy_scalar, f"{module}.scalar"))
-        allowed.append((_numpy_array, f"{module}._reconstruct"))
-    allowed += [(_NumpyType, "numpy.dtype"), (_NumpyArray, "numpy.ndarray")]
-    for module in ("pathlib", "pathlib._local"):
-        for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
-            allowed.append((_join_path, f"{module}.{kind}"))
-    # a type is looked up by its name, and these are known under the name of a module
-    return [*allowed, _NumpyType, _NumpyArray]
-
-# %% ../nbs/library/09_pickles.ipynb #78396656
-# modules whose functions run commands, import, or change files; torch writes builtins without one
-_HARMFUL = {
-    "bdb", "builtins", "code", "codeop", "commands", "ctypes", "importlib", "marshal", "nt",
-    "operator", "os", "pdb", "pickle", "pip", "posix", "pty", "runpy", "shutil", "socket",
-    "subprocess", "sys", "timeit", "webbrowser",
-}  # fmt: skip
-
-
-def _why_refused(error: Exception) -> str:
-    "Say in one sentence why a file was not read."
-    text = str(error)
-    name = re.search(r"GLOBAL ([\w.]+)|(NumPy data of type \S+)", text)
-    if not isinstance(error, pickle.UnpicklingError):
-        return "the file is truncated or is no PyTorch checkpoint; get it again."
-    if name and name[1] and ("." not in name[1] or name[1].split(".")[0] in _HARMFUL):
-        return (
-            f"the file asks for {name[1]} while loading, which is code and not weights; "
-            "nothing of it was run, do not use it."
-        )
-    if name:
-        return (
-            f"the file holds {name[1] or name[2]} beside or instead of tensors, which cannot be read without "
-            "running code, so it was not read; save the state_dict of the model alone, or as "
-            ".safetensors."
-        )
-    # the codes that protocol 4 added
-    if re.search(r"Unsupported operand 1(4\d|5[01])\b", text):
-        return (
-            "the file has a pickle protocol above 2; save it with torch.save as it is by default."
-        )
-    return "the file is truncated or is no PyTorch checkpoint; get it again."
-
-# %% ../nbs/library/09_pickles.ipynb #ac09e136
-def read_pickle(
-    path: Path,  # written by torch.save
-) -> object:  # whatever was saved, tensors on the CPU; NumPy's numbers as those of Python
-    """Read a PyTorch file without running code.
-
-    Raises CarpError for a file that would run code, and for a damaged one.
-    """
-    # without permission to read, the error comes from here and does not say that the file is damaged
-    open(path, "rb").close()
-    # files older than the zip layout cannot be mapped
-    can_map = zipfile.is_zipfile(path)
-    try:
-        with torch.serialization.safe_globals(_stand_ins()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
-    # damaged bytes make the reader fail in many ways
-    except Exception as error:
-        raise CarpError(_why_refused(error)) from error
-
-# %% ../nbs/library/09_pickles.ipynb #079a4bfa
-import pickle
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-
-from .files import load_pt
+from .files import CarpError, load_pt
 
 # %% ../nbs/library/09_pickles.ipynb #0fe0d0f9
 class _NumpyType:
