@@ -29,6 +29,7 @@ from carp_nb.mutants import (
     Misplaced,
     Mutation,
     Unscorable,
+    check_offset,
     count_fits,
     format_mutant,
     mutate,
@@ -311,6 +312,8 @@ def read_dms(
         raise CarpError(
             f"duplicates={duplicates!r} is not known; choose mean, first, last, keep or error."
         )
+    if offset is not None:
+        check_offset(offset)
     PROTEIN.to_ids(wild_type, name="wild type")
     path = Path(path)
     wild_type = wild_type.strip().upper()

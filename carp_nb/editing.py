@@ -13,14 +13,22 @@ from urllib.parse import parse_qsl, urlencode
 
 from .alphabet import AMINO_ACIDS
 from .files import CarpError
-from .mutants import Misplaced, Mutation, format_mutant, mutate, parse_mutant, place_mutant
+from carp_nb.mutants import (
+    Misplaced,
+    Mutation,
+    check_offset,
+    format_mutant,
+    mutate,
+    parse_mutant,
+    place_mutant,
+)
 from .scoring import clean_sequence
 
 # %% ../nbs/library/80_editing.ipynb #afe72b17
 # a dash that stands between two numbers, and is not the sign of one
 # [0-9], because \d knows digits of all scripts and int() reads them
 _DASH = re.compile(r"(?<=[0-9])\s*(?:-|–|to)\s*(?=-?[0-9])")
-_RANGE = re.compile(r"(-?[0-9]+)(?:-(-?[0-9]+))?")
+_RANGE = re.compile(r"(-?[0-9]{1,7})(?:-(-?[0-9]{1,7}))?")
 
 
 def _parse_range(
@@ -224,7 +232,9 @@ def _renumber(mutant: Mutant, offset: int | float | str) -> Mutant:
         raise CarpError(
             f"the number of the first residue is {text!r}; give a whole number, such as 24."
         )
-    return replace(mutant, offset=int(text.partition(".")[0]))
+    whole = text.partition(".")[0]
+    # Python refuses to read a number of thousands of digits
+    return replace(mutant, offset=check_offset(int(whole[:20]), "the number of the first residue"))
 
 # %% ../nbs/library/80_editing.ipynb #6eafabcb
 ACTIONS: dict[str, Callable[..., Mutant]] = {
@@ -326,8 +336,12 @@ def read_state(
             f"the state says {stated} residues and holds {len(wild_type)}; copy the whole string."
         )
     for key in ("offset", "scan_offset"):
-        if not re.fullmatch(r"-?[0-9]+", fields.get(key, "1")):
-            raise CarpError(f"the state says {key}={fields[key]!r}, which is not a whole number.")
+        # the longest protein has 45,000 residues
+        if not re.fullmatch(r"-?[0-9]{1,6}", fields.get(key, "1")):
+            raise CarpError(
+                f"the state says {key}={fields[key][:30]!r}, which is not a whole number "
+                "of up to six digits."
+            )
     mutant = Mutant(wild_type, int(fields.pop("offset")))
     # mutations first: what is frozen, or no longer allowed, could not be put in afterwards
     mutant = _add(mutant, fields.pop("mutant"))

@@ -80,7 +80,7 @@ class ESMConfig:
     norm_before: bool = True  # layer norm of the embedding
 
     def __post_init__(self):
-        if self.d_model % self.n_heads:
+        if self.n_heads < 1 or self.d_model % self.n_heads:
             raise CarpError(
                 f"d_model is {self.d_model}, which {self.n_heads} heads cannot share; "
                 "use a multiple."
@@ -397,11 +397,14 @@ def _shape(
             f"its architecture is {architecture!r}; "
             "ESM-1b and ESM-1v, which are read here, have 'roberta_large'."
         )
+    heads = getattr(args, "encoder_attention_heads", None)
+    if type(heads) is not int:
+        raise CarpError(f"its number of heads is of the type {type(heads).__name__}.")
     layers = {key.split(".")[1] for key in state if key.startswith("layers.")}
     return ESMConfig(
         d_model=state["embed_tokens.weight"].shape[1],
         n_layers=len(layers),
-        n_heads=args.encoder_attention_heads,
+        n_heads=heads,
         d_mlp=state["layers.0.fc1.weight"].shape[0],
         max_positions=state["embed_positions.weight"].shape[0] - FAIR_ESM.pad_idx - 1,
         alphabet="fair_esm",
@@ -439,6 +442,8 @@ def from_fair_esm(
     except (KeyError, AttributeError, IndexError) as error:
         raise CarpError(f"its shape cannot be told: {error}.") from error
     embedding = state["embed_tokens.weight"].clone()
+    if len(embedding) != len(FAIR_ESM):
+        raise CarpError(f"it embeds {len(embedding)} tokens, and ESM-1b has {len(FAIR_ESM)}.")
     if not torch.equal(state.pop("lm_head.weight", embedding), embedding):
         raise CarpError("its output matrix is not the token embedding.")
     # the released code does so too when it loads the file

@@ -24,13 +24,12 @@ from .devices import pick_device
 from .esm import ESM, ESM_PUBLISHED, FAIR_ESM_URL, TABLE_S2, Ensemble, ESMConfig
 from .fetch import cache_dir, fetch, stated
 from .files import CarpError, file_sha256, package_folder, split_commas, text_sha256
-
-# save_checkpoint is not used here: whoever loads a model also saves one, and looks for both in one place
 from carp_nb.layouts import (
     WEIGHT_SUFFIXES,
     empty_model,
     file_title,
     holds_bert,
+    read_config,
     read_weights,
     save_checkpoint,
 )
@@ -117,7 +116,8 @@ def _weight_files(
     return {
         model_key(path.stem): path
         for path in reversed(files)
-        if path.suffix.lower() in WEIGHT_SUFFIXES
+        # a folder or a pipe may have the name of a file
+        if path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file()
     }
 
 # %% ../nbs/library/21_pretrained.ipynb #138a108b
@@ -202,7 +202,7 @@ def _must_be(
 # %% ../nbs/library/21_pretrained.ipynb #630cfb3d
 def _must_have_shape(key: str, path: Path) -> None:
     "Raise CarpError for a file that holds another model than its name says."
-    _, config, _ = read_weights(path)
+    config = read_config(path)
     if config != _SHAPES[key]:
         raise CarpError(
             f"{path} is not the model that {key} stands for: it holds {config}, "
@@ -494,18 +494,15 @@ def list_models() -> pd.DataFrame:
     shipped = shipped_weights()
     rows = []
     for name, path in shipped.items():
-        rows.append(_row(name, _size(read_weights(path)[1]), "shipped", True, True))
+        rows.append(_row(name, _size(read_config(path)), "shipped", True, True))
     rows += _published_rows(user_weights)
     is_cached = any(map(_holds_protbert, _protbert_folders()))
     rows.append(_row(_PROTBERT, _PROTBERT_SIZE, "Hugging Face", False, is_cached))
     for name in sorted(user_weights.keys() - shipped.keys() - PUBLISHED.keys()):
-        # the folder may also hold files of other programs
-        with suppress(ValueError):
-            rows.append(
-                _row(
-                    name, _size(read_weights(user_weights[name])[1]), "CARP_NB_WEIGHTS", False, True
-                )
-            )
+        # the folder may also hold files of other programs, or some that cannot be opened now
+        with suppress(CarpError, OSError):
+            size = _size(read_config(user_weights[name]))
+            rows.append(_row(name, size, "CARP_NB_WEIGHTS", False, True))
     # with the default type, an empty cell would turn the lengths into floats
     table = pd.DataFrame(rows).astype({"max_length": "Int64"})
     # empty for the user's own models

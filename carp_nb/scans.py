@@ -23,7 +23,7 @@ from carp_nb.datasets import (
     wild_type_from_variant,
 )
 from .files import CarpError, content_sha256
-from .mutants import parse_mutant
+from .mutants import check_offset, parse_mutant
 from carp_nb.readers import (
     SKIP_BAD,
     find_cell,
@@ -46,6 +46,7 @@ class ScanFacts:
     skip_bad: bool = False  # leave out and count rows and records that cannot be used
 
     def __post_init__(self):
+        check_offset(self.offset)
         if self.direction not in (1, -1):
             raise CarpError(
                 f"direction is {self.direction}; 1 means that a higher score is fitter, "

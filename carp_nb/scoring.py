@@ -10,6 +10,7 @@ __all__ = ['METHODS', 'Scorer', 'place_on_columns', 'hint_offset', 'method_name'
 # %% ../nbs/library/50_scoring.ipynb #f8bd774f
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -37,7 +38,14 @@ from carp_nb.indels import (
     score_sequences,
 )
 from .metrics import ndcg, proteingym_measures, spearman_interval, top_recall
-from .mutants import Unscorable, count_fits, format_mutant, parse_mutant, place_mutant
+from carp_nb.mutants import (
+    Unscorable,
+    check_offset,
+    count_fits,
+    format_mutant,
+    parse_mutant,
+    place_mutant,
+)
 from .readers import SKIP_BAD, first_five, keep_short, read_fasta
 from .scans import ScanFacts, is_scan_path, read_own_scans
 from .tasks import subsample
@@ -340,7 +348,7 @@ def mutation_scan(
             "mutant; give the mutants, or use the method masked."
         )
     wild_type = check_wild_type(model, wild_type)
-    last = offset + len(wild_type) - 1
+    last = check_offset(offset) + len(wild_type) - 1
     if positions is None:
         positions = range(offset, last + 1)
         _note_rare(wild_type, offset, name)
@@ -423,12 +431,9 @@ def rank_proteins(
     skip_bad: bool = False,  # leave out proteins that are too long for a model, with a note
 ) -> dict[tuple[str, str], pd.DataFrame]:  # (protein, model) -> as `rank_mutants`
     "Rank the mutants of several proteins with several models. Raises CarpError naming the protein."
-    ids = [name for name, _ in proteins]
-    repeated = [name for name in ids if ids.count(name) > 1]
-    if repeated:
-        raise CarpError(
-            f"the id {repeated[0]!r} stands for {ids.count(repeated[0])} sequences; give each its own."
-        )
+    for name, times in Counter(name for name, _ in proteins).items():
+        if times > 1:
+            raise CarpError(f"the id {name!r} stands for {times} sequences; give each its own.")
     # one alone gets a sentence of its own below
     if len(proteins) > 1:
         for model in models:
@@ -645,7 +650,7 @@ def find_scans(
     # few machines have all scans, so these groups skip those that are missing
     scans = list(_load_named(names, skip=datasets in ("all", "deepsequence")).values())
     scans += read_own_scans(paths, facts or ScanFacts())
-    repeated = {s.name for s in scans if [other.name for other in scans].count(s.name) > 1}
+    repeated = {name for name, times in Counter(s.name for s in scans).items() if times > 1}
     if repeated:
         raise CarpError(f"datasets names {', '.join(sorted(repeated))} twice, once by path.")
     return scans

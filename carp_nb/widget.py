@@ -14,9 +14,10 @@ import anywidget
 import numpy as np
 
 from .alphabet import AMINO_ACIDS
+from .catalogue import SOURCES
 from .charts import STATE_COLOURS
 from .coordinates import pdb_text, placed_chain
-from .datasets import list_datasets
+from .datasets import find_file, list_datasets
 from .editing import format_positions, read_state
 from .explorer import Explorer, explore, summarise_positions
 from .files import CarpError, package_folder
@@ -120,6 +121,33 @@ def _error_text(error: Exception) -> str:
 def _replace_model(e: Explorer, model: Scorer, dtype: str) -> Explorer:
     "Open the same protein and measurements with another model."
     return Explorer(model, e.mutant, e.measured, e.direction, dtype, e.label, e.scan)
+
+# %% ../nbs/library/82_widget.ipynb #de75b24c
+def _is_on_disk(scan: str) -> bool:
+    "Whether a text is the name of measurements that need no download."
+    return any(source.name == scan and find_file(source.path) for source in SOURCES)
+
+
+def _named_in_state(
+    state: str,
+    models: list[str],  # those on offer
+    scan: str,  # the measurements that are open
+) -> str:  # name of the model; "" for none
+    "Return the model that a pasted state names. Raises CarpError for one that would open a file or the network."
+    settings = read_state(state)[1]
+    model = settings.get("model", "")
+    if model and model not in models:
+        raise CarpError(
+            f"the state names the model {model!r}, which is not among those on offer; "
+            "if you trust it, open it with explore(state=..., model=...)."
+        )
+    measured = settings.get("scan", "")
+    if measured not in ("", scan) and not _is_on_disk(measured):
+        raise CarpError(
+            f"the state names the measurements {measured!r}, which are a file or not on this disk; "
+            "if you trust it, open it with explore(state=..., scan=...)."
+        )
+    return model
 
 # %% ../nbs/library/82_widget.ipynb #5029934a
 class MutationMap(anywidget.AnyWidget):
@@ -256,8 +284,9 @@ class MutationMap(anywidget.AnyWidget):
         "Open another protein, state or model. What is open stays if that fails."
         old = self.explorer
         wanted = model
-        if not wanted and given.get("state"):
-            wanted = read_state(given["state"])[1].get("model", "")
+        if given.get("state"):
+            named = _named_in_state(given["state"], [*self._models, old.source], old.scan)
+            wanted = wanted or named
         self.send({"kind": "opening", "text": wanted or old.source})
         scorer = old.model
         if wanted not in ("", old.source):

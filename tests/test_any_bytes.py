@@ -1,0 +1,338 @@
+"""Any file gives a value or one sentence: real files, mutated by hypothesis, go through every reader.
+
+Each reader runs in a process of its own, which may take 60 seconds and 2 GB. CI tries a few dozen files
+of each kind; CARP_NB_EXAMPLES sets how many.
+"""
+
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import tarfile
+import traceback
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from biotite.structure.io.pdb import PDBFile
+from biotite.structure.io.pdbx import BinaryCIFFile, CIFFile, set_structure
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from carp_nb.carp import CARP, CARPConfig
+from carp_nb.coordinates import read_atoms, split_chains
+from carp_nb.datasets import read_dms
+from carp_nb.editing import Mutant, read_state, write_state
+from carp_nb.embedding import embed, read_embeddings
+from carp_nb.esm import ESM, ESMConfig
+from carp_nb.files import CarpError
+from carp_nb.finetune import FinetuneConfig, FineTuned
+from carp_nb.heads import PooledHead
+from carp_nb.layouts import read_weights, save_checkpoint
+from carp_nb.mutant_tables import read_mutant_table
+from carp_nb.mutants import parse_mutant
+from carp_nb.pretrain import refuse_other_run
+from carp_nb.readers import read_alignment, read_fasta
+from carp_nb.results import _read_run
+from carp_nb.scans import ScanFacts, read_own_scans
+from carp_nb.structure import _read_distances
+from carp_nb.targets import Targets
+from carp_nb.tasks import read_flip, read_labelled, read_netsurfp, read_tape
+
+CASES = Path(__file__).parent / "cases"
+DATA = Path(__file__).parents[1] / "data"
+EXAMPLES = int(os.environ.get("CARP_NB_EXAMPLES", "15"))
+SECONDS, BYTES = 60, 2 << 30
+WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
+TABLE = b"mutant,score\n" + b"".join(
+    f"{wt}{i}{mt},{i / 7}\n".encode() for i, (wt, mt) in enumerate(zip(WILD_TYPE, "AC" * 28), 1)
+)
+
+
+def small() -> CARP:
+    torch.manual_seed(0)
+    return CARP(CARPConfig(8, 2), "carp_small")
+
+
+# the guard
+
+
+def _in_child(action: Callable[[], None], told: Path) -> None:
+    # what is mapped already, as PyTorch's libraries, does not count
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + BYTES, mapped + BYTES))
+    try:
+        action()
+    except BaseException:
+        told.write_text(traceback.format_exc()[-6000:])
+        os._exit(1)
+    os._exit(0)
+
+
+def guarded(action: Callable[[], None], folder: Path) -> None:
+    "Run in a process with limits. Fails with what it said, if it took too long or crashed."
+    told = folder / "told.txt"
+    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(action, told))
+    child.start()
+    child.join(SECONDS)
+    if child.exitcode is None:
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    said = told.read_text() if told.exists() else "nothing"
+    assert child.exitcode == 0, f"ended with {child.exitcode} and said: {said}"
+
+
+def value_or_sentence(read: Callable[[Path], object], path: Path) -> None:
+    "Read a file. An error is a CarpError or an OSError of one line that names the file."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            read(path)
+        except (CarpError, OSError) as error:
+            # a folder stands for the files in it
+            names = [path.name, str(path.name).partition(".")[0]]
+            assert any(name in str(error) for name in names), f"{error!r} does not name {path}"
+            assert "\n" not in str(error), error
+
+
+# mutations of real files
+
+PIECES = [b"\0", b"\n", b"\r", b">", b",", b";", b"\t", b'"', b"\xff\xfe", b"\xef\xbb\xbf", b"-"]
+PIECES += [b"nan", b"9" * 30, b"-1", b"1e999", b"{", b"[" * 5000, b"*", "ß٣ſ".encode(), b"\x1f\x8b"]
+PIECES += [b"null", b"true", b'""', b"[]", b"X", b"=", b"%00", b"99999999", b"0"]
+
+
+@st.composite
+def mutated(draw, seeds: list[bytes]) -> bytes:
+    "One of the files with a few edits; now and then text or bytes of their own."
+    if draw(st.integers(0, 19)) == 0:
+        return draw(st.one_of(st.binary(max_size=300), st.text(max_size=300).map(str.encode)))
+    content = bytearray(draw(st.sampled_from(seeds)))
+    generator = random.Random(draw(st.integers(0, 2**32)))
+    for _ in range(generator.choice([1, 1, 2, 4, 30])):
+        at = generator.randrange(len(content) + 1)
+        kind = generator.randrange(5)
+        length = generator.choice([1, 2, 8, 60, 400])
+        if kind == 0 and at < len(content):
+            content[at] = generator.randrange(256)
+        elif kind == 1:
+            content[at : at + length] = b""
+        elif kind == 2:
+            content[at:at] = generator.choice(PIECES)
+        elif kind == 3:
+            content[at:at] = content[at : at + length]
+        elif generator.random() < 0.3:
+            content = content[:at]
+        else:
+            content[at : at + length] = generator.choice(PIECES)
+    return bytes(content)
+
+
+def trials(seeds: list[bytes], read: Callable[[bytes], None]) -> Callable[[], None]:
+    "A run of hypothesis over mutated files, the same each time."
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(mutated(seeds))
+    def run(content: bytes) -> None:
+        read(content)
+
+    return run
+
+
+# the readers: how the file is called, real content, and how it is read
+
+
+def of_cases(*names: str) -> list[bytes]:
+    return [(CASES / name).read_bytes() for name in names]
+
+
+def weights(suffix: str, folder: Path, old: bool = False) -> bytes:
+    path = save_checkpoint(small(), folder / f"seed{suffix}")
+    if old:
+        torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
+    return path.read_bytes()
+
+
+def esm_weights(folder: Path) -> bytes:
+    torch.manual_seed(0)
+    config = ESMConfig(8, 1, 2, 8, max_positions=8, alphabet="fair_esm")
+    return save_checkpoint(ESM(config, "esm"), folder / "esm.pt").read_bytes()
+
+
+def fine_tuned(folder: Path) -> bytes:
+    model = FineTuned(small(), PooledHead(8), Targets("regression"), FinetuneConfig("pt-fr"))
+    model.save(folder / "fine.safetensors")
+    return (folder / "fine.safetensors").read_bytes()
+
+
+def flip_zip() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("splits/sequences.fasta", ">a\nMKVA\n>b\nMKVC\n")
+        packed.writestr("splits/sampled.fasta", ">a SET=train\nHEC?\n>b SET=test\nHECC\n")
+        packed.writestr("splits/mask.fasta", ">a\n1111\n>b\n1101\n")
+    return content.getvalue()
+
+
+def tape_lmdb(folder: Path) -> bytes:
+    records = [{"primary": "MKV", "ss3": np.array([2, 0, 1]), "id": b"a"}] * 3
+    with lmdb.open(str(folder / "seed.lmdb"), subdir=False, map_size=1 << 20) as env:
+        with env.begin(write=True) as writing:
+            writing.put(b"num_examples", pickle.dumps(len(records)))
+            for i, record in enumerate(records):
+                writing.put(str(i).encode(), pickle.dumps(record))
+    return (folder / "seed.lmdb").read_bytes()
+
+
+def embeddings(folder: Path) -> bytes:
+    embed(small(), [("a", "MKV"), ("b", "MKVACD")], folder / "e.safetensors", progress=False)
+    return (folder / "e.safetensors").read_bytes()
+
+
+def parquet(folder: Path) -> bytes:
+    rows = pd.DataFrame(
+        {"metric": ["spearman"], "value": [0.5], "n": [3], "section": ["zero_shot"]}
+    )
+    rows.to_parquet(folder / "seed.parquet")
+    return (folder / "seed.parquet").read_bytes()
+
+
+def npz() -> bytes:
+    content = io.BytesIO()
+    np.savez_compressed(content, msa=np.zeros((2, 5), np.uint8), dist6d=np.ones((5, 5)))
+    return content.getvalue()
+
+
+def read_every_embedding(path: Path) -> None:
+    stored = read_embeddings(path)
+    for i in range(len(stored)):
+        stored[i]
+
+
+def read_run_record(path: Path) -> None:
+    shutil.copy(path, path.with_name("config.json"))
+    refuse_other_run(path.parent, {"lr": 1e-3})
+
+
+TEXTS = {
+    "fasta": ("a.fasta", of_cases("plain.fa", "cr.fa", "star.fa", "wronggz.fa"), read_fasta),
+    "alignment": ("a.a3m", of_cases("a_plain.a3m", "a_hh.a3m", "a_colabfold.a3m"), read_alignment),
+    "dms": ("a.csv", [TABLE, gzip.compress(TABLE)], lambda p: read_dms(p, WILD_TYPE)),
+    "dms, any offset": ("a.csv", [TABLE], lambda p: read_dms(p, WILD_TYPE, None, skip_bad=True)),
+    "mutants": ("a.csv", of_cases("m_plain.csv", "m_hgvs.csv", "m_semi.csv"), read_mutant_table),
+    "labelled": ("a.csv", of_cases("f_flip.csv", "f_fold.csv", "f_pg.csv"), read_labelled),
+    "flip": ("a.csv", of_cases("f_flip.csv"), read_flip),
+    "own scan": ("a.csv", of_cases("d_mave.csv", "f_pg.csv"), lambda p: own_scan(p)),
+    "flip zip": ("a.zip", [flip_zip()], read_netsurfp),
+    "distances": ("a.npz", [npz()], lambda p: _read_distances(str(p), 5)),
+}
+
+
+def own_scan(path: Path) -> None:
+    fasta = path.with_name("a.fasta")
+    fasta.write_text(f">a\n{WILD_TYPE}\n")
+    read_own_scans([str(path)], ScanFacts(str(fasta)))
+
+
+def tape_rows(path: Path) -> None:
+    read_tape(path, path, path, "ss3")
+
+
+TAPE = json.dumps([{"primary": "MKV", "ss3": [2, 0, 1], "valid_mask": [1, 1, 0]}] * 3).encode()
+BINARY = {
+    ".pt": ("a.pt", lambda f: [weights(".pt", f), esm_weights(f)], read_weights),
+    "old .pt": ("a.pt", lambda f: [weights(".pt", f, old=True)], read_weights),
+    ".safetensors": ("a.safetensors", lambda f: [weights(".safetensors", f)], read_weights),
+    "fine-tuned": ("a.safetensors", lambda f: [fine_tuned(f)], lambda p: FineTuned.load(p, "cpu")),
+    "embeddings": ("a.safetensors", lambda f: [embeddings(f)], read_every_embedding),
+    "tape json": ("a.json", lambda f: [TAPE], tape_rows),
+    "tape lmdb": ("a.lmdb", lambda f: [tape_lmdb(f)], tape_rows),
+    "results": ("results.parquet", lambda f: [parquet(f)], _read_run),
+    "record": ("run.json", lambda f: [b'{"config": {"lr": 0.001}}'], read_run_record),
+}
+
+
+def read_all(read: Callable[[Path], object], path: Path) -> Callable[[bytes], None]:
+    "Write a content, and read it to its end."
+
+    def to_the_end(path: Path) -> None:
+        value = read(path)
+        if hasattr(value, "__next__"):
+            for _ in value:
+                pass
+
+    def attempt(content: bytes) -> None:
+        path.write_bytes(content)
+        value_or_sentence(to_the_end, path)
+
+    return attempt
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_any_text_gives_a_value_or_a_sentence(kind, tmp_path):
+    name, seeds, read = TEXTS[kind]
+    guarded(trials(seeds, read_all(read, tmp_path / name)), tmp_path)
+
+
+@pytest.mark.parametrize("kind", BINARY)
+def test_any_bytes_give_a_value_or_a_sentence(kind, tmp_path):
+    name, make, read = BINARY[kind]
+    place = tmp_path / "place"
+    place.mkdir()
+    guarded(trials(make(tmp_path), read_all(read, place / name)), tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".pdb", ".cif", ".bcif"])
+def test_any_structure_gives_a_value_or_a_sentence(suffix, tmp_path):
+    with tarfile.open(DATA / "chains" / "pdb_chains_sample.tar.gz") as packed:
+        name = min(n for n in packed.getnames() if n.endswith((".pdb", ".cif", ".bcif")))
+        (tmp_path / Path(name).name).write_bytes(packed.extractfile(name).read())
+    atoms = read_atoms(tmp_path / Path(name).name)[:200]
+    files = {".pdb": PDBFile, ".cif": CIFFile, ".bcif": BinaryCIFFile}
+    file = files[suffix]()
+    if suffix == ".pdb":
+        file.set_structure(atoms)
+    else:
+        set_structure(file, atoms)
+    file.write(tmp_path / f"seed{suffix}")
+    read = read_all(lambda p: split_chains(read_atoms(p)), tmp_path / f"a{suffix}")
+    guarded(trials([(tmp_path / f"seed{suffix}").read_bytes()], read), tmp_path)
+
+
+def value_or_carp_error(read: Callable[[str], object], content: bytes) -> None:
+    try:
+        read(content.decode("utf-8", "surrogateescape"))
+    except CarpError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize(
+    "seeds, read",
+    [
+        ([b"A24C", b"p.Ala24Cys", b"p.[(Ala24Cys);(Asp30Glu)]", b"A24C:D30E", b"WT"], parse_mutant),
+        (
+            [write_state(Mutant(WILD_TYPE, 3), model="m", scan="s", scan_offset="7").encode()],
+            read_state,
+        ),
+    ],
+)
+def test_any_string_gives_a_value_or_a_sentence(seeds, read, tmp_path):
+    guarded(trials(seeds, lambda content: value_or_carp_error(read, content)), tmp_path)
