@@ -660,7 +660,9 @@ def read_alignment(
     """Read an alignment in the query's columns, the query first.
     Raises CarpError for rows that do not line up."""
     rows = list(read_aligned(path))
-    (query_name, _), *_ = rows
+    if not rows:
+        raise CarpError(f"{path} holds annotations and no sequences.")
+    query_name = rows[0][0]
     matched = _match_columns([sequence for _, sequence in rows])
     columns = len(matched[0])
     misaligned = []

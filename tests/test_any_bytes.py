@@ -50,6 +50,7 @@ from carp_nb.scans import ScanFacts, read_own_scans
 from carp_nb.structure import _read_distances
 from carp_nb.targets import Targets
 from carp_nb.tasks import read_flip, read_labelled, read_netsurfp, read_tape
+from carp_nb.training import _load_checkpoint, _save_checkpoint
 
 CASES = Path(__file__).parent / "cases"
 DATA = Path(__file__).parents[1] / "data"
@@ -194,11 +195,14 @@ def flip_zip() -> bytes:
 
 def tape_lmdb(folder: Path) -> bytes:
     records = [{"primary": "MKV", "ss3": np.array([2, 0, 1]), "id": b"a"}] * 3
-    with lmdb.open(str(folder / "seed.lmdb"), subdir=False, map_size=1 << 20) as env:
-        with env.begin(write=True) as writing:
-            writing.put(b"num_examples", pickle.dumps(len(records)))
-            for i, record in enumerate(records):
-                writing.put(str(i).encode(), pickle.dumps(record))
+    place = str(folder / "seed.lmdb")
+    with (
+        lmdb.open(place, subdir=False, map_size=1 << 20) as env,
+        env.begin(write=True) as writing,
+    ):
+        writing.put(b"num_examples", pickle.dumps(len(records)))
+        for i, record in enumerate(records):
+            writing.put(str(i).encode(), pickle.dumps(record))
     return (folder / "seed.lmdb").read_bytes()
 
 
@@ -336,3 +340,76 @@ def value_or_carp_error(read: Callable[[str], object], content: bytes) -> None:
 )
 def test_any_string_gives_a_value_or_a_sentence(seeds, read, tmp_path):
     guarded(trials(seeds, lambda content: value_or_carp_error(read, content)), tmp_path)
+
+
+# claims before content
+
+
+def test_what_is_no_file_in_the_folder_of_weights_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("CARP_NB_WEIGHTS", str(tmp_path))
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "page.safetensors").write_text("<html>")
+    save_checkpoint(small(), tmp_path / "mine.safetensors")
+    own = list_models().query("origin == 'CARP_NB_WEIGHTS'").name.tolist()
+    assert own == ["mine"]
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "pipe"])
+def test_devices_and_pipes_are_refused(place, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / place
+    for read in (read_fasta, read_alignment, read_labelled, read_mutant_table):
+        with pytest.raises(CarpError, match="is a device or a pipe"):
+            read(path)
+
+
+def test_views_and_layers_that_a_file_does_not_hold_are_refused(tmp_path):
+    stored = torch.load(save_checkpoint(small(), tmp_path / "good.pt"))
+    shapes = dict.fromkeys(stored["model_state_dict"], (10 ** 5, 10 ** 5))
+    views = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    for changes in ({"n_layers": 10**6}, {"d_model": 2**40}, {"model_state_dict": views}):
+        torch.save(stored | changes, tmp_path / "claims.pt")
+        assert (tmp_path / "claims.pt").stat().st_size < 50_000
+        with pytest.raises(CarpError, match="claims.pt"):
+            read_weights(tmp_path / "claims.pt")
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    record = b">a\n" + b"M" * 1000 + b"\n"
+    path = tmp_path / "bomb.fasta.gz"
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        for _ in range(110):
+            file.write(record * 1000)
+    with pytest.raises(CarpError, match="unpacks to more than"):
+        for _ in read_fasta(path):
+            pass
+
+
+def test_numbers_that_no_residue_has_are_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(TABLE)
+    with pytest.raises(CarpError, match="give the number of the first residue"):
+        read_dms(path, WILD_TYPE, offset=2**70)
+    path.write_bytes(TABLE + b"M10000000A,1\n")
+    with pytest.raises(CarpError, match="no protein has a residue"):
+        read_dms(path, WILD_TYPE)
+    many = ":".join(f"A{i}C" for i in range(1, 20_001))
+    assert len(parse_mutant(many)) == 20_000
+
+
+# faults of the machine
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_a_passing_fault_leaves_a_checkpoint_alone(number, tmp_path, monkeypatch):
+    _save_checkpoint(tmp_path, 1, {"step": 1})
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", fail)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            _load_checkpoint(tmp_path)
+    assert _load_checkpoint(tmp_path) == {"step": 1}
