@@ -439,7 +439,7 @@ def _stated_config(
 ) -> Config:
     "Return a configuration that stands beside tensors. Raises CarpError for one they contradict."
     config = _config(kind, stated)
-    _must_be_plausible(config, {name: tuple(value.shape) for name, value in state.items()})
+    must_be_plausible(config, {name: tuple(value.shape) for name, value in state.items()})
     return config
 
 
@@ -471,8 +471,8 @@ def _from_bare(state: dict[str, Tensor], path: Path) -> Stored:
     # a config.json of Hugging Face may state anything, also no number
     config = _config(type(config), asdict(config))
     shapes = _shapes(ours)
-    _must_be_plausible(config, shapes)
-    _must_fit(shapes, empty_model(config).state_dict())
+    must_be_plausible(config, shapes)
+    must_fit(shapes, empty_model(config).state_dict())
     return file_title(path), config, ours
 
 # %% ../nbs/library/15_layouts.ipynb #7464993d
