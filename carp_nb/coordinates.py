@@ -94,7 +94,7 @@ def _ca_and_cb(
 
 # %% ../nbs/library/33_coordinates.ipynb #f26ecd16
 # share of residues that may differ from the deposited sequence
-_CONFLICTS = 0.05
+_CONFLICTS = 0.1
 
 
 def _agrees(observed: str, sequence: str, places: np.ndarray) -> bool:
@@ -234,7 +234,8 @@ def make_chain(
     "A chain of a structure. Raises CarpError for another sequence."
     atoms = structure.chains()[name]
     observed = residue_letters(atoms)
-    if sequence:
+    # of the deposited sequence the file says more than its letters
+    if sequence and sequence != letters_of_names(structure.deposited.get(name, [])):
         steps = number_steps(atoms)
         bonded = find_bonds(atoms)
         places = place_residues(observed, sequence, str(structure.path), steps, bonded)

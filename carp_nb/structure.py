@@ -94,7 +94,7 @@ def _read_contact_target(
     sequence: str,
 ) -> np.ndarray:  # float32 [L, 3] coordinates of Cβ in Å; of an .npz int8 [L, L]
     "Read the target of a chain. Raises CarpError for a file that does not hold it."
-    if path.endswith(".npz"):
+    if path.lower().endswith(".npz"):
         return _read_distances(path, len(sequence))
     return read_chain(path, sequence=sequence).cb.astype(np.float32)
 

@@ -342,6 +342,17 @@ def test_numbers_and_bonds_in_a_sequence(numbers, x, places, tmp_path):
     assert (chain.sequence, resolved(chain)) == ("AGGGKW", places)
 
 
+def test_a_target_may_differ_from_its_deposited_sequence(tmp_path):
+    "A task keeps the deposited sequence, and with it the chain is read again."
+    text = (CASES / "s_gap_seqres.pdb").read_text()
+    (tmp_path / "x.pdb").write_text(text.replace("PHE A  14", "LEU A  14"))
+    with pytest.warns(UserWarning, match="LEU A14 is F"):
+        (row,) = read_contacts(tmp_path, "test").table.itertuples()
+    with pytest.warns(UserWarning, match="LEU A14 is F"):
+        chain = read_chain(row.target, sequence=row.sequence)
+    assert (chain.sequence, len(resolved(chain))) == (SEQUENCE, 18)
+
+
 def test_what_is_bound_or_dissolved_is_no_residue(tmp_path):
     lines = trace(("ALA", "1 ", 0), ("MSE", "2 ", 1), ("GLY", "3 ", 2))
     lines[1] = lines[1].replace("ATOM  ", "HETATM")
