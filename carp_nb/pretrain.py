@@ -362,6 +362,7 @@ def pretrain(
     refuse_other_run(folder, settings)
     ranks = processes()
     target = ranks.device if ranks.num_processes > 1 else pick_device(device)
+    assert target is not None
     finished = _finished_model(folder, config.model_name, plan.steps)
     if finished is None or not _measured_to(folder, plan.steps):
         updates = {"steps": plan.steps, "warmup_steps": plan.warmup_steps}
