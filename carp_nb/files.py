@@ -52,7 +52,7 @@ import carp_nb
 class CarpError(ValueError):
     "A mistake of the user. Its one sentence says what is wrong, where, and what to do."
 
-# %% ../nbs/library/00_files.ipynb #c8fa6ed4
+# %% ../nbs/library/00_files.ipynb #974bc71f
 _OF_PARSERS = (
     EOFError,
     RecursionError,  # of brackets within brackets
@@ -83,7 +83,7 @@ def _is_of_parser(error: BaseException) -> bool:
     last_of_ours = max((i for i, name in enumerate(packages) if name == "carp_nb"), default=-1)
     return bool(_PARSERS.intersection(packages[last_of_ours + 1 :]))
 
-# %% ../nbs/library/00_files.ipynb #50b95538
+# %% ../nbs/library/00_files.ipynb #1c12be87
 _NO_MEMORY = ("allocate", "could not create a primitive", "out of memory")
 _PASSING = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES)
 _UNITS = {"": 0, "bytes": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40, "PiB": 50, "EiB": 60}
@@ -115,7 +115,7 @@ def error_of_machine(
             return OSError(number, os.strerror(number), str(path))
     return None
 
-# %% ../nbs/library/00_files.ipynb #3f5e888e
+# %% ../nbs/library/00_files.ipynb #3aace0ce
 def _reason(error: BaseException) -> str:
     "What an error says, in at most 200 characters of one line."
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -145,7 +145,7 @@ def reading(
             f"{path}: the file is truncated or is no {what} ({_reason(error)}); {remedy}."
         ) from error
 
-# %% ../nbs/library/00_files.ipynb #1c49b4de
+# %% ../nbs/library/00_files.ipynb #71478aed
 def check_file(path: str | Path) -> None:
     "Raises FileNotFoundError, or CarpError for a folder, a device and a pipe."
     try:
@@ -161,6 +161,35 @@ def check_file(path: str | Path) -> None:
         raise CarpError(
             f"{path} is a device or a pipe; give a regular file, or - for standard input."
         )
+
+# %% ../nbs/library/00_files.ipynb #31a05eaa
+_MOST_FOLD = 300  # a file may unpack to
+_FREE = 100 << 20  # bytes, whatever the packed size
+
+
+class _Unpacked(io.RawIOBase):
+    "The content of a packed file. Raises CarpError where it is damaged or expands too far."
+
+    def __init__(self, file: IO[bytes], path: str | Path, what: str, packed: int):
+        self.file = file
+        self.path = path
+        self.what = what  # the kind of file
+        self.left = max(_FREE, _MOST_FOLD * packed)  # bytes that may still come
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with reading(self.path, self.what):
+            piece = self.file.read(len(buffer))
+        self.left -= len(piece)
+        if self.left < 0:
+            raise CarpError(
+                f"{self.path} unpacks to more than {_MOST_FOLD} times its size, "
+                "as no file of proteins does; unpack it yourself and look at it."
+            )
+        buffer[: len(piece)] = piece
+        return len(piece)
 
 # %% ../nbs/library/00_files.ipynb #17cef39b
 _MOST_FOLD = 300  # a file may unpack to
@@ -579,7 +608,7 @@ def write_table(
         guarded.to_csv(temporary, sep=_SEPARATORS[suffix], index=False, compression=packing)
     return table
 
-# %% ../nbs/library/00_files.ipynb #fc794be0
+# %% ../nbs/library/00_files.ipynb #8ab0954e
 _CHECKSUM = "tensors_sha256"  # the name in the header
 
 
@@ -589,7 +618,8 @@ def _named_sha256(tensors: Mapping[str, Tensor]) -> str:  # 64 hexadecimal digit
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        values: Any = value.reshape(-1).view(torch.uint8).numpy()
+        digest.update(values)
     return digest.hexdigest()
 
 # %% ../nbs/library/00_files.ipynb #7ac49df2
@@ -608,7 +638,7 @@ def save_tensors(
         save_file(tensors, temporary, metadata=sealed)
         temporary.chmod(mode)
 
-# %% ../nbs/library/00_files.ipynb #1cf3be2a
+# %% ../nbs/library/00_files.ipynb #3341751d
 def open_tensors(
     path: str | Path,  # .safetensors
     remedy: str = "get it again",  # for the message
@@ -646,7 +676,7 @@ def read_tensors(
         )
     return tensors, metadata
 
-# %% ../nbs/library/00_files.ipynb #43ad679e
+# %% ../nbs/library/00_files.ipynb #92260be6
 def _check_parts(path: str | Path) -> None:
     "Raises CarpError for a zip archive of PyTorch with a damaged or a packed part."
     with reading(path, "PyTorch checkpoint"), zipfile.ZipFile(path) as parts:
@@ -677,7 +707,7 @@ def load_pt(
     with reading(path, "PyTorch checkpoint"):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
 
-# %% ../nbs/library/00_files.ipynb #250c3491
+# %% ../nbs/library/00_files.ipynb #0c53d692
 def _must_name(path: str | Path, names: Iterable[str], needed: Sequence[str], remedy: str) -> None:
     missing = set(needed) - set(names)
     if missing:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -229,7 +229,7 @@ def trained_weights(
         return None
     return find_weights(name)
 
-# %% ../nbs/library/43_pretrain.ipynb #5992f509
+# %% ../nbs/library/43_pretrain.ipynb #ab607b7a
 def _measure(model: CARP | ESM, valid_set: Sequence[str], step: int) -> dict[str, float]:
     "Return a row of held-out loss (nats) and accuracy."
     held_out = evaluate(model, valid_set, max_length=model.max_length)
@@ -239,7 +239,7 @@ def _measure(model: CARP | ESM, valid_set: Sequence[str], step: int) -> dict[str
 def _held_out_losses(
     folder: Path,  # of a run
     valid_set: Sequence[str],
-    device: torch.device,
+    device: torch.device | None,  # None: the CPU
 ) -> pd.DataFrame:  # step, loss, accuracy; empty if nothing was measured
     "Read the held-out losses of a run, or measure them again if their table is damaged."
     path = folder / "held_out.parquet"
@@ -251,7 +251,7 @@ def _held_out_losses(
         warnings.warn(str(error), stacklevel=2)
     rows = []
     for snapshot in sorted((folder / "snapshots").glob("step_*.safetensors")):
-        model = cast(CARP | ESM, load_model(snapshot, device))
+        model = cast(CARP | ESM, load_model(snapshot, device or "cpu"))
         rows.append(_measure(model, valid_set, int(snapshot.stem.removeprefix("step_"))))
     return write_table(pd.DataFrame(rows, columns=["step", "loss", "accuracy"]), path)
 
@@ -259,7 +259,7 @@ def _held_out_losses(
 def _add_held_out(folder: Path, valid_set: Sequence[str], device: torch.device, row: dict) -> None:
     "Write a held-out loss into the table of a run, in place of what stands there of later updates."
     losses = _held_out_losses(folder, valid_set, device)
-    rows = losses[losses.step < row["step"]].to_dict("records")
+    rows: list[Any] = losses[losses.step < row["step"]].to_dict("records")
     write_table(pd.DataFrame([*rows, row]), folder / "held_out.parquet")
 
 

@@ -361,9 +361,11 @@ def test_what_is_no_file_in_the_folder_of_weights_is_left_out(tmp_path, monkeypa
 def test_devices_and_pipes_are_refused(place, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     path = tmp_path / place
-    for read in (read_fasta, read_alignment, read_labelled, read_mutant_table):
+    for read in (read_fasta, read_alignment, read_labelled):
         with pytest.raises(CarpError, match="is a device or a pipe"):
             read(path)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_mutant_table(path)
 
 
 def test_views_and_layers_that_a_file_does_not_hold_are_refused(tmp_path):
