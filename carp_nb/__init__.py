@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from carp_nb.carp import CARP
     from carp_nb.datasets import list_datasets, load_dataset, read_fasta
     from carp_nb.embedding import embed
-    from carp_nb.files import CarpError
+    from carp_nb.errors import CarpError
     from carp_nb.pretrained import list_models, load_model
     from carp_nb.scorers import load_scorer
     from carp_nb.scoring import mutation_scan, score_mutants

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import CarpError
+from .errors import CarpError
 
 # %% ../nbs/library/02_alphabet.ipynb #99381942
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"  # the 20 canonical residues, ids 0-19

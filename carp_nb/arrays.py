@@ -16,7 +16,8 @@ from types import ModuleType
 
 import numpy as np
 
-from .files import CarpError, atomic_path
+from .errors import CarpError
+from .files import atomic_path
 
 # %% ../nbs/library/39_arrays.ipynb #a4816bc6
 def import_h5py() -> ModuleType:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from .alphabet import PROTEIN
 from .datasets import Scan, load_scan
-from .files import CarpError
+from .errors import CarpError
 from .metrics import evaluate_predictions
 from .mutants import mutate, parse_mutant, place_mutant
 from .readers import find_column, table_lines

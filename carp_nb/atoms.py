@@ -29,7 +29,8 @@ from biotite.structure.io.pdbx import (
     get_structure,
 )
 
-from .files import CarpError, open_file
+from .errors import CarpError
+from .files import open_file
 from .readers import first_five
 from carp_nb.residues import (
     PROGRAM_NAMES,

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .datasets import Scan
 from .devices import pick_device
-from .files import CarpError, content_sha256, rows_sha256, write_text
+from .errors import CarpError
+from .files import content_sha256, rows_sha256, write_text
 from .finetune import EarlyStopping, after_each_epoch
 from .metrics import evaluate_predictions
 from .mutants import parse_mutant

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN
-from .files import CarpError, atomic_path, claim, read_record, reading
+from .errors import CarpError, reading
+from .files import atomic_path, claim, read_record
 
 # %% ../nbs/library/41_batching.ipynb #3796bed9
 def _checksum(tokens: np.ndarray, offsets: np.ndarray) -> str:

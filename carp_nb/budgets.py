@@ -10,7 +10,8 @@ import tomllib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .files import CarpError, package_folder
+from .errors import CarpError
+from .files import package_folder
 
 # %% ../nbs/library/06_budgets.ipynb #5596c8e9
 @dataclass(frozen=True)

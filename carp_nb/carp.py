@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .files import CarpError
+from .errors import CarpError
 from .kernels import Segments, channels_last, dilated_conv
 
 # %% ../nbs/library/11_carp.ipynb #4335edcc

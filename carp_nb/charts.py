@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogFormatter, ScalarFormatter
 
-from .files import atomic_path, visible
+from .errors import visible
+from .files import atomic_path
 
 # %% ../nbs/library/05_charts.ipynb #9581cb57
 # for figures of several panels, whose axis titles would run into each other

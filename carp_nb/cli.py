@@ -32,15 +32,14 @@ from .datasets import load_dataset
 from .devices import used_dtype
 from .embedding import check_suffix
 from .embedding import embed as embed_sequences
+from .errors import CarpError, check_writable, error_sentence, one_line
 from .fetch import cache_dir, checksum_of, remote_bytes, stated
 from .figures import describe_run
 from carp_nb.files import (
-    CarpError,
     content_sha256,
     file_sha256,
     guard_formulas,
     in_project,
-    one_line,
     table_suffix,
     write_table,
 )
@@ -70,7 +69,6 @@ from .restart import restart
 from .results import provenance
 from .scorers import load_scorer
 from .scoring import rank_proteins, read_proteins
-from .shortages import check_writable, error_sentence
 from .training import processes
 from .workflow import estimate, fetched_bytes, measured_rates, read_plan
 

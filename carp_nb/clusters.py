@@ -18,7 +18,8 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from .files import CarpError, scratch_folder
+from .errors import CarpError
+from .files import scratch_folder
 from .readers import write_fasta
 from .tasks import SPLITS, Task, read_labelled
 

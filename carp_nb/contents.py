@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from .files import CarpError, most_unpacked
+from .errors import CarpError
+from .files import most_unpacked
 
 # %% ../nbs/library/07_contents.ipynb #87789049
 # a page may begin with white space, a mark of the encoding, or comments

@@ -28,7 +28,7 @@ from carp_nb.atoms import (
     structure_name,
     warn_of_file,
 )
-from .files import CarpError
+from .errors import CarpError
 from .readers import first_five
 from carp_nb.residues import (
     align_letters,

@@ -22,8 +22,9 @@ from .alphabet import PROTEIN
 from .catalogue import FILES as _FILES
 from .catalogue import SOURCES, Known, Source
 from .contents import unpack_tar
+from .errors import CarpError
 from .fetch import cache_dir, fetch
-from .files import CarpError, content_sha256, make_once, project_root
+from .files import content_sha256, make_once, project_root
 from carp_nb.mutants import (
     STOP_CODON,
     Misplaced,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, urlencode
 
 from .alphabet import AMINO_ACIDS
-from .files import CarpError
+from .errors import CarpError
 from carp_nb.mutants import (
     Misplaced,
     Mutation,

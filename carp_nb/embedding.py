@@ -28,16 +28,9 @@ from .arrays import ARRAY_SUFFIXES, Arrays, NamedArrays, check_ids, import_h5py,
 from .batching import bucketed_batches
 from .carp import CARP
 from .devices import as_dtype, dtype_name
+from .errors import CarpError, reading
 from .esm import ESM
-from carp_nb.files import (
-    CarpError,
-    atomic_path,
-    claim,
-    open_tensors,
-    publish,
-    reading,
-    tensors_sha256,
-)
+from .files import atomic_path, claim, open_tensors, publish, tensors_sha256
 from .readers import SKIP_BAD, first_five, keep_short, read_fasta
 
 # %% ../nbs/library/51_embedding.ipynb #1d8a10b2

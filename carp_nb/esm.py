@@ -28,7 +28,7 @@ from carp_nb.carp import (
     masked_log_probs_at,
     n_parameters,
 )
-from .files import CarpError
+from .errors import CarpError
 
 # %% ../nbs/library/12_esm.ipynb #edff239b
 class FramedAlphabet(Alphabet):

@@ -21,8 +21,9 @@ from .budgets import Budget
 from .carp import CARP
 from .datasets import Scan, list_datasets, load_dataset
 from .devices import Compute
+from .errors import CarpError
 from .esm import ESM
-from .files import CarpError, content_sha256, read_columns, read_record, split_commas
+from .files import content_sha256, read_columns, read_record, split_commas
 from .finetune import METHODS, FinetuneConfig, FineTuned, finetune
 from .pretrained import weights_sha256
 from .rows import Encoder, SharedRepresentations

@@ -22,8 +22,9 @@ from .charts import finish_figure
 from .datasets import SOURCES, Scan, load_scan, read_dms
 from .devices import as_dtype
 from .editing import ACTIONS, Changes, History, Mutant, read_state, write_state
+from .errors import CarpError, one_line
 from .fetch import cache_dir
-from .files import CarpError, atomic_path, file_name, one_line
+from .files import atomic_path, file_name
 from .maps import scan_figure
 from .metrics import spearman_interval
 from .mutants import parse_mutant, place_mutant

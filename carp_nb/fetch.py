@@ -27,7 +27,8 @@ from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 
 from .contents import content_fault
-from .files import CarpError, claim, file_sha256, package_folder, publish
+from .errors import CarpError
+from .files import claim, file_sha256, package_folder, publish
 
 # %% ../nbs/library/20_fetch.ipynb #b27d32eb
 def cache_dir() -> Path:

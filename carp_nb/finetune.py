@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from .carp import CARP, CARPConfig
 from .devices import pick_device, resolve_dtype
+from .errors import CarpError, reading
 from .esm import ESM, ESMConfig
 from carp_nb.files import (
-    CarpError,
     read_header,
     read_tensors,
-    reading,
     rows_sha256,
     save_tensors,
     tensors_sha256,

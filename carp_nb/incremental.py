@@ -24,7 +24,7 @@ from carp_nb.carp import (
     check_positions,
     context_windows,
 )
-from .files import CarpError
+from .errors import CarpError
 from .kernels import taps
 
 # %% ../nbs/library/14_incremental.ipynb #a8f4d23a

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .carp import CARP
 from .devices import as_dtype
-from .files import CarpError
+from .errors import CarpError
 from .incremental import masked_log_probs
 from .mutants import ONE_LETTER, Mutation, Unscorable, parse_mutant, place_mutant
 

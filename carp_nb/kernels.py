@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .devices import has_amx
-from .files import CarpError
+from .errors import CarpError
 
 # %% ../nbs/library/10_kernels.ipynb #aee4705c
 def taps(

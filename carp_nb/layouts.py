@@ -23,17 +23,9 @@ from torch.overrides import TorchFunctionMode
 
 from .alphabet import PROTEIN
 from .carp import CARP, TABLE_S1, CARPConfig
+from .errors import CarpError, check_file, reading
 from .esm import ESM, ESM_1B, TABLE_S2, ESMConfig, from_fair_esm, to_fair_esm
-from carp_nb.files import (
-    CarpError,
-    atomic_path,
-    check_file,
-    read_header,
-    read_record,
-    read_tensors,
-    reading,
-    save_tensors,
-)
+from .files import atomic_path, read_header, read_record, read_tensors, save_tensors
 from .pickles import read_pickle
 
 # %% ../nbs/library/15_layouts.ipynb #59e48a25

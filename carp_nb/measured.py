@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from .datasets import Scan
-from .files import CarpError, split_commas
+from .errors import CarpError
+from .files import split_commas
 from .metrics import proteingym_measures, spearman_interval
 from .mutant_tables import MutantTable
 from .mutants import parse_mutant

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from .files import CarpError
+from .errors import CarpError
 
 # %% ../nbs/library/04_metrics.ipynb #5e6162ec
 def spearman(

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN, Alphabet
-from .files import CarpError
+from .errors import CarpError
 
 # %% ../nbs/library/40_mlm.ipynb #b16dd6f2
 def _select(

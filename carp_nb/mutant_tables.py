@@ -17,7 +17,8 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import rankdata
 
-from .files import CarpError, split_commas
+from .errors import CarpError
+from .files import split_commas
 from carp_nb.indels import (
     check_mutated,
     hint_indels,

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .files import CarpError
+from .errors import CarpError
 
 # %% ../nbs/library/03_mutants.ipynb #f17ef4f2
 class Mutation(NamedTuple):

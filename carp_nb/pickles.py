@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .files import CarpError, load_pt
+from .errors import CarpError
+from .files import load_pt
 
 # %% ../nbs/library/09_pickles.ipynb #0fe0d0f9
 class _NumpyType:

@@ -27,8 +27,9 @@ from .batching import Batches, Corpus, open_corpus
 from .carp import CARP, TABLE_S1
 from .datasets import list_datasets, load_sequences
 from .devices import pick_device
+from .errors import CarpError
 from .esm import ESM, TABLE_S2
-from .files import CarpError, read_columns, read_record, write_table, write_text
+from .files import read_columns, read_record, write_table, write_text
 from .layouts import save_checkpoint
 from .mlm import corrupt, evaluate, mlm_loss
 from .pretrained import find_weights, list_models, load_model

@@ -21,9 +21,10 @@ import torch
 
 from .carp import CARP, TABLE_S1, CARPConfig, n_parameters
 from .devices import pick_device
+from .errors import CarpError
 from .esm import ESM, ESM_PUBLISHED, FAIR_ESM_URL, TABLE_S2, Ensemble, ESMConfig
 from .fetch import cache_dir, fetch, stated
-from .files import CarpError, file_sha256, package_folder, split_commas, text_sha256
+from .files import file_sha256, package_folder, split_commas, text_sha256
 from carp_nb.layouts import (
     WEIGHT_SUFFIXES,
     empty_model,

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .carp import MaskedReader
+from .errors import CarpError
 from .esm import framed_log_probs_at
-from .files import CarpError, read_tensors
+from .files import read_tensors
 from .pickles import read_pickle
 
 # %% ../nbs/library/13_protbert.ipynb #f3fafcb7

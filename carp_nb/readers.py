@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .files import CarpError, atomic_path, check_file, open_file, reading, visible
+from .errors import CarpError, check_file, reading, visible
+from .files import atomic_path, open_file
 
 # %% ../nbs/library/30_readers.ipynb #84d54e4d
 def first_five(

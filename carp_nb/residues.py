@@ -29,7 +29,8 @@ from biotite.structure import (
 )
 
 from .alphabet import PROTEIN
-from .files import CarpError, package_folder
+from .errors import CarpError
+from .files import package_folder
 
 # %% ../nbs/library/31_residues.ipynb #b1bee468
 def select_atoms(

@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .files import CarpError, atomic_path, file_sha256, write_table, write_text
+from .errors import CarpError
+from .files import atomic_path, file_sha256, write_table, write_text
 from .pretrain import PretrainConfig
 
 # %% ../nbs/library/45_restart.ipynb #5bc3e50b

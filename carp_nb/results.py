@@ -31,8 +31,8 @@ from pandas.io.formats.style import Styler
 from .budgets import Budget, get_budget
 from .charts import save_figure
 from .devices import device_name
+from .errors import CarpError, explain_in_notebook
 from carp_nb.files import (
-    CarpError,
     claim,
     file_name,
     file_sha256,
@@ -46,7 +46,6 @@ from carp_nb.files import (
     write_text,
 )
 from .readers import find_column
-from .shortages import explain_in_notebook
 
 # %% ../nbs/library/71_results.ipynb #7f3b0862
 def _with_record(

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .carp import n_parameters
-from .files import CarpError
+from .errors import CarpError
 from .metrics import interval
 from .timing import ModelProcess, random_model
 

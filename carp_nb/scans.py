@@ -22,7 +22,8 @@ from carp_nb.datasets import (
     read_scan,
     wild_type_from_variant,
 )
-from .files import CarpError, content_sha256
+from .errors import CarpError
+from .files import content_sha256
 from .mutants import check_offset, parse_mutant
 from carp_nb.readers import (
     SKIP_BAD,

@@ -29,7 +29,8 @@ from tqdm.auto import tqdm
 from .alphabet import AMINO_ACIDS, PROTEIN, list_rare
 from .datasets import SOURCES, Scan, list_datasets, load_scan
 from .devices import as_dtype
-from .files import CarpError, split_commas
+from .errors import CarpError
+from .files import split_commas
 from carp_nb.indels import (
     can_place,
     fastest_log_probs,

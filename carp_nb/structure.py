@@ -24,9 +24,10 @@ from .carp import CARP
 from .coordinates import contact_map, read_chain
 from .datasets import load_task
 from .devices import Compute
+from .errors import CarpError, reading
 from .esm import ESM
 from .experiments import Fit, count_epochs, fit_and_test, load_split, parse_choices
-from .files import CarpError, reading, split_commas
+from .files import split_commas
 from .finetune import METHODS, FinetuneConfig, FineTuned, finetune
 from carp_nb.metrics import (
     bootstrap,

@@ -20,7 +20,8 @@ import pandas as pd
 
 from .alphabet import PROTEIN
 from .coordinates import chain_sequence, find_chains
-from .files import CarpError, joined_sha256, open_file, reading
+from .errors import CarpError, reading
+from .files import joined_sha256, open_file
 from carp_nb.readers import (
     Record,
     bad_rows,

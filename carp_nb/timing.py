@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from .alphabet import AMINO_ACIDS
 from .carp import CARP, TABLE_S1, n_parameters
 from .devices import as_dtype
+from .errors import CarpError
 from .esm import ESM, ESM_1B, TABLE_S2
-from .files import CarpError
 from .metrics import bootstrap, interval
 
 try:

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from .files import CarpError, atomic_path, claim, load_pt, write_table
+from .errors import CarpError
+from .files import atomic_path, claim, load_pt, write_table
 
 # %% ../nbs/library/42_training.ipynb #0132f4be
 @dataclass(frozen=True)

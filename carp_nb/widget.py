@@ -19,8 +19,9 @@ from .charts import STATE_COLOURS
 from .coordinates import pdb_text, placed_chain
 from .datasets import find_file, list_datasets
 from .editing import format_positions, read_state
+from .errors import CarpError
 from .explorer import Explorer, explore, summarise_positions
-from .files import CarpError, package_folder
+from .files import package_folder
 from .pretrained import list_models
 from .scorers import load_scorer
 from .scoring import Scorer

@@ -19,8 +19,9 @@ import pandas as pd
 
 from .carp import TABLE_S1
 from .datasets import list_datasets
+from .errors import CarpError, reading
 from .esm import TABLE_S2
-from .files import CarpError, in_project, read_columns, read_record, reading
+from .files import in_project, read_columns, read_record
 from .pretrain import snapshot_steps
 from .pretrained import list_models
 from .results import Results, notebook_parameters

@@ -37,8 +37,8 @@ from carp_nb.coordinates import read_atoms, split_chains
 from carp_nb.datasets import read_dms
 from carp_nb.editing import Mutant, read_state, write_state
 from carp_nb.embedding import embed, read_embeddings
+from carp_nb.errors import CarpError
 from carp_nb.esm import ESM, ESMConfig
-from carp_nb.files import CarpError
 from carp_nb.finetune import FinetuneConfig, FineTuned
 from carp_nb.heads import PooledHead
 from carp_nb.layouts import read_weights, save_checkpoint

@@ -18,7 +18,8 @@ from carp_nb import datasets, files, pretrain
 from carp_nb.batching import Corpus, build_corpus, open_corpus
 from carp_nb.carp import CARP, CARPConfig
 from carp_nb.embedding import embed
-from carp_nb.files import CarpError, atomic_path, claim, scratch_folder, write_text
+from carp_nb.errors import CarpError
+from carp_nb.files import atomic_path, claim, scratch_folder, write_text
 from carp_nb.results import Results, Run, notebook_parameters
 
 RECORDS = [(f"p{i}", "MKTAYIAKQR" * (1 + i % 5)) for i in range(40)]

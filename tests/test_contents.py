@@ -11,7 +11,7 @@ import pytest
 from carp_nb import datasets
 from carp_nb.contents import content_fault, unpack_tar
 from carp_nb.datasets import load_dataset
-from carp_nb.files import CarpError
+from carp_nb.errors import CarpError
 
 
 def member(name, content=b"", **attributes):

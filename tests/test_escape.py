@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from carp_nb.charts import finish_figure, save_figure
 from carp_nb.cli import app
+from carp_nb.errors import CarpError
 from carp_nb.explorer import explore
-from carp_nb.files import CarpError, guard_formulas
+from carp_nb.files import guard_formulas
 from carp_nb.readers import write_fasta
 from carp_nb.results import styled
 from carp_nb.runs import _data_facts, _markdown

@@ -23,8 +23,8 @@ import torch
 import carp_nb.fetch
 import carp_nb.pretrained
 from carp_nb.catalogue import SOURCES
+from carp_nb.errors import CarpError
 from carp_nb.fetch import fetch
-from carp_nb.files import CarpError
 from carp_nb.pretrained import PUBLISHED, find_weights
 
 CONTENT = bytes(range(256)) * 8000

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from carp_nb.assays import read_assay
 from carp_nb.baselines import Blosum62
 from carp_nb.datasets import read_dms
-from carp_nb.files import CarpError
+from carp_nb.errors import CarpError
 from carp_nb.mutant_tables import read_mutant_table, score_table
 from carp_nb.mutants import parse_mutant
 from carp_nb.readers import read_aligned, read_alignment, read_fasta, table_lines

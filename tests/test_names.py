@@ -22,9 +22,9 @@ from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.cli import app
 from carp_nb.devices import device_name, pick_device
 from carp_nb.embedding import embed, read_embeddings
+from carp_nb.errors import CarpError
 from carp_nb.esm import ESM, TABLE_S2, ESMConfig
 from carp_nb.explorer import explore
-from carp_nb.files import CarpError
 from carp_nb.layouts import save_checkpoint, to_published
 from carp_nb.pretrained import load_model, load_models
 from carp_nb.scorers import load_scorer, load_scorers

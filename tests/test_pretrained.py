@@ -18,8 +18,9 @@ import torch
 
 from carp_nb import pretrained
 from carp_nb.carp import CARP, CARPConfig
+from carp_nb.errors import CarpError
 from carp_nb.esm import ESM, ESMConfig
-from carp_nb.files import CarpError, file_sha256
+from carp_nb.files import file_sha256
 from carp_nb.layouts import read_weights, save_checkpoint
 from carp_nb.pretrained import (
     ENSEMBLES,

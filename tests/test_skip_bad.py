@@ -15,7 +15,7 @@ from carp_nb.batching import open_corpus
 from carp_nb.datasets import read_dms
 from carp_nb.editing import Mutant
 from carp_nb.embedding import read_embeddings
-from carp_nb.files import CarpError
+from carp_nb.errors import CarpError
 from carp_nb.maps import ranked_figure
 from carp_nb.mutant_tables import MutantTable, score_tables
 from carp_nb.mutants import mutants_from_sequences, parse_mutant

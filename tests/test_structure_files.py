@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from carp_nb import coordinates
 from carp_nb.atoms import read_atoms, read_structure, split_chains
 from carp_nb.coordinates import Chain, placed_chain, read_chain
-from carp_nb.files import CarpError
+from carp_nb.errors import CarpError
 from carp_nb.tasks import read_contacts
 
 CASES = Path(__file__).parent / "cases"
