@@ -28,7 +28,7 @@ from .arrays import ARRAY_SUFFIXES, Arrays, NamedArrays, check_ids, import_h5py,
 from .batching import bucketed_batches
 from .carp import CARP
 from .devices import as_dtype, dtype_name
-from .errors import CarpError, reading
+from .errors import CarpError, check_file, reading
 from .esm import ESM
 from .files import atomic_path, claim, open_tensors, publish, tensors_sha256
 from .readers import SKIP_BAD, first_five, keep_short, read_fasta
@@ -209,8 +209,7 @@ def _open_any(path: Path) -> _Packed | NamedArrays:
     "Open a file by its suffix. Raises as `_open_embeddings`."
     if path.suffix.lower() not in ARRAY_SUFFIXES:
         return _Packed(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; check the path, or make it with embed.")
+    check_file(path)
     arrays = NamedArrays(path)
     if arrays.metadata.get("written_by") != "carp_nb.embed":
         raise CarpError(f"{path} holds no embeddings of carp_nb; make them with embed.")
