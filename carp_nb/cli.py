@@ -6,8 +6,8 @@
 __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Protein', 'Mutants', 'SkipBad', 'SkipRecords', 'Measured',
            'Direction', 'ScoreFile', 'Offset', 'Method', 'Share', 'RunFolder', 'Size', 'TrainSet', 'ValidSet',
            'RunName', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup', 'Cooldown', 'Accumulate',
-           'Recompute', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots', 'InventoryItem', 'inventory', 'models',
-           'verify', 'fetch', 'score', 'embed', 'split', 'corpus', 'pretrain', 'plan']
+           'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots', 'InventoryItem',
+           'inventory', 'models', 'verify', 'fetch', 'score', 'embed', 'split', 'corpus', 'pretrain', 'plan']
 
 # %% ../nbs/library/83_cli.ipynb #6af66793
 import sys
@@ -632,6 +632,8 @@ Warmup = Annotated[int, Option(help="updates of linear warmup, at most 5 % of al
 Cooldown = Annotated[float, Option(help="share of the updates over which the rate falls to zero")]
 Accumulate = Annotated[int, Option(help="parts that a batch is cut into; less memory")]
 Recompute = Annotated[bool, Option(help="activation checkpointing; less memory again")]
+Optimizer = Annotated[str, Option(help="adam, or muon for the matrices of the blocks")]
+Masking = Annotated[int, Option(help="percent of the residues that are selected")]
 Clip = Annotated[float, Option(help="largest norm of the gradient; 0: not limited")]
 SkipNonFinite = Annotated[int, Option(help="updates that may be left out for a loss of NaN")]
 RestartWith = Annotated[
@@ -679,6 +681,8 @@ def pretrain(
     accumulate: Accumulate = PretrainConfig.accumulate,
     recompute: Recompute = PretrainConfig.recompute,
     snapshots: Snapshots = PretrainConfig.snapshots,
+    optimizer: Optimizer = PretrainConfig.optimizer,
+    masking: Masking = PretrainConfig.masking,
     clip: Clip = PretrainConfig.clip,
     skip_non_finite: SkipNonFinite = PretrainConfig.skip_non_finite,
     restart_with: RestartWith = "",
@@ -702,6 +706,8 @@ def pretrain(
         seed=seed,
         # What `auto` stands for on this device goes into the record of the run
         dtype=used_dtype(dtype, device),
+        optimizer=optimizer,
+        masking=masking,
         accumulate=accumulate,
         recompute=recompute,
         snapshots=snapshots,

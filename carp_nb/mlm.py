@@ -24,12 +24,13 @@ from .errors import CarpError
 def _select(
     candidates: Tensor,  # bool [B, L] positions that may be selected
     generator: torch.Generator,
+    percent: int = 15,  # of the candidates
 ) -> Tensor:  # bool [B, L]
-    """Select max(1, floor(0.15 n)) of each row's n candidates, without replacement; none in a
-    row that has none.
+    """Select max(1, floor(percent n / 100)) of each row's n candidates, without replacement; none in
+    a row that has none.
     """
     n = candidates.sum(1)
-    k = torch.where(n > 0, (n * 15 // 100).clamp(min=1), 0)
+    k = torch.where(n > 0, (n * percent // 100).clamp(min=1), 0)
     # Random keys below 1; 2 puts the other positions behind all candidates
     keys = torch.rand(candidates.shape, generator=generator).masked_fill(~candidates, 2.0)
     first_k = torch.arange(candidates.shape[1]) < k[:, None]
@@ -41,10 +42,11 @@ def corrupt(
     mask: Tensor,  # bool [B, L] True = residue
     generator: torch.Generator,  # CPU generator: the only source of randomness
     reference: bool = False,  # the released code's variant
+    percent: int = 15,  # of the residues that are selected; section 4.2 takes 15
 ) -> tuple[Tensor, Tensor]:  # corrupted tokens int64 [B, L], selected bool [B, L]
     "Corrupt sequences for masked language modelling (section 4.2)."
     letters = 26 if reference else len(AMINO_ACIDS)
-    selected = _select(mask & (tokens < letters), generator)
+    selected = _select(mask & (tokens < letters), generator, percent)
     # Drawn at every position, also where nothing is selected: no draw depends on another
     fate = torch.rand(tokens.shape, generator=generator)
     # A shift by 1 to letters - 1 reaches every letter but the original

@@ -76,6 +76,8 @@ class PretrainConfig:
     cooldown: float = 0.0  # share of the updates, at the end, over which the rate falls to zero
     seed: int = 0
     dtype: str = "float32"  # or bfloat16 (autocast)
+    optimizer: str = "adam"  # or muon for the matrices of the blocks
+    masking: int = 15  # percent of the residues that are selected; the paper's is 15
     accumulate: int = 1  # parts that a batch is cut into; less memory, the same update
     recompute: bool = False  # activation checkpointing: less memory again, a third more time
     snapshots: int = 8  # weights kept in the second half, evenly spaced, besides powers of two
@@ -90,6 +92,7 @@ class PretrainConfig:
             _check_number(name, value, 0 < value < np.inf, "a number above 0")
         _check_number("warmup", self.warmup, self.warmup >= 0, "0 or more updates")
         _check_number("cooldown", self.cooldown, 0 <= self.cooldown <= 1, "a share from 0 to 1")
+        _check_number("masking", self.masking, 1 <= self.masking <= 99, "a percentage from 1 to 99")
         for name in ("snapshots", "clip", "skip_non_finite"):
             value = getattr(self, name)
             _check_number(name, value, 0 <= value < np.inf, "0 or more")
@@ -115,6 +118,7 @@ class PretrainConfig:
             cooldown=self.cooldown,
             seed=self.seed,
             dtype=self.dtype,
+            optimizer=self.optimizer,
             accumulate=self.accumulate,
             clip=self.clip,
             skip_non_finite=self.skip_non_finite,
@@ -143,15 +147,22 @@ def snapshot_steps(
 class CorruptedBatches:
     "Corrupted batches with their targets, by step: `batches[step]`."
 
-    def __init__(self, batches: Batches, seed: int):
+    def __init__(
+        self,
+        batches: Batches,
+        seed: int,
+        percent: int = 15,  # of the residues that are selected
+    ):
         self.batches = batches
         self.seed = seed
+        self.percent = percent
 
     def __getitem__(
         self, step: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # corrupted, tokens, mask, selected; each [B, L]
         tokens, mask = self.batches[step]
-        corrupted, selected = corrupt(tokens, mask, step_generator(self.seed, step))
+        generator = step_generator(self.seed, step)
+        corrupted, selected = corrupt(tokens, mask, generator, percent=self.percent)
         return corrupted, tokens, mask, selected
 
 
@@ -328,7 +339,7 @@ def _train_run(
     snapshots = {}
     for step in snapshot_steps(plan.steps, config.snapshots):
         snapshots[step] = _snapshot(model, step, valid_set, folder)
-    corrupted = CorruptedBatches(batches, config.seed)
+    corrupted = CorruptedBatches(batches, config.seed, config.masking)
     # A checkpoint with every snapshot, so that a resumed run seldom measures one again
     saved = frozenset(snapshots)
     train(model, corrupted, mlm_step, plan, folder, snapshots, progress, save_at=saved)

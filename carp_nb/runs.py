@@ -451,7 +451,7 @@ pretrained by carp_nb as a masked language model. {caveat}
 |---|---|
 | trained on | {train}, {sequences:,} sequences, sha256 {train_sha} |
 | tokens seen | {tokens:,} residues ({epochs:.1f} epochs), sequences over {max_length} cropped to a random window |
-| updates | {steps:,} of {batch_tokens:,} padded tokens; Adam, peak learning rate {lr:g}, \
+| updates | {steps:,} of {batch_tokens:,} padded tokens; {optimizer}, peak learning rate {lr:g}, \
 {warmup:,} updates of linear warmup, {cooldown} |
 | seed | {seed} |
 | hardware | {device}; {hours:.2g} hours |
@@ -510,6 +510,16 @@ def _data_facts(record: dict, train_set: Corpus) -> dict:
     }
 
 
+def _optimizer_in_words(config: dict) -> str:
+    "Name the optimizer and a masking rate that is not the paper's; older records have neither."
+    words = "Adam"
+    if config.get("optimizer") == "muon":
+        words = "Muon for the matrices of the blocks and Adam for the other weights"
+    if config.get("masking", 15) != 15:
+        words += f", {config['masking']} % of the residues selected"
+    return words
+
+
 def _training_facts(record: dict, last: pd.Series, train_set: Corpus) -> dict:
     "Describe the length, settings and hardware of a run, from its record and its last row of metrics."
     config = record["config"]
@@ -530,6 +540,7 @@ def _training_facts(record: dict, last: pd.Series, train_set: Corpus) -> dict:
         "steps": int(last.step),
         "warmup": record["warmup_steps"],
         "cooldown": cooldown,
+        "optimizer": _optimizer_in_words(config),
         "hours": last.seconds / 3600,
         "resumed": resumed,
         **{name: config[name] for name in ("max_length", "batch_tokens", "lr", "seed")},

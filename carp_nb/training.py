@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from .errors import CarpError
 from .files import atomic_path, claim, load_pt, write_table
+from .optimizers import make_optimizer
 
 # %% ../nbs/library/42_training.ipynb #0132f4be
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TrainConfig:
     cooldown: float = 0.0  # share of the steps, at the end, over which the rate falls to zero
     seed: int = 0
     dtype: str = "float32"  # float32, or bfloat16 (autocast)
+    optimizer: str = "adam"  # adam, or muon for the matrices of the blocks
     accumulate: int = 1  # parts of a batch, one after the other; less memory, the same update
     log_every: int = 50  # steps per row of metrics
     checkpoint_minutes: float = 10.0  # time between checkpoints
@@ -319,13 +321,6 @@ def _common_checkpoint(folder: Path, accelerator: Accelerator) -> dict | None:
             )
     return saved
 
-# %% ../nbs/library/42_training.ipynb #cd13e41a
-def _adam(model: nn.Module, lr: float) -> torch.optim.Adam:
-    "Make the optimizer of section 4.3 for the weights that are not frozen."
-    trained = [p for p in model.parameters() if p.requires_grad]
-    # Not prepared by the accelerator: `_gradients` scales after the backward pass
-    return torch.optim.Adam(trained, lr=lr, fused=True)
-
 # %% ../nbs/library/42_training.ipynb #554cf4fb
 class _TrainingState:
     """What changes while a run goes on: weights, optimizer, counters, metrics; saved and
@@ -353,7 +348,8 @@ class _TrainingState:
         # Before the optimizer, which keeps its state on the device of the weights
         if distributed:
             model.to(accelerator.device)
-        self.optimizer = _adam(model, config.lr)
+        # Not prepared by the accelerator: `_gradients` scales after the backward pass
+        self.optimizer = make_optimizer(model, config.optimizer, config.lr)
         saved = _common_checkpoint(self.folder, accelerator)
         if saved:
             self._restore(saved)
