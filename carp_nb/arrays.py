@@ -10,13 +10,14 @@ import importlib
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from .errors import CarpError
+from .errors import CarpError, reading
 from .files import atomic_path
 
 # %% ../nbs/library/39_arrays.ipynb #a4816bc6
@@ -176,18 +177,17 @@ class NamedArrays:
         path: Path,  # ends in one of ARRAY_SUFFIXES
     ):
         "Open a file. Raises CarpError for a damaged one."
+        self.path = path
         opening = {".npz": _open_npz, ".h5": _open_h5}[path.suffix.lower()]
-        try:
+        with self._reading():
             named, self.metadata, self._get = opening(path)
-        except CarpError:
-            raise
-        # what is wrong shows in many ways
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise CarpError(
-                f"{path} is damaged or no {path.suffix} file ({error}); make it again."
-            ) from error
         self.ids = [name for name, _ in named]
         self.lengths = np.array([length for _, length in named], np.int64)
 
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(self.path, f"{self.path.suffix} file", "make it again")
+
     def __getitem__(self, number: int) -> np.ndarray:
-        return self._get(number)
+        "Read one array. Raises CarpError for a damaged one."
+        with self._reading():
+            return self._get(number)

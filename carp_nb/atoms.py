@@ -29,7 +29,7 @@ from biotite.structure.io.pdbx import (
     get_structure,
 )
 
-from .errors import CarpError
+from .errors import CarpError, reading
 from .files import open_file
 from .readers import first_five
 from carp_nb.residues import (
@@ -624,17 +624,8 @@ def read_structure(path: str | Path) -> Structure:
     """
     path = Path(path)
     _check_path(path)
-    try:
+    with reading(path, "structure"):
         return _parse(path)
-    except CarpError:
-        raise
-    # the parsers raise whatever the damaged line leads to
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CarpError(
-            f"{path} cannot be read as a structure ({type(error).__name__}: {reason}); "
-            "it is empty, damaged or cut off: get it again."
-        ) from error
 
 # %% ../nbs/library/32_atoms.ipynb #9c279b8c
 def read_atoms(

@@ -8,11 +8,11 @@ __all__ = ['virtual_cb', 'Chain', 'make_chain', 'read_chain', 'contacts_below', 
 
 # %% ../nbs/library/33_coordinates.ipynb #ac4486a6
 import io
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from carp_nb.atoms import (
     structure_name,
     warn_of_file,
 )
-from .errors import CarpError
+from .errors import CarpError, reading
 from .readers import first_five
 from carp_nb.residues import (
     align_letters,
@@ -398,11 +398,12 @@ _TRROSETTA = np.array(list("ARNDCQEGHILKMFPSTWYV-"))  # letters of the numbers i
 
 def _npz_sequence(path: Path) -> str:
     "The query of trRosetta's alignment."
-    try:
-        with np.load(path) as data:
-            return "".join(_TRROSETTA[data["msa"][0]])
-    except (KeyError, ValueError, IndexError, OSError, zipfile.BadZipFile) as error:
-        raise CarpError(f"{path} is not a chain of trRosetta's set: {error}.") from error
+    with reading(path, "chain of trRosetta's set"), np.load(path) as data:
+        alignment: Any = data["msa"] if "msa" in data else np.empty(0)
+    is_one = alignment.ndim == 2 and len(alignment) and alignment.dtype.kind in "iu"
+    if not is_one or not np.isin(alignment[0], range(len(_TRROSETTA))).all():
+        raise CarpError(f"{path} is not a chain of trRosetta's set: it holds no alignment msa.")
+    return "".join(_TRROSETTA[alignment[0]])
 
 # %% ../nbs/library/33_coordinates.ipynb #94905fba
 def chain_sequence(

@@ -41,7 +41,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import carp_nb
-from .errors import CarpError, check_file, one_line, reading, visible
+from .errors import CarpError, check_file, one_line, reading, visible, writing
 
 # %% ../nbs/library/01_files.ipynb #17cef39b
 _MOST_FOLD = 300  # a file may unpack to
@@ -358,7 +358,8 @@ def atomic_path(
     """
     path = Path(path)
     # beside the file, because a rename is atomic only within one file system
-    with scratch_folder(path.parent) as folder:
+    # twice, because the disk has room again once the folder is removed
+    with writing(path), scratch_folder(path.parent) as folder, writing(path):
         # under its own name, which zip and gzip archives store
         temporary = folder / path.name
         yield temporary

@@ -10,6 +10,7 @@ __all__ = ['PROTBERT_URL', 'PROTBERT_FILES', 'PROTBERT_SHAPE', 'hugging_face', '
 import argparse
 import importlib
 import re
+import reprlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .carp import MaskedReader
-from .errors import CarpError
+from .errors import CarpError, reading
 from .esm import framed_log_probs_at
 from .files import read_tensors
 from .pickles import read_pickle
@@ -113,23 +114,50 @@ def hugging_face_weights(
     return next((place / file for file in _WEIGHTS if (place / file).is_file()), None)
 
 # %% ../nbs/library/13_protbert.ipynb #193dee94
+_TELLING = (
+    "bert.embeddings.word_embeddings.weight",
+    "bert.embeddings.position_embeddings.weight",
+    "bert.encoder.layer.0.intermediate.dense.bias",
+)
+_SIZES = "vocab_size hidden_size intermediate_size max_position_embeddings type_vocab_size".split()
+
+
 def _shape(state: dict[str, Tensor]) -> dict[str, int]:
     "Return the arguments of a BertConfig that shapes tell. Raises CarpError for an unknown width."
-    words = state["bert.embeddings.word_embeddings.weight"]
+    missing = [name for name in _TELLING if name not in state]
+    if missing:
+        raise CarpError(f"the file holds no ProtBERT, it lacks {missing[0]}; get it again.")
+    words, places, dense = (state[name] for name in _TELLING)
     layers = {key.split(".")[3] for key in state if key.startswith("bert.encoder.layer.")}
-    if words.shape[1] != 1024:
+    if words.shape[-1] != 1024:
         raise CarpError(
-            f"it holds a BERT of width {words.shape[1]} and does not say how many heads it has; "
-            "put its config.json beside it"
+            f"the file holds a BERT of width {words.shape[-1]} and does not say how many heads it "
+            "has; put its config.json beside it."
         )
     return {
         "vocab_size": words.shape[0],
         "hidden_size": words.shape[1],
         "num_hidden_layers": len(layers),
         "num_attention_heads": 16,
-        "intermediate_size": state["bert.encoder.layer.0.intermediate.dense.bias"].shape[0],
-        "max_position_embeddings": len(state["bert.embeddings.position_embeddings.weight"]),
+        "intermediate_size": dense.shape[0],
+        "max_position_embeddings": len(places),
     }
+
+
+def _must_be_plausible(
+    shape: Any,  # a BertConfig
+    state: dict[str, Tensor],
+) -> None:
+    "Raises CarpError for a configuration of more layers or of larger ones than a file holds."
+    widest = max((max(value.shape, default=0) for value in state.values()), default=0)
+    bounds = dict.fromkeys(_SIZES, widest) | {"num_hidden_layers": len(state)}
+    for name, most in bounds.items():
+        value = getattr(shape, name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise CarpError(
+                f"its config.json says {name} = {reprlib.repr(value)}, and with the tensors of "
+                f"the file it can be 1 to {most}; get both again."
+            )
 
 # %% ../nbs/library/13_protbert.ipynb #34f12d8c
 def _build(
@@ -142,13 +170,18 @@ def _build(
     else:
         stored = read_pickle(weights)
         if not isinstance(stored, dict):
-            raise CarpError("it holds no tensors")
+            raise CarpError(f"{weights} holds no tensors; get its files again.")
         state = stored.get("state_dict", stored)
+    parts = list(state.values()) if isinstance(state, dict) else [state]
+    if not all(isinstance(value, Tensor) for value in parts):
+        raise CarpError(f"{weights} holds other things than tensors; get its files again.")
     config = weights.with_name("config.json")
     if config.is_file():
-        shape = hf.BertConfig.from_json_file(config)
+        with reading(config, "configuration of BERT"):
+            shape = hf.BertConfig.from_json_file(config)
     else:
         shape = hf.BertConfig(**_shape(state))
+    _must_be_plausible(shape, state)
     bert, report = hf.BertForMaskedLM.from_pretrained(
         None, config=shape, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
@@ -181,15 +214,9 @@ def load_protbert(
             f"{place} lacks {' or '.join(_WEIGHTS)}; get it from "
             f"{PROTBERT_URL.format(PROTBERT_FILES[-1])}."
         )
-    try:
+    with reading(weights, "ProtBERT", "get its files again"):
         bert, missing = _build(hf, weights)
-    # damaged files raise errors of many types
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CarpError(
-            f"{place} cannot be read as a ProtBERT ({reason}); get its files again."
-        ) from error
-    tokenizer = _tokenizer(hf, weights)
+        tokenizer = _tokenizer(hf, weights)
     vocabulary = tokenizer.get_vocab()
     unknown = set(AMINO_ACIDS + "X") - set(vocabulary)
     if missing or unknown or len(vocabulary) != bert.config.vocab_size:

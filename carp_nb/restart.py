@@ -8,7 +8,6 @@ __all__ = ['parse_changes', 'last_good_checkpoint', 'Restart', 'restart']
 # %% ../nbs/library/45_restart.ipynb #fe20536b
 import json
 import math
-import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
@@ -20,7 +19,15 @@ import torch
 from torch import Tensor
 
 from .errors import CarpError
-from .files import atomic_path, file_sha256, write_table, write_text
+from carp_nb.files import (
+    atomic_path,
+    file_sha256,
+    load_pt,
+    read_columns,
+    read_record,
+    write_table,
+    write_text,
+)
 from .pretrain import PretrainConfig
 
 # %% ../nbs/library/45_restart.ipynb #5bc3e50b
@@ -64,11 +71,9 @@ def _tensors(state: Any) -> Iterator[Tensor]:
 def _is_finite(path: Path) -> bool:
     "Whether a checkpoint can be read and holds finite numbers only."
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        # a lack of memory says nothing about the file
-        if "allocate memory" in str(error):
-            raise
+        state = load_pt(path)
+    # a disk that fails, or a lack of memory, says nothing about the file and is another error
+    except CarpError:
         return False
     parts = (state["model"], state["optimizer"])
     return all(bool(torch.isfinite(tensor).all()) for tensor in _tensors(dict(enumerate(parts))))
@@ -100,8 +105,9 @@ def _read_record(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.exists():
         raise CarpError(f"{folder} holds no run to restart; give the folder of a pretraining run.")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if "name" not in record.get("train", {}) or "name" not in record.get("valid", {}):
+    record = read_record(path, "write it as it was, or begin a new run", "config")
+    sets = [record.get("train"), record.get("valid")]
+    if not all(isinstance(known, dict) and "name" in known for known in sets):
         raise CarpError(f"{path} does not name the sets of the run, so it cannot be restarted.")
     return record
 
@@ -114,7 +120,7 @@ def _copy_beginning(old: Path, new: Path, record: dict, changes: dict) -> None:
         shutil.copyfile(checkpoint, temporary)
     held_out = old / "held_out.parquet"
     if held_out.exists():
-        rows = pd.read_parquet(held_out)
+        rows = read_columns(held_out, "delete it, and it is measured again", "step")
         write_table(rows[rows.step <= updates], new / "held_out.parquet")
     origin = {
         "from": str(old),
