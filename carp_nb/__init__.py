@@ -40,7 +40,7 @@ _MODULES = {  # name -> the module it comes from
     "list_datasets": "datasets",
     "read_fasta": "datasets",
     "CARP": "carp",
-    "CarpError": "files",
+    "CarpError": "errors",
 }
 
 # %% ../nbs/library/90_init.ipynb #f08d4ccb

@@ -178,6 +178,8 @@ def _lines(folder: Path, chosen: np.ndarray) -> Iterator[tuple[str, str]]:
     with reading(folder / "lengths_and_offsets.npz", "table of lengths"):
         table = np.load(folder / "lengths_and_offsets.npz")
         lengths, offsets = table["ells"], table["seq_offsets"]
+    if len(lengths) != len(offsets) or (offsets < 0).any():
+        raise CarpError(f"{folder / 'lengths_and_offsets.npz'} is damaged; unpack it again.")
     # In bytes, because the offsets count bytes
     with open(folder / "consensus.fasta", "rb") as file:
         for i in chosen.tolist():

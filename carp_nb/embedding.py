@@ -28,7 +28,7 @@ from .arrays import ARRAY_SUFFIXES, Arrays, NamedArrays, check_ids, import_h5py,
 from .batching import bucketed_batches
 from .carp import CARP
 from .devices import as_dtype, dtype_name
-from .errors import CarpError, check_file, reading
+from .errors import CarpError, check_file, reading, writing
 from .esm import ESM
 from .files import atomic_path, claim, open_tensors, publish, tensors_sha256
 from .readers import SKIP_BAD, first_five, keep_short, read_fasta
@@ -425,7 +425,7 @@ def _fill(
         done = file.get_tensor("done").numpy().astype(bool)
     device = next(model.parameters()).device
     bar = _progress_bar(model.name, lengths, done, progress)
-    with path.open("r+b") as file, bar:
+    with writing(path), path.open("r+b") as file, bar:
         for batch in _batches_to_do(lengths, done, batch_tokens):
             chosen = [names[i] for i in batch]
             tokens, mask = model.alphabet.batch([layout.records[name] for name in chosen], chosen)

@@ -88,6 +88,10 @@ def _check_config(config: "FinetuneConfig") -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise CarpError(f"{name} is {value}; it must be at least 1.")
+    for name in ("clip", "skip_non_finite"):
+        value = getattr(config, name)
+        if not 0 <= value < np.inf:
+            raise CarpError(f"{name} is {value}; give 0 or more.")
     if not 0 < config.lr < np.inf:
         raise CarpError(f"lr is {config.lr}; give a number above 0.")
 
@@ -119,6 +123,8 @@ class FinetuneConfig:
     # representations of a frozen encoder on disk: float32 (exact), float16 (half the disk),
     # none (computed every time)
     cache: str = "float32"
+    clip: float = 0.0  # largest norm of the gradient; 0: not limited, as in the paper
+    skip_non_finite: int = 0  # updates that may be left out for a loss or gradient of NaN or inf
 
     def __post_init__(self):
         _check_config(self)
@@ -151,6 +157,8 @@ class FinetuneConfig:
             dtype=self.head_dtype,
             accumulate=self.accumulate,
             log_every=per_epoch,
+            clip=self.clip,
+            skip_non_finite=self.skip_non_finite,
         )
 
 # %% ../nbs/library/64_finetune.ipynb #3f4e8b78

@@ -25,6 +25,7 @@ from .alphabet import PROTEIN, Alphabet
 from .batching import bucketed_batches
 from .carp import CARP
 from .devices import as_dtype
+from .errors import CarpError, reading
 from .esm import ESM
 from .files import atomic_path, tensors_sha256
 from .targets import Labels, Targets, pad_maps
@@ -205,7 +206,13 @@ class CachedRows:
         with processes().main_process_first():
             if not path.exists():
                 _represent_once(rows, self.offsets, path, dtype, batch_tokens, progress)
-        self.flat = np.load(path, mmap_mode="r")
+        with reading(path, "array of representations", "delete it, and it is made again"):
+            self.flat = np.load(path, mmap_mode="r")
+        if len(self.flat) != self.offsets[-1]:
+            raise CarpError(
+                f"{path} holds {len(self.flat)} residues, and its rows have {self.offsets[-1]}; "
+                "delete it, and it is made again."
+            )
 
     def __len__(self) -> int:
         return len(self.lengths)

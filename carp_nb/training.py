@@ -450,7 +450,8 @@ def _stop_training(batch, value: float, step: int, run: _TrainingState) -> None:
     raise NonFiniteLoss(
         f"{what}; the batch is saved in {path}. Lower the learning rate (lr), limit the gradient "
         "(clip=1), leave out a few such updates (skip_non_finite=5), or look at the batch. "
-        "`carp-nb pretrain FOLDER --restart-with lr=...` goes on from the last good checkpoint."
+        "Pretraining goes on from the last good checkpoint with "
+        "`carp-nb pretrain FOLDER --restart-with lr=...`."
     )
 
 

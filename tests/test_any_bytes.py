@@ -1,6 +1,6 @@
 """Any file gives a value or one sentence: real files, mutated by hypothesis, go through every reader.
 
-Each reader runs in a process of its own, which may take 60 seconds and 2 GB. CI tries a few dozen files
+Each reader runs in a process of its own, which may take 60 seconds of computing and 2 GB. CI tries a few dozen files
 of each kind; CARP_NB_EXAMPLES sets how many.
 """
 
@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -31,14 +32,17 @@ from biotite.structure.io.pdb import PDBFile
 from biotite.structure.io.pdbx import BinaryCIFFile, CIFFile, set_structure
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from carp_nb import cli, errors
 from carp_nb.atoms import read_atoms, split_chains
 from carp_nb.carp import CARP, CARPConfig
 from carp_nb.datasets import read_dms
 from carp_nb.editing import Mutant, read_state, write_state
 from carp_nb.embedding import embed, read_embeddings
-from carp_nb.errors import CarpError
+from carp_nb.errors import CarpError, error_sentence
 from carp_nb.esm import ESM, ESMConfig
+from carp_nb.files import atomic_path
 from carp_nb.finetune import FinetuneConfig, FineTuned
 from carp_nb.heads import PooledHead
 from carp_nb.layouts import read_weights, save_checkpoint
@@ -47,6 +51,7 @@ from carp_nb.mutants import parse_mutant
 from carp_nb.pretrain import refuse_other_run
 from carp_nb.pretrained import list_models
 from carp_nb.readers import read_alignment, read_fasta
+from carp_nb.restart import last_good_checkpoint, restart
 from carp_nb.results import _read_run
 from carp_nb.scans import ScanFacts, read_own_scans
 from carp_nb.structure import _read_distances
@@ -421,3 +426,59 @@ def test_a_passing_fault_leaves_a_checkpoint_alone(number, tmp_path, monkeypatch
         with pytest.raises(OSError, match=os.strerror(number)):
             _load_checkpoint(tmp_path)
     assert _load_checkpoint(tmp_path) == {"step": 1}
+
+
+WRITERS = {
+    "torch": lambda path: torch.save({"w": torch.zeros(10**5)}, path),
+    "parquet": lambda path: pd.DataFrame({"x": np.zeros(10**5)}).to_parquet(path),
+    "text": lambda path: path.write_text("x" * 10**5),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_names_the_file_whatever_the_library_says(writer, tmp_path, monkeypatch):
+    # the device is full, and the folder beside it is not
+    monkeypatch.setattr(errors, "_has_room", lambda folder: False)
+    with pytest.raises(OSError) as caught, atomic_path(tmp_path / "run" / "a.dat") as temporary:
+        temporary.symlink_to("/dev/full")
+        WRITERS[writer](temporary)
+    said = error_sentence(caught.value)
+    assert re.match(r"the disk became full while a\.dat was written: .* are free in .*run; ", said)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_bug_on_a_disk_with_room_stays_a_bug(tmp_path):
+    with pytest.raises(RuntimeError, match="a bug"), atomic_path(tmp_path / "a.dat"):
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("said", ["could not create a primitive", "not enough memory: 4 bytes"])
+def test_the_command_says_what_the_machine_lacks(said, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(cli, "inventory", fail)
+    done = CliRunner().invoke(cli.app, ["verify"])
+    assert done.exit_code == 1 and "the memory of this machine does not suffice" in done.output
+
+
+def test_a_damaged_record_is_no_line_1_column_1_alone(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CarpError, match=r"config\.json: the file is truncated or is no JSON"):
+        restart(tmp_path, "lr=1e-4")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_a_passing_fault_is_no_reason_to_restart_from_an_older_checkpoint(
+    number, tmp_path, monkeypatch
+):
+    for step in (1, 2):
+        state = {"model": {"w": torch.ones(1)}, "optimizer": {}}
+        _save_checkpoint(tmp_path / "checkpoints", step, state)
+
+    def fail(*_, **__):
+        raise RuntimeError(f"PytorchStreamReader: {os.strerror(number)}")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        last_good_checkpoint(tmp_path)
