@@ -3,7 +3,8 @@ train-carp_600k` some, `--list` names them.
 
 Every line is measured in one process, all its ways in turns, so that a machine that is slower
 for a while is slower for all of them. The ratio is the median over repeats of neighbours. Lines
-measured before stay in the table until they are measured again. `bf16-scans` is no line of
+measured before stay in the table until they are measured again on the same kind of processor.
+A line that fails does not stop the others, and is named at the end. `bf16-scans` is no line of
 speed: it says how far bf16 moves the Spearman correlation of every scan that is here.
 """
 
@@ -11,14 +12,17 @@ import argparse
 import functools
 import os
 import sys
+import time
+import traceback
 from pathlib import Path
+from typing import Any
 
-import altair as alt
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from benchmarks.agreement import SCANS, bf16_scans, summary
+from benchmarks.draw import chart
 from benchmarks.lines import LINES, Line, Ways, matrix_product
 from carp_nb.files import atomic_path, in_project, write_table, write_text
 from carp_nb.results import provenance
@@ -48,6 +52,8 @@ COLUMNS = [
     "dtype path",
     "device",
     "cpu flags",
+    "processor",
+    "seconds",
     "torch",
     "commit",
     "when",
@@ -60,6 +66,32 @@ MEASURED = [
     for c in COLUMNS
     if c not in ("line", "work", "peer", "unit", "floor", "aim", "meets", "command")
 ]  # the others are said by the line itself
+
+# what makes one kind of processor faster than another in a line of the table, on x86 and on Arm
+FEATURES = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16", "i8mm"}
+
+
+def cpu_features(info: Path = Path("/proc/cpuinfo")) -> str:
+    "The features of this processor that decide its speed, in order; empty where nothing says them."
+    if not info.exists():
+        return ""
+    named: set[str] = set()
+    for said in info.read_text().splitlines():
+        if said.startswith(("flags", "Features")):
+            named |= set(said.split())
+    return " ".join(sorted(named & FEATURES))
+
+
+def processor_of(row: dict) -> str:
+    "The kind of processor that a row was measured on: the name of a GPU, the features of a CPU."
+    kept = row.get("processor")
+    if isinstance(kept, str) and kept:
+        return kept
+    # tables were once without this column
+    device = str(row["device"])
+    if not device.startswith("cpu"):
+        return device
+    return str(row["cpu flags"] or "cpu")
 
 
 def with_threads(compute, n: int):
@@ -111,14 +143,16 @@ def interval(repeats: float) -> str:
     return "range" if repeats <= 5 else "95 %"
 
 
-def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int) -> dict:
+def measure(
+    line: Line, repeats: int, clock: str, best: bool, more_threads: int, device: str = "cuda"
+) -> dict:
     "One row of the table."
-    job = line.build()
+    job = line.build(device=device) if line.gpu else line.build()
     if job.probe:
         found = pd.DataFrame([job.probe() for _ in range(repeats)])
         (value, seconds), lo, hi = found.median(), found[0].min(), found[0].max()
         print(
-            f"{line.name}: {value:.0f} {line.unit} ({lo:.0f} to {hi:.0f}), {seconds:.3g} s",
+            f"{line.name}: {value:.4g} {line.unit} ({lo:.4g} to {hi:.4g}), {seconds:.3g} s",
             flush=True,
         )
         return {
@@ -130,16 +164,13 @@ def measure(line: Line, repeats: int, clock: str, best: bool, more_threads: int)
         }
     row = {"interval": interval(repeats), "timed": job.note}
     if line.gpu:
-        times = interleave(job.ways, repeats, "cuda")
+        times = interleave(job.ways, repeats, device)
         whole = times.assign(
             way="peer", wall=job.worth["ours"]
         )  # worth / time is a ratio like the others, with their interval
-        return row | dict(
-            zip(
-                ("ratio", "lo", "hi"),
-                paired_ratio(pd.concat([times, whole]), "peer", "ours", "wall"),
-            )
-        )
+        ratio, lo, hi = paired_ratio(pd.concat([times, whole]), "peer", "ours", "wall")
+        print(f"{line.name}: {ratio:.4g} {line.unit} ({lo:.4g} to {hi:.4g})", flush=True)
+        return row | {"ratio": ratio, "lo": lo, "hi": hi}
     more_threads = (
         more_threads if clock == "wall" else 1
     )  # processor time counts every thread, so that more of them only cost more
@@ -216,61 +247,6 @@ def verdict(line: Line, value: float) -> str:
     )
 
 
-def panel(rows: pd.DataFrame, title: list[str], scale: str) -> alt.LayerChart:
-    "One row per line: number, interval, floor and aim; a line without a number stays as an empty row."
-    label = alt.Y(
-        "label:N",
-        sort=list(rows.label),
-        title=None,
-        axis=alt.Axis(labelLimit=0, labelExpr="split(datum.label, ' | ')", labelFontSize=9),
-    )
-    shown, x = (
-        alt.Chart(rows).encode(y=label),
-        lambda column: alt.X(f"{column}:Q", scale=alt.Scale(type=scale, zero=False), title=title),
-    )
-    layers = [
-        shown.mark_rule(color="#1f6fb4", strokeWidth=2).encode(x=x("lo"), x2="hi:Q"),
-        shown.mark_point(filled=True, size=70, color="#1f6fb4").encode(x=x("ratio")),
-        shown.mark_point(size=70, color="#1f6fb4").encode(x=x("against its best")),
-        shown.mark_tick(color="#9a9a9a", thickness=2).encode(x=x("floor")),
-        shown.mark_tick(color="black", thickness=2).encode(x=x("aim")),
-    ]
-    return alt.layer(*layers).properties(width=420, height=alt.Step(30))
-
-
-def chart(table: pd.DataFrame) -> alt.VConcatChart:
-    """Ratios of times, where more is better; below them the one ratio of our own times, where
-    less is, and in words what is no ratio.
-    """
-    rows = table.assign(label=lambda t: t.work + " | against " + t.peer)
-    faster, straight = rows[rows.unit == "times faster"], rows[rows.unit == "time ratio"]
-    others = rows[~rows.unit.isin(["times faster", "time ratio"])]
-
-    def value(r):
-        return f"{r.ratio:.0f} {r.unit}" if pd.notna(r.ratio) else f"{r.meets}; {r.command}"
-
-    words = alt.Title(
-        "In other units",
-        fontSize=11,
-        anchor="start",
-        offset=12,
-        orient="bottom",
-        subtitle=[f"{r.work}, {r.unit}: {value(r)}" for r in others.itertuples()],
-    )
-    return alt.vconcat(
-        panel(
-            faster,
-            [
-                "peer / ours: more is better (log scale); bar: interval; grey: floor, black: aim",
-                "hollow: against the peer at its best",
-            ],
-            "log",
-        ),
-        panel(straight, ["time / time: less is better, 4 is a straight line"], "linear"),
-        title=words,
-    )
-
-
 def empty_table() -> pd.DataFrame:
     "All lines, without a number, each with the command that fills it."
     return pd.DataFrame(
@@ -291,7 +267,101 @@ def empty_table() -> pd.DataFrame:
     )
 
 
-def main() -> int:
+def read_measured(folder: Path) -> pd.DataFrame:
+    "The rows that were measured before, of lines that there still are, one for each kind of processor."
+    path = folder / "benchmarks.parquet"
+    if not path.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    said = empty_table().set_index("line")
+    rows = []
+    for kept in pd.read_parquet(path).to_dict("records"):
+        name = kept["line"]
+        if name not in LINES or pd.isna(kept["ratio"]):
+            continue
+        row: dict[str, Any] = {"line": name, **said.loc[name].to_dict()}
+        row |= {column: kept.get(column) for column in MEASURED}
+        row |= {"processor": processor_of(kept), "interval": interval(kept["repeats"])}
+        if ";" not in str(kept["peer at its best"]):
+            # one setting has no best
+            row |= {"peer at its best": None, "against its best": None}
+        row["meets"] = verdict(LINES[name], kept["ratio"])
+        rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS).astype(object)
+
+
+def with_row(table: pd.DataFrame, row: dict) -> pd.DataFrame:
+    "The measured rows with this one, in place of what its kind of processor said of the line before."
+    same = (table.line == row["line"]) & (table.processor == row["processor"])
+    added = pd.DataFrame([row], columns=COLUMNS).astype(object)
+    # nothing is lost by it: a table of no rows has no types either
+    return pd.concat([table[~same], added], ignore_index=True) if len(table) else added
+
+
+def whole_table(measured: pd.DataFrame) -> pd.DataFrame:
+    "All lines in their order: the rows of each, or one without a number."
+    parts = []
+    for row in empty_table().to_dict("records"):
+        found = measured[measured.line == row["line"]].to_dict("records")
+        parts += sorted(found, key=processor_of) or [row]
+    return pd.DataFrame(parts, columns=COLUMNS).astype(object)
+
+
+def estimate(line: Line, measured: pd.DataFrame, processor: str) -> float:  # seconds
+    "What a line took on this kind of processor, or the line's own guess."
+    same = measured[(measured.line == line.name) & (measured.processor == processor)]
+    took = same.seconds.dropna()
+    return float(took.iloc[-1]) if len(took) else line.seconds
+
+
+def row_of(line: Line, given: argparse.Namespace) -> dict:
+    "Measure a line, and say under which circumstances."
+    began, repeats = time.perf_counter(), given.repeats or line.repeats
+    row = measure(
+        line, repeats, given.clock, not given.stated_only, os.cpu_count() or 1, given.device
+    )
+    on_gpu = line.gpu and given.device != "cpu"
+    made = provenance(given.device if line.gpu else "cpu")
+    features = cpu_features()
+    row |= {
+        "line": line.name,
+        "meets": verdict(line, row["ratio"]),
+        "clock": "wall" if line.gpu else given.clock,
+        "repeats": repeats,
+        "threads": "1" if given.clock == "cpu" else "1 unless stated",
+        "load": round(os.getloadavg()[0], 2),
+        "cpu flags": features,
+        "processor": processor_here(line, given.device),
+        "seconds": round(time.perf_counter() - began, 1),
+        "dtype path": "bf16 without AMX"
+        if "bf16" in line.work and not on_gpu and "amx_bf16" not in features
+        else "",
+        **{k: made[k] for k in ("device", "torch", "commit", "when")},
+    }
+    return {**empty_table().set_index("line").loc[line.name].to_dict(), **row}
+
+
+def processor_here(line: Line, device: str) -> str:
+    "The kind of processor that a line runs on here."
+    if line.gpu and device != "cpu":
+        return torch.cuda.get_device_name(device)
+    return ("rehearsal on " if line.gpu else "") + (cpu_features() or "cpu")
+
+
+def why_not(line: Line, measured: pd.DataFrame, given: argparse.Namespace) -> str:
+    "Why a line is not measured now; empty: it is."
+    if line.gpu and given.device != "cpu" and not torch.cuda.is_available():
+        return "needs a GPU"
+    here = processor_here(line, given.device)
+    same = measured[(measured.line == line.name) & (measured.processor == here)]
+    if given.skip_measured and len(same):
+        return f"was measured on {here}"
+    needed, left = estimate(line, measured, here), given.deadline - time.time()
+    if given.deadline and needed > left:
+        return f"takes about {needed:.0f} s, and {max(0, left):.0f} s are left"
+    return ""
+
+
+def parser_of_lines() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -314,7 +384,28 @@ def main() -> int:
         action="store_true",
         help="leave out the settings in which the peer may be better",
     )
+    parser.add_argument(
+        "--device",
+        default="cuda",
+        help="of the lines for a GPU; cpu: rehearse them with a tiny model (give an --output)",
+    )
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=0.0,
+        help="seconds since 1970; a line starts only if what it took before fits; default: none",
+    )
+    parser.add_argument(
+        "--skip-measured",
+        action="store_true",
+        help="leave out the lines that this kind of processor has",
+    )
     parser.add_argument("--output", type=Path, default=in_project("outputs/benchmarks"))
+    return parser
+
+
+def main() -> int:
+    parser = parser_of_lines()
     given = parser.parse_args()
     if unknown := [n for n in given.lines if n not in LINES and n != SCANS]:
         parser.error(f"there is no line {unknown[0]!r}; the lines are {', '.join([*LINES, SCANS])}")
@@ -323,71 +414,39 @@ def main() -> int:
             print(f"{line.name:28} {line.work}, against {line.peer}")
         print(f"{SCANS:28} how far bf16 moves the correlation with measured mutants, against fp32")
         return 0
+    if given.device == "cpu" and given.output == in_project("outputs/benchmarks"):
+        parser.error("a rehearsal is no measurement; give it an --output of its own.")
     torch.set_num_threads(1)
     if SCANS in given.lines or not given.lines:
         bf16_scans(given.output)
-    bare, flags = empty_table().set_index("line", drop=False).astype(object), Path("/proc/cpuinfo")
-    table = bare.copy()
-    if (path := given.output / "benchmarks.parquet").exists():
-        for _, row in pd.read_parquet(path).iterrows():
-            if row.line not in LINES or pd.isna(row.ratio):
-                continue
-            for column in MEASURED:
-                table.loc[row.line, column] = row.get(column)
-            table.loc[row.line, "interval"] = interval(row.repeats)
-            if ";" not in str(row["peer at its best"]):
-                table.loc[row.line, ["peer at its best", "against its best"]] = (
-                    None  # one setting has no best
-                )
-            table.loc[row.line, "meets"] = verdict(LINES[row.line], row.ratio)
-    said = (
-        {
-            f
-            for line in flags.read_text().splitlines()
-            if line.startswith("flags")
-            for f in line.split()
-        }
-        if flags.exists()
-        else set()
-    )
-    features = " ".join(sorted(said & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}))
-    for name in tqdm(
-        [n for n in given.lines if n != SCANS] or ([] if given.lines else list(LINES)), desc="lines"
-    ):
-        line, repeats = LINES[name], given.repeats or LINES[name].repeats
-        if line.gpu and not torch.cuda.is_available():
+    names = [name for name in given.lines or LINES if name != SCANS]
+    kept, failed = read_measured(given.output), []
+    for name in tqdm(names, desc="lines"):
+        if reason := why_not(LINES[name], kept, given):
+            print(f"{name}: not measured now: {reason}", flush=True)
             continue
-        row, made = (
-            measure(line, repeats, given.clock, not given.stated_only, os.cpu_count() or 1),
-            provenance("cuda" if line.gpu else "cpu"),
-        )
-        row |= {
-            "meets": verdict(line, row["ratio"]),
-            "clock": "wall" if line.gpu else given.clock,
-            "repeats": repeats,
-            "threads": "1" if given.clock == "cpu" else "1 unless stated",
-            "load": round(os.getloadavg()[0], 2),
-            "cpu flags": features,
-            "dtype path": "bf16 without AMX"
-            if "bf16" in line.work and not line.gpu and "amx_bf16" not in features
-            else "",
-            **{k: made[k] for k in ("device", "torch", "commit", "when")},
-        }
-        table.loc[name] = bare.loc[name]  # nothing stays of the time before
-        for column, value in row.items():
-            table.loc[name, column] = value
-        save(table, given.output)
+        try:
+            row = row_of(LINES[name], given)
+        # whatever it is, the lines after it are not to be lost
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+            continue
+        kept = with_row(kept, row)
+        save(whole_table(kept), given.output)
+    table = whole_table(kept)
     save(table, given.output)
-    if SCANS in given.lines and len(given.lines) == 1:
-        return 0
-    print(
-        table[["line", "ratio", "against its best", "floor", "aim", "meets"]].to_string(index=False)
-    )
+    shown = ["line", "processor", "ratio", "against its best", "floor", "aim", "meets"]
+    if names:
+        print(table[table.line.isin(names)][shown].to_string(index=False))
     print(given.output)
-    return 0
+    if failed:
+        print(f"failed, as said above: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def save(table: pd.DataFrame, folder: Path) -> None:
+    "Write the table and what is drawn and said of it; the numbers first."
     numbers = [
         "ratio",
         "lo",
@@ -398,15 +457,24 @@ def save(table: pd.DataFrame, folder: Path) -> None:
         "aim",
         "repeats",
         "load",
+        "seconds",
     ]
     table = table.astype(dict.fromkeys(numbers, float)).astype(
         {c: "string" for c in COLUMNS if c not in numbers}
     )
     for name in ("benchmarks.parquet", "benchmarks.csv"):
         write_table(table, folder / name)
-    with atomic_path(folder / "benchmarks.svg") as temporary:
-        chart(table).save(temporary, format="svg")
     write_text(folder / "README.md", readme(table, folder / "bf16_scans.csv"))
+    try:
+        with atomic_path(folder / "benchmarks.svg") as temporary:
+            chart(table).save(temporary, format="svg")
+    # a measured line is worth more than its picture, which the next run draws
+    except Exception as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        print(
+            f"the table is written, but the chart is not drawn ({reason}); the next run draws it.",
+            file=sys.stderr,
+        )
 
 
 def readme(table: pd.DataFrame, scans: Path) -> str:
@@ -435,6 +503,7 @@ def readme(table: pd.DataFrame, scans: Path) -> str:
         "meets",
         "what holds it back",
         "timed",
+        "processor",
     ]
 
     def unit(r):
@@ -469,6 +538,7 @@ def readme(table: pd.DataFrame, scans: Path) -> str:
             f"{text(r.timed)}, {repeats(r)}, {r.clock} clock, load {r.load:g}"
             if pd.notna(r.ratio)
             else "",
+            text(r.processor),
         ]
         for _, r in table.iterrows()
         for digits in [0 if text(r.unit).startswith(("MB", "kB", "%", "thousand")) else 2]
@@ -479,8 +549,9 @@ def readme(table: pd.DataFrame, scans: Path) -> str:
             "",
             (
                 "`make bench` writes this folder; `make bench LINES=linearity` one line "
-                "of it. All ways of one line are timed in turns in one process, and the "
-                "ratio is the median over"
+                "of it. A line has a row for each kind of processor on which it was measured. "
+                "All ways of one line are timed in turns in one process, and the ratio is the "
+                "median over"
             ),
             (
                 "repeats of neighbours: above 1 ours is the faster one; behind it stands "

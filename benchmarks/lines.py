@@ -11,10 +11,13 @@ ours, not a bound: products of other shapes run at other rates.
 """
 
 import copy
+import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -22,7 +25,7 @@ from benchmarks.memory import TITIN, long_protein
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
 from carp_nb.carp import CARP, TABLE_S1, CARPConfig
 from carp_nb.devices import as_dtype, resolve_dtype
-from carp_nb.timing import measured, peak_tflops, training_memory
+from carp_nb.timing import measured, peak_tflops, random_model, training_memory
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Line:
     name: str
     work: str  # what is done
     peer: str  # by whom else
-    build: Callable[[], Ways]
+    build: Callable[..., Ways]  # of a line for a GPU: takes the device
     floor: float | None = None
     aim: float | None = None
     repeats: int = 3
@@ -54,6 +57,7 @@ class Line:
     lower_is_better: bool = False
     gpu: bool = False  # needs one, and is measured by the wall clock
     warm: bool = True  # one turn beforehand that does not count
+    seconds: float = 0.0  # guess of what it takes, for a kind of processor that has not said yet
 
 
 LINES: dict[str, Line] = {}
@@ -517,9 +521,14 @@ def training_batches(step_tokens: int):
 
 
 def whole_train(
-    model: CARP, batches, steps: int, dtype: str = "float32", accumulate: int = 1
-) -> Callable[[], CARP]:
-    "The whole of `train`: it makes its batches, and writes metrics and a checkpoint."
+    model: CARP,
+    batches,
+    steps: int,
+    dtype: str = "float32",
+    accumulate: int = 1,
+    log_every: int = 50,
+) -> Callable[[], pd.DataFrame]:
+    "The whole of `train`: it makes its batches, and writes metrics, which it gives, and a checkpoint."
     import tempfile
     from pathlib import Path
 
@@ -528,15 +537,8 @@ def whole_train(
 
     def run():
         with tempfile.TemporaryDirectory() as folder:
-            train(
-                model,
-                batches,
-                mlm_step,
-                TrainConfig(steps, LR, dtype=dtype, accumulate=accumulate),
-                Path(folder),
-                progress=False,
-            )
-        return model
+            config = TrainConfig(steps, LR, dtype=dtype, accumulate=accumulate, log_every=log_every)
+            return train(model, batches, mlm_step, config, Path(folder), progress=False)
 
     return run
 
@@ -633,118 +635,198 @@ def embedding() -> Ways:
     )
 
 
-# on a GPU: measured where there is one, against the rate that its maker states
+# on a GPU: measured where there is one, against the rate that its maker states; on a CPU the same
+# lines are rehearsed with a tiny model
+
+REHEARSAL = "carp_4k"  # stands for every size where the device is a CPU
+
+
+def is_cuda(device: str) -> bool:
+    return torch.device(device).type == "cuda"
 
 
 def peak_rate(device: str) -> float:  # operations per second
     "Raises ValueError for a GPU whose peak is not known."
-    if np.isnan(rate := peak_tflops(device)):
+    if not is_cuda(device):
+        multiply, count = matrix_product("float32")
+        return count / measured(multiply)[0]
+    name = torch.cuda.get_device_name(device)
+    if np.isnan(rate := peak_tflops(name)):
         raise ValueError(
-            f"the peak rate of {device} is not known here; add it to PEAK_TFLOPS of carp_nb.timing."
+            f"the peak rate of {name} is not known here; add it to PEAK_TFLOPS of carp_nb.timing."
         )
     return 1e12 * rate
 
 
-def block_weights(model: CARP) -> int:
-    return sum(p.numel() for block in model.blocks for p in block.parameters())
+def block_weights(model: nn.Module) -> int:
+    blocks = model.get_submodule("blocks")
+    return sum(p.numel() for p in blocks.parameters())
 
 
-def gpu_forward(size: str, batch: int, length: int) -> Ways:
+def gpu_model(size: str, device: str) -> CARP:  # fp32, random weights
+    "A model of a size of Table S1, or the tiny one of the rehearsal, made on its device."
+    model = random_model(size if is_cuda(device) else REHEARSAL, 1, device)
+    assert isinstance(model, CARP)
+    return model
+
+
+def gpu_forward(size: str, device: str, compiled: bool = False) -> Ways:
     "A call is worth its share of a second at the peak rate, in percent; two operations per weight and residue."
-    model, tokens = ours(size).cuda(), tokens_of(batch, length).cuda()
-    worth = (
-        100 * 2 * block_weights(model) * tokens.numel() / peak_rate(torch.cuda.get_device_name())
-    )
+    model = gpu_model(size, device)
+    batch, length = (16, 1024) if is_cuda(device) else (2, 128)
+    tokens = tokens_of(batch, length).to(device)
+    worth = 100 * 2 * block_weights(model) * tokens.numel() / peak_rate(device)
+    half = as_dtype(model, "bfloat16")
+    if compiled:
+        # in place, so that the name and the weights stay those of the model
+        half.compile(dynamic=False)
     return Ways(
-        {"ours": quiet(as_dtype(model, "bfloat16"), tokens)},
+        {"ours": quiet(half, tokens)},
         {"ours": worth},
-        f"batch {batch} of {length} residues",
+        f"{model.name}, batch {batch} of {length} residues",
     )
 
 
-def gpu_train(size: str, wanted: str, steps: int, accumulate: int, device: str = "cuda") -> Ways:
-    """The whole of `train`: its share of the peak rate in percent (six operations per weight
-    and residue), thousands of residues a second, or the memory of activations and gradients.
-    """
-    tokens = 32768
-    batches, part = training_batches(tokens), tokens // accumulate
+def gpu_scan(size: str, device: str) -> Ways:
+    "Every position of one protein masked in turn; a call is worth its positions."
+    from carp_nb.incremental import masked_log_probs
 
-    def untrained():
-        return ours(size).to(device)
+    length = 250 if is_cuda(device) else 40
+    model, (wild,) = gpu_model(size, device), sequences([length])
+    masked = [(i,) for i in range(length)]
+    return Ways(
+        {"ours": quiet(masked_log_probs, as_dtype(model, "bfloat16"), wild, masked)},
+        {"ours": length},
+        f"{model.name}, all of {length} positions; the pass over the wild type counts in full",
+    )
 
+
+@dataclass(frozen=True)
+class TrainingRun:
+    "What one run of `train` on a GPU says."
+
+    rates: tuple[float, ...]  # residues per second, one for each stretch of updates
+    weights: int  # of the blocks
+    memory: float  # kB per residue above weights and optimizer
+    seconds: float  # of the whole run
+    note: str
+
+
+# one run answers three lines: the share of the peak, the rate, and the memory
+@functools.cache
+def gpu_training(
+    size: str, updates: int, accumulate: int, device: str, compiled: bool
+) -> TrainingRun:
+    "Train from random weights on real batches; the first stretch warms up and does not count."
+    tokens, stretches = (32768, 6) if is_cuda(device) else (1024, 3)
+    updates = updates if is_cuda(device) else 2
+    part, metrics, model = tokens // accumulate, [], []
+
+    def run() -> nn.Module:
+        model.append(gpu_model(size, device))
+        if compiled:
+            # rows and lengths differ from batch to batch
+            model[0].compile(dynamic=True)
+        batches = training_batches(tokens)
+        metrics.append(
+            whole_train(
+                model[0], batches, stretches * updates, "bfloat16", accumulate, log_every=updates
+            )()
+        )
+        return model[0]
+
+    memory = []
+    seconds, _ = measured(lambda: memory.append(training_memory(run, part, device)), device)
     note = (
-        f"updates of {tokens} tokens in parts of {part}, bf16 autocast; the whole "
-        "of `train`: it makes its batches, and writes metrics and a checkpoint"
+        f"{model[0].name}, medians over {stretches - 1} times {updates} updates of {tokens} tokens in "
+        f"parts of {part}, bf16 autocast; the whole of `train` but its checkpoint"
     )
+    rates = tuple(metrics[0].tokens_per_second[1:])
+    return TrainingRun(rates, block_weights(model[0]), memory[0] / 1000, seconds, note)
 
-    def memory() -> tuple[float, float]:
-        found = []
-        seconds, _ = measured(
-            lambda: found.append(
-                training_memory(
-                    lambda: whole_train(untrained(), batches, 10, "bfloat16", accumulate)(),
-                    part,
-                    device,
-                )
+
+def gpu_train(
+    size: str, wanted: str, updates: int, accumulate: int, device: str, compiled: bool = False
+) -> Ways:
+    """The rate of `train`: its share of the peak in percent (six operations per weight and
+    residue), thousands of residues a second, or the memory of activations and gradients.
+    """
+    run = gpu_training(size, updates, accumulate, device, compiled)
+    worth = {"rate": 1 / 1000}
+    if wanted == "peak":
+        worth["peak"] = 100 * 6 * run.weights / peak_rate(device)
+    values = [run.memory] * len(run.rates)
+    if wanted != "memory":
+        values = [worth[wanted] * rate for rate in run.rates]
+    coming = itertools.cycle(values)
+    return Ways({}, {}, run.note, probe=lambda: (next(coming), run.seconds))
+
+
+# in the order of their worth, for a GPU that is there for a few minutes only
+GPU_SIZES = {"carp_640m": (10, 4), "carp_76m": (20, 1), "carp_38m": (30, 1)}  # updates, parts
+TARGETS = {
+    "gpu-carp_640m-train": (37.5, 45),  # what BioNeMo's ESM2-650M reaches on an H100, and more
+    "gpu-carp_640m-train-rate": (96, 115),
+    "gpu-carp_640m-forward": (35, 60),
+    "gpu-carp_76m-train": (25, 45),
+}
+
+
+def gpu_line(name: str, work: str, peer: str, unit: str, build, seconds: float, **kwargs):
+    line(
+        name,
+        work,
+        peer,
+        *TARGETS.get(name, (None, None)),
+        unit=unit,
+        gpu=True,
+        seconds=seconds,
+        **kwargs,
+    )(build)
+
+
+for compiled in (False, True):
+    said, ending = ("bf16, torch.compile", "-compiled") if compiled else ("bf16", "")
+    for size, (updates, accumulate) in GPU_SIZES.items():
+        for wanted, more, unit, against in [
+            ("peak", "", "% of the peak", "peak bf16 rate of the GPU"),
+            ("rate", "-rate", "thousand residues/s", "in thousand residues/s"),
+            (
+                "memory",
+                "-memory",
+                "kB per residue",
+                "in kB per residue, above weights and optimizer",
             ),
-            device,
-        )
-        return found[0] / 1000, seconds
-
-    if wanted == "memory":
-        return Ways({}, {}, f"10 {note}", probe=memory)
-    residues = sum(int(batches.batches[i][1].sum()) for i in range(steps))
-    model = untrained()
-    worth = (
-        residues / 1000
-        if wanted == "rate"
-        else 100
-        * 6
-        * block_weights(model)
-        * residues
-        / peak_rate(torch.cuda.get_device_name(device))
-    )
-    return Ways(
-        {"ours": whole_train(model, batches, steps, "bfloat16", accumulate)},
-        {"ours": worth},
-        f"{steps} {note}",
-    )
-
-
-line(
-    "gpu-carp_640m-forward",
-    "forward pass, carp_640m, bf16",
-    "peak bf16 rate of the GPU",
-    35,
-    60,
-    repeats=20,
-    unit="% of the peak",
-    gpu=True,
-)(lambda: gpu_forward("carp_640m", 16, 1024))
-for size, steps, accumulate in [
-    ("carp_38m", 300, 1),
-    ("carp_76m", 200, 1),
-    ("carp_640m", 100, 4),
-]:  # so long that the checkpoint is a small part of it
-    for wanted, ending, unit, against in [
-        ("peak", "", "% of the peak", "peak bf16 rate of the GPU"),
-        ("rate", "-rate", "thousand residues/s", "in thousand residues/s"),
-        ("memory", "-memory", "kB per residue", "in kB per residue, above weights and optimizer"),
-    ]:
-        line(
-            f"gpu-{size}-train{ending}",
-            f"pretraining, {size}, bf16",
-            against,
-            *((25, 45) if (size, wanted) == ("carp_76m", "peak") else ()),
-            repeats=5,
-            unit=unit,
-            lower_is_better=wanted == "memory",
-            gpu=True,
-        )(
-            lambda size=size, steps=steps, accumulate=accumulate, wanted=wanted: gpu_train(
-                size, wanted, steps, accumulate
+        ]:
+            gpu_line(
+                f"gpu-{size}-train{more}{ending}",
+                f"pretraining, {size}, {said}",
+                against,
+                unit,
+                functools.partial(gpu_train, size, wanted, updates, accumulate, compiled=compiled),
+                seconds=(90 if compiled else 50) if wanted == "peak" else 1,
+                repeats=5,
+                lower_is_better=wanted == "memory",
             )
+        gpu_line(
+            f"gpu-{size}-forward{ending}",
+            f"forward pass, {size}, {said}",
+            "peak bf16 rate of the GPU",
+            "% of the peak",
+            functools.partial(gpu_forward, size, compiled=compiled),
+            seconds=60 if compiled else 10,
+            repeats=20,
         )
+        if not compiled:
+            gpu_line(
+                f"gpu-{size}-scan",
+                f"masked scan, {size}, 250 residues, bf16",
+                "in positions/s",
+                "positions/s",
+                functools.partial(gpu_scan, size),
+                seconds=15,
+                repeats=5,
+            )
 
 
 # very long proteins
