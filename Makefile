@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 RUN := outputs/zero_shot/carp_600k_sprot50
 
-.PHONY: help demo test check format style mutants bench lab docs sync readme clean
+.PHONY: help demo test check format style mutants bench gpu lab docs sync readme clean
 help:  ## this list
 	@awk -F ' *## *' '/^[a-z]+:.*##/ {sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2}' Makefile
 
@@ -69,6 +69,13 @@ endif
 
 bench: .venv/bench  ## speed beside other software: all lines, or LINES="linearity train-carp_600k"; ARGS="--clock wall"
 	$(BIN)/python -m benchmarks $(LINES) $(ARGS)
+
+# no environment is made: such a machine often has no internet, but a Python with PyTorch
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+MINUTES ?= 9
+DEVICE ?= cuda
+gpu:  ## what a GPU is for, in MINUTES=9: tests, speed, Figure 1f, pretraining; DEVICE=cpu rehearses
+	$(GPU_PYTHON) -m benchmarks.gpu --minutes $(MINUTES) --device $(DEVICE) $(ARGS)
 
 lab: $(STAMP)  ## JupyterLab, opened at index.ipynb; ARGS="--no-browser --port 8890"
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb --LabApp.app_settings_dir=profiles/lab $(ARGS)

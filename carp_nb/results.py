@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
@@ -249,6 +249,14 @@ def _count_processes() -> int:
         return group.get_world_size()
     return 1
 
+# %% ../nbs/library/71_results.ipynb #1a21f635
+def _version(package: str) -> str:
+    "The installed version of a package."
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
 # %% ../nbs/library/71_results.ipynb #514bcae7
 def provenance(
     device: str = "auto",  # where the run computes
@@ -262,7 +270,7 @@ def provenance(
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
-        **{name: version(name) for name in packages},
+        **{name: _version(name) for name in packages},
         "commit": commit,
         "device": device_name(device),
         "processes": _count_processes(),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from .carp import n_parameters
 from .errors import CarpError
+from .files import write_table
 from .metrics import interval
 from .timing import ModelProcess, random_model
 
@@ -113,6 +115,7 @@ def cost_against_length(
     device: torch.device | str = "cpu",
     memory: float = 0.0,  # bytes for weights and activations; 0: all there is
     progress: bool = True,
+    path: Path | None = None,  # a table that gets the rows so far after each length; None: no
 ) -> pd.DataFrame:  # shape, length, repeat, wall, cpu (seconds), peak, weights (bytes)
     """Measure run time and peak memory of forward passes (Figure 1f).
 
@@ -121,6 +124,7 @@ def cost_against_length(
     process = partial(
         ModelProcess, longest=max(lengths), dtype=dtype, device=str(device), memory=memory
     )
+    columns = ["shape", "length", "repeat", "wall", "cpu", "peak", "weights"]
     rows = []
     ended = set()
     with ExitStack() as started:
@@ -130,7 +134,8 @@ def cost_against_length(
             exact = [started.enter_context(process(shape, exact=True)) for shape in shapes]
         for length in tqdm(sorted(lengths), disable=not progress, desc="lengths"):
             rows += _measure_length(timed, exact, length, repeats, ended)
-    columns = ["shape", "length", "repeat", "wall", "cpu", "peak", "weights"]
+            if path is not None:
+                write_table(pd.DataFrame(rows, columns=columns), path)
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../nbs/library/78_scaling.ipynb #10020cea
