@@ -24,7 +24,7 @@ from .catalogue import SOURCES, Known, Source
 from .contents import unpack_tar
 from .errors import CarpError
 from .fetch import cache_dir, fetch
-from .files import content_sha256, make_once, project_root
+from .files import content_sha256, make_once, package_folder, project_root
 from carp_nb.mutants import (
     STOP_CODON,
     Misplaced,
@@ -384,9 +384,8 @@ def find_file(
             raise FileNotFoundError(
                 f"CARP_NB_DATA names {given}, which is not a folder; correct it or unset it."
             )
-    project = project_root()
-    if project:
-        roots.append(project / "data")
+    # a wheel carries a copy of the repository's data
+    roots.append((project_root() or package_folder("project")) / "data")
     roots += [cache_dir() / "data", *sorted((cache_dir() / "unpacked").glob("*"))]
     for root in roots:
         file = _find_layout(root, path)

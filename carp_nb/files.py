@@ -685,19 +685,27 @@ def project_root() -> Path | None:
 
 # %% ../nbs/library/01_files.ipynb #663ef764
 def in_project(
-    path: str,  # relative to the repository, such as data/paper/zero_shot.csv
+    path: str,  # relative to the repository, such as data/paper/zero_shot.csv or outputs
 ) -> Path:
-    "Return a path in the repository. Raises FileNotFoundError outside one."
+    """Return a path in the repository. Outside one, data, notebooks and plans are those that are
+    installed with the package, and outputs/ is in the working folder. Raises FileNotFoundError for others.
+    """
     root = project_root()
-    if root is None:
+    if root:
+        return root / path
+    if Path(path).parts[0] == "outputs":
+        return Path.cwd() / path
+    carried = package_folder("project") / path
+    if not carried.exists():
         raise FileNotFoundError(
-            f"{path} belongs to the repository of carp_nb, and this is not run inside one."
+            f"{path} belongs to the repository of carp_nb and is not installed with the package; "
+            "run this in a clone of it."
         )
-    return root / path
+    return carried
 
 # %% ../nbs/library/01_files.ipynb #e9167b3d
 def package_folder(
-    name: str,  # weights, tables or static
+    name: str,  # weights, tables, static; of a wheel also project
 ) -> Path:
     "Return a folder of files that are installed with the package."
     return Path(carp_nb.__file__).parent / name

@@ -120,9 +120,7 @@ def read_plan(
     plan: str,  # smoke or paper
     path: str | Path | None = None,  # None: profiles/runs.toml of the project
 ) -> list[PlannedRun]:  # every run after those that it needs
-    """The runs of a plan. Raises FileNotFoundError outside the repository, CarpError for a
-    plan, field or run that does not exist.
-    """
+    "The runs of a plan. Raises CarpError for a plan, field or run that does not exist."
     path = Path(path or in_project("profiles/runs.toml"))
     with reading(path, "plan in TOML", "mend the line"):
         plans = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import matplotlib
@@ -438,11 +439,10 @@ def build(kind: str, source: Path, out: Path) -> Path:
 def wheel(tmp_path_factory) -> Path:
     "Built from an unpacked sdist, so that both are known to hold all they need."
     place = tmp_path_factory.mktemp("wheel")
-    skip = shutil.ignore_patterns(
-        ".*", "__pycache__", "*.egg-info", "build", "dist", "outputs", "data"
-    )
+    skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "outputs")
     shutil.copytree(ROOT, place / "source", ignore=skip)
     with tarfile.open(build("sdist", place / "source", place / "sdist")) as packed:
+        assert not [name for name in packed.getnames() if "/tests/" in name], "they need a clone"
         packed.extractall(place)
     return build("wheel", place / f"{SETTINGS['lib_path']}-{SETTINGS['version']}", place / "wheel")
 
@@ -454,7 +454,8 @@ def test_wheel_holds_modules_and_weights(wheel):
         if p.is_file() and p.suffix != ".pyc"
     }
     with zipfile.ZipFile(wheel) as packed:
-        assert {n for n in packed.namelist() if n.startswith("carp_nb/")} == expected
+        names = {n for n in packed.namelist() if n.startswith("carp_nb/")}
+        assert {n for n in names if not n.startswith("carp_nb/project/")} == expected
         assert "carp_nb/py.typed" in expected, "type checkers would not read the annotations"
         metadata = packed.read(
             next(n for n in packed.namelist() if n.endswith(".dist-info/METADATA"))
@@ -473,6 +474,31 @@ def test_wheel_holds_modules_and_weights(wheel):
     assert extras == {key.removesuffix("_requirements") for key in REQUIREMENT_KEYS} - {
         "requirements"
     }
+
+
+def test_wheel_carries_what_the_package_reads_of_the_project(wheel):
+    "Each file once in git, copied into the wheel as it is: small data, notebooks, plan, licences."
+    folders = [ROOT / "data" / name for name in ("chains", "paper", "scans", "sequences")]
+    files = [path for folder in folders for path in folder.iterdir()]
+    files += [*SECTIONS, ROOT / "profiles" / "runs.toml"]
+    expected = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in files if p.is_file()}
+    with zipfile.ZipFile(wheel) as packed:
+        under = "carp_nb/project/"
+        inside = [name for name in packed.namelist() if name.startswith(under)]
+        assert {name.removeprefix(under): packed.read(name) for name in inside} == expected
+        assert sum(packed.getinfo(name).compress_size for name in inside) < 4e6
+        (metadata,) = [n for n in packed.namelist() if n.endswith(".dist-info/METADATA")]
+        words = message_from_bytes(packed.read(metadata))
+        licences = {
+            name.rsplit("/licenses/")[-1] for name in packed.namelist() if "/licenses/" in name
+        }
+    named = set(re.findall(r"[\w.-]*\d[\w.-]*|MIT", words["License-Expression"]))
+    assert named == {"MIT", "CC-BY-4.0", "CC0-1.0", "Apache-2.0", "BSD-3-Clause"}
+    assert {"LICENSE", "data/README.md", "carp_nb/static/3Dmol-LICENSE.txt"} <= licences
+    page = words.get_payload()
+    assert "# carp_nb" in page and not re.search(r"\]\((?!https?:|#)", page), "a link to no page"
+    for name in ("Author", "Keywords", "Classifier", "Project-URL"):
+        assert words[name], f"{name} is missing"
 
 
 def test_wheel_works_outside_the_project(wheel, tmp_path):
@@ -500,3 +526,50 @@ def test_wheel_works_outside_the_project(wheel, tmp_path):
     }  # its list of fonts takes long to make again
     files = run(sys.executable, "-c", code, cwd=empty, env=environment).split()
     assert files and all(f.startswith(str(installed)) for f in files)
+
+
+def readme_snippets() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+
+
+def test_wheel_serves_the_readme_in_an_empty_folder(wheel, tmp_path):
+    """What a new user tries first, without a clone: the snippets, the map, a scan by its name and a
+    notebook's `Run`, whose folder is made where the user works. One process, which imports torch once.
+    """
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(installed)
+    code = "\n".join(
+        [
+            *readme_snippets(),
+            "from carp_nb import list_datasets",
+            "from carp_nb.widget import explore",
+            "from carp_nb.results import Run, copy_notebooks, notebook_parameters",
+            "from carp_nb.workflow import read_plan",
+            "sets = list_datasets()",
+            "assert sets.loc[['abeta42', 'tdp43', 'sprot_train_sample', 'pdb_chains_sample']].cached.all()",
+            "copies = copy_notebooks(Path('.'))",
+            "for section in [copy.stem for copy in copies]:",
+            "    given = {k: p.default for k, p in notebook_parameters(section).items()}",
+            "    run = Run.start(section, given)",
+            "    assert run.folder.resolve().is_relative_to(Path('outputs').resolve()), run.folder",
+            "    assert run.record['commit'] == 'no git'",
+            "assert read_plan('smoke')",
+            "explore('MKTAYIAKQR')",
+            "from carp_nb.cli import app",
+            "app(['score', 'abeta42', '--mutants', 'D1A', '-o', 'scores.csv'])",
+        ]
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CARP_NB_")} | {
+        "HOME": str(empty),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "MPLCONFIGDIR": matplotlib.get_cachedir(),
+        "MPLBACKEND": "agg",
+        "PYTHONPATH": str(installed),
+    }
+    environment.pop("IN_TEST", None)
+    run(sys.executable, "-c", "from pathlib import Path\n" + code, cwd=empty, env=environment)
+    assert {p.name for p in empty.iterdir()} == {"nbs", "outputs", "scores.csv"}
+    assert "D1A" in (empty / "scores.csv").read_text()
