@@ -30,6 +30,7 @@ from .devices import pick_device
 from .errors import CarpError
 from .files import content_sha256, rows_sha256, write_text
 from .finetune import EarlyStopping, after_each_epoch
+from .identity import settings_sha256
 from .metrics import evaluate_predictions
 from .mutants import parse_mutant
 from .pretrain import refuse_other_run
@@ -310,7 +311,7 @@ def _begin_run(folder: Path, settings: dict) -> Iterator[None]:
     Raises CarpError for a folder that holds another run or that another process is writing.
     """
     with claim_run(folder):
-        refuse_other_run(folder, settings)
+        refuse_other_run(folder, settings, {}, ())
         # of several processes one writes
         if processes().is_main_process:
             write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
@@ -351,12 +352,15 @@ def fit_cnn(
         "channels": channels,
         "features": features,
         "rows_sha256": rows_sha256(train_rows, valid_rows),
+        # the checksum of the rows does not say where training ends and validation begins
+        "rows": [len(train_rows), len(valid_rows)],
     }
     folder = Path(folder)
     torch.manual_seed(seed)
     model = SmallCNN(targets.n_out, channels, features).to(pick_device(device))
     batches = EpochBatches(rows, targets.encode(train_rows.target.tolist()), batch, seed)
     plan = _cnn_plan(batches, rows.lengths, epochs, batch_tokens)
+    plan = replace(plan, run=settings_sha256(settings))
     memory: dict = {}
     after = {}
     if len(valid_rows):

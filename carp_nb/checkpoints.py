@@ -15,7 +15,8 @@ from .budgets import Budget, override_budget
 from .datasets import Scan
 from .devices import Compute
 from .experiments import Fit
-from .files import file_sha256, split_commas
+from .files import file_sha256, split_commas, text_sha256
+from .identity import file_name
 from .mlm import evaluate
 from .pretrain import read_records
 from .pretrained import load_model
@@ -91,7 +92,8 @@ def _add_loss(run: Run, model, tests: CheckpointTests, common: dict) -> None:
         loss = evaluate(model, sequences, batch_tokens=tests.compute.batch_tokens).loss
         return pd.DataFrame([{"metric": "loss", "value": loss, "n": len(sequences)}])
 
-    key = f"{common['weights_sha']} {tests.held_out} {len(sequences)}"
+    # the name alone may stand for other sequences by now
+    key = f"{common['weights_sha']} {tests.held_out} {text_sha256(' '.join(sequences))}"
     rows = cached_rows(run, key, measure)
     # the loss is measured in single precision, whatever the scores are
     common = common | {"dtype": "float32"}
@@ -132,14 +134,17 @@ def _add_downstream(
     for task in tests.tasks:
         for way in ways:
             for seed in tests.seeds:
-                place = run.folder / "fits" / f"{name}-{task.name}-{task.split}-{way}-{seed}"
+                text = f"{name}-{task.name}-{task.split}-{way}-{seed}"
+                place = run.folder / "fits" / file_name(text)
 
                 def fit(task=task, way=way, seed=seed, place=place) -> pd.DataFrame:
                     return fit_downstream(
                         task, Fit(way, model, seed), settings, tests.compute, place
                     )
 
-                what = f"{key} {task.name} {task.split} {way} {asdict(settings)} {seed}"
+                what = (
+                    f"{key} {task.name} {task.split} {task.sha256} {way} {asdict(settings)} {seed}"
+                )
                 rows = cached_rows(run, f"{what} {tests.compute.dtype}", fit)
                 named = rows.drop(columns=["model", "dtype", "weights_sha"])
                 run.add(named.assign(seed=seed), **common)

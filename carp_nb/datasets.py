@@ -24,7 +24,8 @@ from .catalogue import SOURCES, Known, Source
 from .contents import unpack_tar
 from .errors import CarpError
 from .fetch import cache_dir, fetch
-from .files import content_sha256, make_once, package_folder, project_root
+from .files import content_sha256, make_once, package_folder, project_root, text_sha256
+from .identity import check_file_name, content_sha256_once
 from carp_nb.mutants import (
     STOP_CODON,
     Misplaced,
@@ -422,7 +423,9 @@ def _from_archive(path: str, url: str) -> Path | None:
         folder=cache_dir() / "archives",
         hint=f"set CARP_NB_DATA to a folder that holds {path}",
     )
-    folder = cache_dir() / "unpacked" / name.removesuffix(".tar.gz")
+    # a later version of this package may want other files out of the same archive
+    wanted = text_sha256(" ".join([url, *sorted(_names_in(url))]))[:10]
+    folder = cache_dir() / "unpacked" / f"{name.removesuffix('.tar.gz')}-{wanted}"
     unpacked = _unpack(archive, folder, _names_in(url))
     return _find_layout(unpacked, path)
 
@@ -439,13 +442,15 @@ def _cut_table(
         raise CarpError(f"{table} is not ESM-1v's table of scans: {error}.") from error
     folder.mkdir()
     for name, scores in rows.groupby("protein_name"):
+        check_file_name("protein_name", str(name))
         scores[["mutant", "gt"]].to_csv(folder / f"{name}.csv", index=False)
 
 
 def _from_table(path: str, origin: str, url: str) -> Path | None:
     "A scan out of the table at a URL, which is found or fetched as any other file."
     table = _obtain(f"{Path(path).parent}/{url.rpartition('/')[2]}", origin, url)
-    cut = make_once(cache_dir() / "unpacked" / table.stem, partial(_cut_table, table))
+    folder = cache_dir() / "unpacked" / f"{table.stem}-{content_sha256_once(table)[:10]}"
+    cut = make_once(folder, partial(_cut_table, table))
     return _find_layout(cut, Path(path).name)
 
 # %% ../nbs/library/36_datasets.ipynb #19f9ed38

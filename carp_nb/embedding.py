@@ -31,6 +31,7 @@ from .devices import as_dtype, dtype_name
 from .errors import CarpError, check_file, reading, writing
 from .esm import ESM
 from .files import atomic_path, claim, open_tensors, publish, tensors_sha256
+from .identity import shape_sha256
 from .readers import SKIP_BAD, first_five, keep_short, read_fasta
 
 # %% ../nbs/library/51_embedding.ipynb #1d8a10b2
@@ -446,6 +447,9 @@ def _refuse_other(
     "Raises CarpError that says how an existing file differs from what is asked for."
     stored = read_embeddings(path).metadata
     for key, value in wanted.items():
+        # files from before there was this checksum are valid
+        if key == "shape_sha" and key not in stored:
+            continue
         if stored.get(key) != value:
             raise CarpError(
                 f"{path} holds something else: its {key} is {stored.get(key)}, here it is {value}; "
@@ -475,6 +479,8 @@ def _metadata(
         "per": layout.per,
         "dtype": dtype,
         "weights_sha": tensors_sha256(model),
+        # the same tensors compute something else with other dilations
+        "shape_sha": shape_sha256(model),
         "sequences_sha": _sequences_sha256(layout.records),
     }
 

@@ -24,7 +24,8 @@ from .devices import as_dtype
 from .editing import ACTIONS, Changes, History, Mutant, read_state, write_state
 from .errors import CarpError, one_line
 from .fetch import cache_dir
-from .files import atomic_path, file_name
+from .files import atomic_path
+from .identity import file_name
 from .maps import scan_figure
 from .metrics import spearman_interval
 from .mutants import parse_mutant, place_mutant

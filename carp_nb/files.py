@@ -7,7 +7,7 @@ __all__ = ['most_unpacked', 'open_file', 'file_sha256', 'text_sha256', 'joined_s
            'rows_sha256', 'scratch_folder', 'publish', 'atomic_path', 'write_text', 'guard_formulas', 'table_suffix',
            'write_table', 'save_tensors', 'open_tensors', 'read_header', 'read_tensors', 'load_pt', 'read_record',
            'read_columns', 'claim', 'make_once', 'project_root', 'in_project', 'package_folder', 'split_commas',
-           'file_name', 'markdown_text']
+           'markdown_text']
 
 # %% ../nbs/library/01_files.ipynb #122eb073
 import errno
@@ -714,11 +714,6 @@ def package_folder(
 def split_commas(text: str) -> list[str]:
     "Split a text at commas and strip each part; empty parts are left out."
     return [part.strip() for part in text.split(",") if part.strip()]
-
-# %% ../nbs/library/01_files.ipynb #c78abb60
-def file_name(text: str) -> str:
-    "Make a text fit for a file name: each run of other characters becomes an underscore."
-    return re.sub(r"[^A-Za-z0-9_.+=-]+", "_", text)
 
 # %% ../nbs/library/01_files.ipynb #c532c99b
 def markdown_text(text: object) -> str:

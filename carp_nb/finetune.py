@@ -12,7 +12,7 @@ import json
 import reprlib
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -35,8 +35,9 @@ from carp_nb.files import (
     write_text,
 )
 from .heads import ContactHead, PooledHead, ResidueHead, drawn_from
+from .identity import defaults_of, refuse_other_content, settings_sha256, shape_sha256
 from .layouts import must_be_plausible, must_fit
-from .pretrain import refuse_other_run
+from .pretrain import SAME_UPDATES, refuse_other_run
 from carp_nb.rows import (
     CachedRows,
     Encoder,
@@ -327,6 +328,8 @@ class FineTuned:
         self.name = f"{encoder.name} {config.method}"
         # a folder of representations that several fits read and add to
         self.shared: SharedRepresentations | None = None
+        # checksum of all that the fit depends on; empty: not known
+        self.run = ""
 
     def __repr__(self) -> str:
         return f"FineTuned({self.name!r}, {self.targets.kind})"
@@ -373,7 +376,8 @@ class FineTuned:
             raise CarpError(f"{path.name}: a fine-tuned model is saved as .safetensors.")
         about = _describe_model(self.encoder, self.targets, self.config)
         whole = EncoderWithHead(self.encoder, self.head)
-        save_tensors(whole.state_dict(), path, {"finetuned": json.dumps(about)})
+        metadata = {"finetuned": json.dumps(about), "run": self.run}
+        save_tensors(whole.state_dict(), path, metadata)
         return path
 
     @staticmethod
@@ -466,7 +470,11 @@ def _run_settings(encoder: Encoder, config: FinetuneConfig, *tables: pd.DataFram
         **asdict(config),
         "encoder": encoder.name,
         "weights_sha256": tensors_sha256(encoder, names=False),
+        # the same tensors compute something else with other dilations
+        "shape_sha256": shape_sha256(encoder),
         "rows_sha256": rows_sha256(*tables),
+        # the checksum of the rows does not say where training ends and validation begins
+        "rows": [len(table) for table in tables],
     }
 
 # %% ../nbs/library/64_finetune.ipynb #12091a8f
@@ -481,7 +489,7 @@ def _fit_rows(
     if not config.frozen or config.cache == "none" or model.shared is not None:
         return sources
     for name, rows in sources.items():
-        path = folder / f"{name}.npy"
+        path = folder / f"{name}-{model.run[:16]}.npy"
         represented = cast("RepresentedRows", rows)
         sources[name] = CachedRows(represented, path, config.cache, config.batch_tokens, progress)
     return sources
@@ -528,7 +536,7 @@ def _train(
     valid_target = targets.encode(list(valid_rows.target), longest)
     crop = config.crop if targets.kind == "contacts" else None
     batches = EpochBatches(rows["train"], train_target, config.batch, config.seed, crop)
-    plan = config.plan(len(train_rows))
+    plan = replace(config.plan(len(train_rows)), run=model.run)
     memory: dict = {}
 
     def valid_loss():
@@ -554,9 +562,13 @@ def _save_fit(model: FineTuned, history: pd.DataFrame, folder: Path) -> None:
     "Write a fitted model and its losses; delete the files that only the fit needed."
     write_table(history, folder / "history.parquet")
     model.save(folder / "model.safetensors")
-    for name in ("train.npy", "valid.npy"):
-        (folder / name).unlink(missing_ok=True)
+    for path in [*folder.glob("train*.npy"), *folder.glob("valid*.npy")]:
+        path.unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+# these do not change a fit: `batch_tokens` only divides predictions into passes
+_FREE = (*SAME_UPDATES, "batch_tokens")
 
 
 def finetune(
@@ -579,13 +591,15 @@ def finetune(
     folder = Path(folder)
     state = processes()
     settings = _run_settings(encoder, config, train_rows, valid_rows)
-    # `batch_tokens` only divides predictions into passes, so a run may continue with another value
-    identity = {name: value for name, value in settings.items() if name != "batch_tokens"}
+    identity = {name: value for name, value in settings.items() if name not in _FREE}
+    run = settings_sha256(identity, defaults_of(FinetuneConfig))
     own_device = state.device if state.num_processes > 1 else pick_device(device)
     assert own_device is not None
     saved = folder / "model.safetensors"
     with claim_run(folder):
-        refuse_other_run(folder, identity)
+        refuse_other_run(folder, identity, defaults_of(FinetuneConfig), _FREE)
+        if saved.exists():
+            refuse_other_content(saved, read_header(saved)[1], run)
         state.wait_for_everyone()
         if state.is_main_process:
             write_text(folder / "config.json", json.dumps({"config": settings}, indent=1))
@@ -593,6 +607,7 @@ def finetune(
             targets = learn_targets(train_rows, valid_rows, config.kind, config.standardise)
             model = _prepare(encoder, config, targets, own_device)
             model.shared = shared
+            model.run = run
             history = _train(model, train_rows, valid_rows, folder, progress)
             if state.is_main_process:
                 _save_fit(model, history, folder)

@@ -8,7 +8,6 @@ __all__ = ['parse_changes', 'last_good_checkpoint', 'Restart', 'restart']
 # %% ../nbs/library/45_restart.ipynb #fe20536b
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -56,6 +55,9 @@ def parse_changes(
             changes[name] = types[name](read)
         except ValueError:
             raise CarpError(f"{name} is {value!r}; give a {types[name].__name__}.") from None
+        # it becomes part of the name of a folder
+        if name == "dtype" and value not in ("float32", "bfloat16"):
+            raise CarpError(f"dtype is {value!r}; give float32 or bfloat16.")
     return changes
 
 # %% ../nbs/library/45_restart.ipynb #c32b88e3
@@ -116,11 +118,15 @@ def _copy_beginning(old: Path, new: Path, record: dict, changes: dict) -> None:
     "Copy the last good checkpoint and the held-out losses up to it, then write the record."
     checkpoint = last_good_checkpoint(old)
     updates = int(checkpoint.stem)
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    # the new run goes on from a checkpoint of another one, and says so in its record
+    state["run"] = ""
     with atomic_path(new / "checkpoints" / checkpoint.name) as temporary:
-        shutil.copyfile(checkpoint, temporary)
+        torch.save(state, temporary)
     held_out = old / "held_out.parquet"
     if held_out.exists():
         rows = read_columns(held_out, "delete it, and it is measured again", "step")
+        rows.attrs = {}
         write_table(rows[rows.step <= updates], new / "held_out.parquet")
     origin = {
         "from": str(old),

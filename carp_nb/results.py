@@ -12,10 +12,12 @@ import ast
 import atexit
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import tomllib
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,7 +37,6 @@ from .devices import device_name
 from .errors import CarpError, explain_in_notebook
 from carp_nb.files import (
     claim,
-    file_name,
     file_sha256,
     in_project,
     package_folder,
@@ -46,6 +47,7 @@ from carp_nb.files import (
     write_table,
     write_text,
 )
+from .identity import code_sha256, file_name, file_names, settings_sha256
 from .readers import find_column
 
 # %% ../nbs/library/71_results.ipynb #7f3b0862
@@ -67,13 +69,39 @@ def _with_record(
 _RUN_AGAIN = "delete its folder and run the section again"
 
 
+def _read_rows(
+    path: Path,  # results.parquet
+) -> tuple[pd.DataFrame, dict]:
+    """Read the rows of a run and its record, which stands in the table, in older ones only beside
+    it. Rows that are not of the run beside them are left out, with a warning.
+    """
+    rows = read_columns(path, _RUN_AGAIN)
+    record = path.with_name("run.json")
+    beside = read_record(record, _RUN_AGAIN) if record.exists() else {}
+    inside = rows.attrs.get("record", beside)
+    rows.attrs = {}
+    listed = path.name in beside.get("files", [path.name])
+    if not listed or settings_sha256(inside) != settings_sha256(_without_files(beside or inside)):
+        warnings.warn(
+            f"{path} holds rows of another run than run.json beside it, and they are left out; "
+            "run one of the two again, in a folder of its own.",
+            stacklevel=3,
+        )
+        return rows[:0], inside
+    return rows, _without_files(inside)
+
+
+def _without_files(record: dict) -> dict:
+    "A record without the list of what was written."
+    return {name: value for name, value in record.items() if name != "files"}
+
+
 def _read_run(
     path: Path,  # results.parquet
 ) -> pd.DataFrame:
-    "Read the rows of a run, and its record if there is one."
-    record = path.with_name("run.json")
-    recorded = read_record(record, _RUN_AGAIN) if record.exists() else {}
-    return _with_record(read_columns(path, _RUN_AGAIN), str(path.parent), recorded)
+    "Read the rows of a run, with what its record says."
+    rows, record = _read_rows(path)
+    return _with_record(rows, str(path.parent), record)
 
 # %% ../nbs/library/71_results.ipynb #af94e8e9
 COLUMNS = (
@@ -113,7 +141,10 @@ class Results:
         if not tables:
             return cls()
         # runs of one date stand in the order of their content, so that no folder name matters
-        order = sorted(tables, key=lambda path: (tables[path]["when"].max(), file_sha256(path)))
+        tables = {path: table for path, table in tables.items() if len(table)} or tables
+        order = sorted(
+            tables, key=lambda path: (str(tables[path]["when"].max()), file_sha256(path))
+        )
         return cls(pd.concat([tables[path] for path in order], ignore_index=True))
 
 # %% ../nbs/library/71_results.ipynb #4f9a6a11
@@ -237,8 +268,8 @@ def _given_parameters(section: str, namespace: dict) -> dict:
     return {name: parameter.cast(name, namespace[name]) for name, parameter in parameters.items()}
 
 # %% ../nbs/library/71_results.ipynb #ecb63c20
-def _folder_name(section: str, parameters: dict) -> str:
-    "The name of a run's folder: the model, and every other parameter that is not at its default."
+def _describe_parameters(section: str, parameters: dict) -> str:
+    "What a run's folder is named after: the model, and every other parameter that is not at its default."
     declared = notebook_parameters(section)
     changed = [
         f"{name}={value}"
@@ -246,11 +277,38 @@ def _folder_name(section: str, parameters: dict) -> str:
         if name not in ("model", "output_dir") and value != declared[name].default
     ]
     # a notebook without a model, such as the report, goes by its own name
-    name = file_name("-".join([parameters.get("model", section), *changed]))
+    return "-".join([parameters.get("model", section), *changed])
+
+
+def _earlier_name(text: str) -> str:
+    "The folder name of before, which different parameters could share."
+    name = re.sub(r"[^A-Za-z0-9_.+=-]+", "_", text)
     if len(name) <= 100:
         return name
-    # file systems limit a name to 255 bytes; a hash keeps long ones apart
     return f"{name[:90]}-{text_sha256(name)[:8]}"
+
+
+def _holds_run(
+    folder: Path,
+    section: str,
+    parameters: dict,
+) -> bool:
+    "Whether a folder of before can be that of these parameters: its record has the same, if there is one."
+    record = folder / "run.json"
+    if not record.exists():
+        return folder.is_dir()
+    defaults = {name: p.default for name, p in notebook_parameters(section).items()}
+    recorded = {**defaults, **read_record(record, _RUN_AGAIN, "parameters")["parameters"]}
+    return {**recorded, "output_dir": ""} == {**parameters, "output_dir": ""}
+
+
+def _folder_name(section: str, parameters: dict) -> str:
+    "The name of a run's folder; one that was made under its earlier name keeps it."
+    text = _describe_parameters(section, parameters)
+    earlier = _earlier_name(text)
+    if _holds_run(in_project("outputs") / section / earlier, section, parameters):
+        return earlier
+    return file_name(text)
 
 # %% ../nbs/library/71_results.ipynb #d2fde72e
 def _ask_git(*words: str) -> str:
@@ -344,6 +402,18 @@ def _hold_folder(folder: Path) -> None:
     _HELD[place] = held
 
 # %% ../nbs/library/71_results.ipynb #e60d1940
+def _remove_earlier(folder: Path, kept: set[str]) -> None:
+    "Delete what an earlier run in a folder wrote, and this one does not write again."
+    path = folder / "run.json"
+    if not path.exists():
+        return
+    # a record that does not list them is of a run that may have written rows
+    listed = read_record(path, _RUN_AGAIN).get("files", ["results.parquet"])
+    for name in {str(name) for name in listed} - kept:
+        # nothing outside the folder, whatever the record says
+        (folder / Path(name).name).unlink(missing_ok=True)
+
+
 def _write_outputs(
     folder: Path,
     record: dict,  # for run.json
@@ -352,8 +422,13 @@ def _write_outputs(
 ) -> list[Path]:
     "Write tables, run.json and figures, each under a temporary name first; the paths come back."
     # a record that cannot be written stops here, before there is any file
-    text = json.dumps(record, indent=1)
+    text = json.dumps({**record, "files": [*tables, *figures]}, indent=1)
+    _remove_earlier(folder, {*tables, *figures})
     for name, table in tables.items():
+        # rows carry the record, so that they cannot pass for those of another run
+        if name == "results.parquet":
+            table = table.copy()
+            table.attrs["record"] = record
         write_table(table, folder / name)
     write_text(folder / "run.json", text + "\n")
     for name, figure in figures.items():
@@ -431,7 +506,8 @@ class Run:
     ) -> list[Path]:  # the files
         "Write results.parquet, run.json, tables and figures."
         record = {"section": self.section, "parameters": self.parameters, **self.record}
-        named = {f"{file_name(name)}.csv": table for name, table in (tables or {}).items()}
+        names = file_names((name,) for name in tables or {})
+        named = {f"{names[name,]}.csv": table for name, table in (tables or {}).items()}
         # a run without numbers, as of mutate, leaves no table
         if len(self.results.rows):
             named = {"results.parquet": self.results.rows, **named}
@@ -444,6 +520,9 @@ def rows_so_far(
 ) -> pd.DataFrame:  # results rows
     "The rows of every run of a section under outputs/, and those of this one."
     before = Results.read(in_project("outputs") / run.section).rows
+    # what was in this folder before is replaced by the rows of this run
+    if "run" in before:
+        before = before[[Path(place).resolve() != run.folder.resolve() for place in before.run]]
     record = {"parameters": run.parameters, **run.record}
     made = _with_record(run.results.rows, str(run.folder), record)
     tables = [table for table in (before, made) if len(table)]
@@ -452,12 +531,14 @@ def rows_so_far(
 # %% ../nbs/library/71_results.ipynb #aa8cd46c
 def cached_rows(
     run: Run,
-    key: str,  # everything that the rows depend on besides the code
+    key: str,  # everything that the rows depend on besides code and machine
     make: Callable[[], pd.DataFrame],
 ) -> pd.DataFrame:
-    "The rows that `make` returns, computed once per key and commit: an interrupted run reads them from its folder."
-    digest = text_sha256(f"{run.record['commit']} {key}")
-    path = run.folder / "parts" / f"{digest[:16]}.parquet"
+    "The rows that `make` returns, computed once per key, code and device: an interrupted run reads them."
+    machine = [run.record.get(name, "") for name in ("device", "torch", "numpy")]
+    # not the commit, which says nothing of code that is changed, or of an installed package
+    whole = json.dumps([code_sha256(), *machine, key])
+    path = run.folder / "parts" / f"{text_sha256(whole)[:16]}.parquet"
     path.parent.mkdir(exist_ok=True)
     # a table is written whole or not at all, so a file that is there is complete
     if not path.exists():
@@ -633,8 +714,9 @@ def unfinished_runs(
         record = path.with_name("run.json")
         if not record.exists():
             continue
-        parameters = read_record(record, _RUN_AGAIN, "parameters")["parameters"]
-        missing = _missing_of_run(read_columns(path, _RUN_AGAIN), parameters)
+        read_record(record, _RUN_AGAIN, "parameters")
+        rows, made = _read_rows(path)
+        missing = _missing_of_run(rows, made["parameters"])
         if missing:
             run = path.parent.relative_to(outputs).as_posix()
             sentences.append(f"{run} did not finish: {'; '.join(missing)}.")

@@ -27,7 +27,8 @@ from .carp import CARP
 from .devices import as_dtype
 from .errors import CarpError, reading
 from .esm import ESM
-from .files import atomic_path, tensors_sha256
+from .files import atomic_path
+from .identity import model_sha256
 from .targets import Labels, Targets, pad_maps
 from .training import processes
 
@@ -251,7 +252,7 @@ class SharedRepresentations:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.files = 0  # written so far
-        # (weights, dtype, cache, tokens) -> a file, the row in it
+        # (weights and shape, dtype, cache, tokens) -> a file, the row in it
         self.places: dict[tuple, tuple[CachedRows, int]] = {}
 
     def rows(
@@ -264,7 +265,7 @@ class SharedRepresentations:
         progress: bool = False,
     ) -> SharedRows:
         "Return the rows of these sequences; those that no fit has asked for are computed now."
-        settings = (tensors_sha256(encoder), dtype, cache)
+        settings = (model_sha256(encoder), dtype, cache)
         # keyed by tokens, so that a cropped sequence is not taken for the whole one
         keys = [(*settings, ids.tobytes()) for ids in tokens.ids]
         missing = {key: i for i, key in enumerate(keys) if key not in self.places}

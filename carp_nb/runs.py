@@ -11,7 +11,7 @@ __all__ = ['RUN_COLUMNS', 'CHECKPOINT_COLUMNS', 'CARD', 'count_parameters', 'fin
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -24,9 +24,19 @@ from .carp import CARP, n_parameters
 from .datasets import list_datasets
 from .esm import ESM
 from .files import markdown_text, read_columns, read_record, split_commas
+from .identity import defaults_of
 from .metrics import bootstrap, interval
 from .mlm import Evaluation, evaluate, evaluate_ngram
-from .pretrain import PretrainConfig, choose_lr, pretrain, shipped_models, trained_weights
+from carp_nb.pretrain import (
+    SAME_UPDATES,
+    PretrainConfig,
+    choose_lr,
+    differing_settings,
+    held_out_sha256,
+    pretrain,
+    shipped_models,
+    trained_weights,
+)
 from .pretrained import find_weights
 
 # %% ../nbs/library/44_runs.ipynb #097eb4f3
@@ -106,9 +116,26 @@ def find_runs(
     return runs.sort_values(["parameters", "seed"], ignore_index=True)
 
 # %% ../nbs/library/44_runs.ipynb #fa239689
-def _series_so_far(config: PretrainConfig, train_set: Corpus, folder: Path) -> pd.DataFrame:
-    "Find the finished runs of a series: same size, corpus and length, learning rate chosen by trials."
+# in these the runs of one series may differ
+_FREE = (*SAME_UPDATES, "lr", "seed", "name", "tokens", "corpus_sha256")
+
+
+def _is_alike(
+    folder: Path,  # of a run
+    settings: dict,  # of the series
+) -> bool:
+    "Whether a run was trained and measured as the runs of a series are."
+    previous = read_record(folder / "config.json", _RERUN, "config")["config"]
+    return not differing_settings(previous, settings, defaults_of(PretrainConfig), _FREE)
+
+
+def _series_so_far(
+    config: PretrainConfig, train_set: Corpus, valid_set: Sequence[str], folder: Path
+) -> pd.DataFrame:
+    "Find the finished runs of a series: same settings, sequences and length, rate chosen by trials."
     runs = find_runs(folder)
+    settings = {**asdict(config), "valid_sha256": held_out_sha256(valid_set)}
+    runs = runs[[_is_alike(place, settings) for place in runs.folder]]
     # the last update of a run exceeds its tokens by up to one batch
     slack = 0.02 * config.tokens + config.batch_tokens
     alike = (
@@ -136,7 +163,7 @@ def pretrain_series(
     further seeds take their learning rate.
     """
     folder = Path(folder)
-    finished = _series_so_far(config, train_set, folder)
+    finished = _series_so_far(config, train_set, valid_set, folder)
     folders = dict(zip(finished.seed, finished.folder))
     missing = [seed for seed in seeds if seed not in folders]
     if not missing:

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from .errors import CarpError
 from .files import atomic_path, claim, load_pt, write_table
+from .identity import refuse_other_content
 from .optimizers import make_optimizer
 
 # %% ../nbs/library/42_training.ipynb #0132f4be
@@ -49,6 +50,9 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0  # time between checkpoints
     clip: float = 0.0  # largest norm of the gradient, longer ones are shortened; 0: not limited
     skip_non_finite: int = 0  # updates that may be left out for a loss or gradient of NaN or inf
+    run: str = (
+        ""  # checksum of all that the weights depend on, kept in every file; empty: not known
+    )
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
@@ -360,6 +364,7 @@ class _TrainingState:
         self._saved = self._since = time.monotonic()
 
     def _restore(self, saved: dict) -> None:
+        refuse_other_content(self.folder / "checkpoints", saved, self.config.run)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.counters = saved["at"]  # the name that checkpoints have always had
@@ -411,6 +416,7 @@ class _TrainingState:
         skipped = self.counters.get("skipped", [])
         if skipped or self.config.skip_non_finite:
             table["skipped"] = np.searchsorted(skipped, table.step, side="right")
+        table.attrs["run"] = self.config.run
         if not self.main:
             return table
         refuse_overtaken(self.folder, self.stored)
@@ -419,6 +425,7 @@ class _TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "at": self.counters,
             "memory": self.memory,
+            "run": self.config.run,
         }
         with self.clock_paused():
             _save_checkpoint(self.folder / "checkpoints", self.counters["step"], state)
