@@ -224,8 +224,15 @@ def _read_table(
     test_fold: int | None,
 ) -> Task:
     "Read a labelled table. Raises CarpError with the row of an illegal symbol."
+    stops = 0
     for i, sequence in enumerate(read_sequences(source, sequence_column or None), 1):
-        PROTEIN.to_ids(sequence, f"{source}, row {i}")
+        stops += sequence.endswith("*")
+        PROTEIN.to_ids(sequence.rstrip("*"), f"{source}, row {i}")
+    if stops:
+        warnings.warn(
+            f"{source}: the * at the end of {stops} sequences (a stop codon) is left out.",
+            stacklevel=3,
+        )
     return read_labelled(
         source, sequence_column or None, target_column or None, split_column, kind, test_fold
     )

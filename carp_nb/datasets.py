@@ -26,6 +26,7 @@ from .errors import CarpError
 from .fetch import cache_dir, fetch
 from .files import content_sha256, make_once, package_folder, project_root, text_sha256
 from .identity import check_file_name, content_sha256_once
+from .indels import hint_scan
 from carp_nb.mutants import (
     STOP_CODON,
     Misplaced,
@@ -197,7 +198,7 @@ def _parse_rows(
             parsed.append(None)
             bad.add(error, f"line {line}, {str(error).rstrip('.')}")
     if bad.problems and not skip_bad:
-        raise bad.error(path, len(rows), "Leave them out with skip_bad=True.")
+        raise bad.error(path, len(rows), hint_scan(path, bad.kinds))
     dropped |= bad.kinds
     rows = rows.assign(mutations=pd.Series(parsed, index=rows.index, dtype=object))
     return rows[rows.mutations.notna()]
@@ -229,7 +230,7 @@ def _drop_rows(
     dropped["synonymous"] = int(silent.sum())
     dropped["no score"] = int(missing.sum())
     rows = rows[~wild & ~silent & ~missing]
-    score = parse_numbers(path, rows.score)
+    score = parse_numbers(rows.score)
     wrong = rows[~np.isfinite(score.to_numpy(dtype=float))]
     if len(wrong):
         problems = [

@@ -266,6 +266,19 @@ def _tabulate_substitutions(
     table["frozen"] = [position in mutant.frozen for position, _ in changes]
     return table, (i, k)
 
+# %% ../nbs/library/81_explorer.ipynb #6e562242
+def _with_left_out(table: pd.DataFrame, mutant: Mutant) -> pd.DataFrame:
+    "Add a row for each residue that is none of the 20 amino acids, with a note that says so."
+    rows = []
+    for position, letter in enumerate(mutant.wild_type, mutant.offset):
+        if letter not in AMINO_ACIDS:
+            note = f"{letter} is not one of the 20 amino acids; left out"
+            rows.append({"position": position, "wild_type": letter, "note": note})
+    if not rows:
+        return table
+    left_out = pd.DataFrame(rows).reindex(columns=[*table.columns, "note"])
+    return pd.concat([table.astype(object), left_out], ignore_index=True)
+
 # %% ../nbs/library/81_explorer.ipynb #33d511b5
 def _write_fasta(mutant: Mutant, label: str) -> str:
     "Write the wild type, and the mutant if there is one."
@@ -499,7 +512,7 @@ class Explorer:
         table, cells = _tabulate_substitutions(self.mutant, self.map)
         if self.measured_map is not None:
             table["measured"] = self.direction * self.measured_map[cells]
-        return table
+        return _with_left_out(table, self.mutant)
 
     def fasta(self) -> str:
         "Write wild type and mutant as FASTA records."

@@ -17,9 +17,9 @@ import pandas as pd
 from .datasets import Scan
 from .errors import CarpError
 from .files import split_commas
+from .indels import list_sites
 from .metrics import proteingym_measures, spearman_interval
 from .mutant_tables import MutantTable
-from .mutants import parse_mutant
 from .readers import bad_rows, find_column, parse_numbers
 from .tasks import MISSING
 
@@ -59,7 +59,7 @@ def read_measurement(
         raise CarpError(f"{mutants.path}: {names.count(column)} columns are called {column!r}.")
     texts = mutants.table[column].str.strip()
     lower = texts.str.lower()
-    values = parse_numbers(mutants.path, lower.map(_WORDS).fillna(texts)).to_numpy()
+    values = parse_numbers(lower.map(_WORDS).fillna(texts)).to_numpy()
     missing = lower.isin(MISSING).to_numpy()
     unreadable = ~np.isfinite(values) & ~missing
     if unreadable.any() and not skip_bad:
@@ -99,23 +99,6 @@ def read_measurements(
         names = [columns]
     return [read_measurement(rows[0], name, direction, skip_bad) for name in names]
 
-# %% ../nbs/library/53_measured.ipynb #f2940d9c
-def _sites(mutants: Sequence[str]) -> list[tuple[int, ...]]:
-    "The mutated positions of each mutant; a number of its own where they are not known."
-    parsed = []
-    highest = 0
-    for mutant in mutants:
-        try:
-            sites = tuple(mutation.number for mutation in parse_mutant(mutant))
-        except CarpError:
-            sites = None
-        parsed.append(sites)
-        highest = max(highest, *(sites or (0,)))
-    for row, sites in enumerate(parsed):
-        if sites is None:
-            parsed[row] = (highest + 1 + row,)
-    return parsed
-
 # %% ../nbs/library/53_measured.ipynb #eb12a397
 def _left_out(
     scores: np.ndarray,  # [N] NaN where a row was not scored
@@ -144,7 +127,7 @@ def compare_measurement(
     both = np.isfinite(scores) & np.isfinite(measurement.values)
     compared = scores[both]
     fitness = measurement.fitness[both]
-    sites = _sites([mutant for mutant, used in zip(mutants, both) if used])
+    sites = list_sites([mutant for mutant, used in zip(mutants, both) if used])
     rho, lo, hi = spearman_interval(compared, fitness, sites, n_boot, seed)
     line = {
         "measured": measurement.column,

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from os.path import isfile
+from os.path import exists, isfile
 from pathlib import Path
 
 import pandas as pd
@@ -75,14 +75,29 @@ def _is_mutant(text: str) -> bool:
     return named or (len(text) >= 30 and is_whole_sequence(text, text))
 
 # %% ../nbs/library/52_mutant_tables.ipynb #2864fa64
+def _read_list(path: Path) -> list[tuple[int, list[str]]]:  # line number, the mutant
+    "Read one mutant a line. Raises CarpError for a comma, which could stand between mutants."
+    # a semicolon joins the changes of a mutant here, so that no symbol separates cells
+    lines = [(number, cells) for number, cells in table_lines(path, "\x1f") if any(cells)]
+    for number, (text,) in lines:
+        if "," in text:
+            raise CarpError(
+                f"{path}, line {number}: a list has one mutant a line, and a colon joins the "
+                "changes of one; above columns, give their names in the first line."
+            )
+    return lines
+
+
 def _read_rows(path: Path) -> tuple[pd.DataFrame, list[int]]:  # of text; line of each row
     "Read a table, or a list without a header. Blank lines are left out."
-    lines = [(number, cells) for number, cells in table_lines(path) if any(cells)]
-    header = lines[0][1]
-    if len(header) == 1 and _is_mutant(header[0]):
+    header = next(table_lines(path))[1]
+    if _is_mutant(";".join(header)):
+        lines = _read_list(path)
         header = [MUTANT_COLUMNS[0]]
     else:
-        lines = lines[1:]
+        lines = [(number, cells) for number, cells in table_lines(path) if any(cells)][1:]
+    if not lines:
+        raise CarpError(f"{path} holds no mutants below its header; give at least one.")
     table = pd.DataFrame([cells for _, cells in lines], columns=header, dtype=str)
     return table, [number for number, _ in lines]
 
@@ -128,7 +143,7 @@ def read_mutant_table(
     offset: int = 1,
 ) -> MutantTable:
     "Read a table of mutants. Raises CarpError for one without, FileNotFoundError."
-    if not isfile(path):
+    if not isfile(path) and ".zip#" not in str(path):
         raise FileNotFoundError(
             f"there is no file {path}; give the path of a csv with a column mutant."
         )
@@ -151,9 +166,12 @@ def read_mutant_table(
     return MutantTable(str(path), mutants, lines, table, sequences)
 
 # %% ../nbs/library/52_mutant_tables.ipynb #0af42375
+_ENDINGS = (".csv", ".tsv", ".txt", ".gz", ".xlsx", ".xls", ".ods", ".parquet", ".json")
+
+
 def is_mutant_file(source: str) -> bool:
     "Whether a source of mutants is a file, there or not, rather than a list of mutants."
-    return isfile(source) or source.lower().endswith((".csv", ".tsv", ".txt", ".gz"))
+    return exists(source) or source.lower().endswith(_ENDINGS)
 
 
 def read_mutants(
@@ -294,7 +312,7 @@ def score_table(
     scores = scores.set_index(pd.Index(list(placed.good))).reindex(range(len(mutants)))
     scores["note"] = [placed.reasons.get(row, "") for row in range(len(mutants))]
     table = mutants.table
-    if table.empty:
+    if table.columns.empty:
         table = pd.DataFrame({"mutant": mutants.mutants})
     # a column that the table has already keeps its name
     scores = scores.rename(columns={name: f"model_{name}" for name in scores if name in table})
@@ -335,9 +353,18 @@ def ranked_table(
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/library/52_mutant_tables.ipynb #18d53248
-def _keep_scorable(mutants: Sequence[str], name: str, wild_type: str, offset: int) -> list[str]:
+def _keep_scorable(
+    mutants: list[str],
+    name: str,
+    wild_type: str,
+    offset: int,
+    method: str,
+) -> list[str]:
     "The mutants of a protein that can be scored; a note counts the others by kind."
-    placed = _place_rows(MutantTable("", list(mutants)), wild_type, offset, _place_substitutions)
+    place = _place_substitutions
+    if method_name(method) == "pseudo-likelihood":
+        place = _place_sequence
+    placed = _place_rows(MutantTable("", mutants), wild_type, offset, place)
     if placed.reasons:
         counts = ", ".join(f"{n} {kind}" for kind, n in placed.bad.kinds.items())
         warnings.warn(
@@ -345,7 +372,7 @@ def _keep_scorable(mutants: Sequence[str], name: str, wild_type: str, offset: in
             f"{first_five(placed.bad.problems)}.",
             stacklevel=3,
         )
-    return list(placed.good.values())
+    return [mutants[row] for row in placed.good]
 
 
 def mutants_by_protein(
@@ -353,6 +380,7 @@ def mutants_by_protein(
     proteins: Sequence[tuple[str, str]],  # (id, sequence) pairs
     offset: int = 1,
     skip_bad: bool = False,  # leave out mutants that cannot be scored, with a note
+    method: str = "masked",  # by which they will be scored
 ) -> dict[str, list[str]] | None:  # id -> mutants; None: every single substitution
     "Read the mutants that are wanted of each protein. Raises CarpError as `read_mutants` does."
     if not source:
@@ -361,6 +389,6 @@ def mutants_by_protein(
     for name, sequence in proteins:
         mutants = read_mutants(source, sequence, offset)
         if skip_bad:
-            mutants = _keep_scorable(mutants, name, sequence, offset)
+            mutants = _keep_scorable(mutants, name, sequence, offset, method)
         wanted[name] = mutants
     return wanted

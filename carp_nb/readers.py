@@ -82,6 +82,12 @@ def _check_record(path: Path, record: Record) -> Record:
     "Return the record. Raises CarpError for one without an id or without residues."
     if not record.header:
         raise CarpError(f"{path}, line {record.line}: the header has no id; write '>id'.")
+    # the line below such a header is a title, which could pass for residues
+    if re.match(r"[A-Z][A-Z0-9];", record.header):
+        raise CarpError(
+            f"{path}, line {record.line}: {record.name} is a header of the format PIR; "
+            "save the file as FASTA."
+        )
     if not record.parts:
         raise CarpError(f"{path}, line {record.line}: {record.name} has no sequence.")
     return record
@@ -110,6 +116,9 @@ def _must_be_short(path: Path, record: Record, letters: int) -> None:
         )
 
 # %% ../nbs/library/30_readers.ipynb #fd566224
+_MARKS_16 = (b"\xff\xfe", b"\xfe\xff")  # the byte-order marks of UTF-16
+
+
 def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:  # line number, text
     "Stream the lines of a FASTA file that are neither blank nor comments."
     number = 0
@@ -119,7 +128,7 @@ def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:  # line number, text
             # a file whose lines end in CR alone is one chunk
             for line in chunk.splitlines():
                 number += 1
-                if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                if number == 1 and (b"\0" in line[:2] or line[:2] in _MARKS_16):
                     raise CarpError(f"{path} is UTF-16; save it as plain text (UTF-8).")
                 text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 # what follows a NUL belongs to another alignment, with another query
@@ -301,30 +310,51 @@ def _is_annotation(name: str) -> bool:
     return name.startswith(("ss_", "sa_", "aa_")) or name.lower().endswith("consensus")
 
 
+_MARK = b"\xef\xbb\xbf"  # the byte-order mark of UTF-8
+
+
 def _is_stockholm(path: str | Path) -> bool:
     "Whether a file says in its first line that it is in Stockholm format."
     if str(path) == "-":
         return False
     with open_file(path) as file:
-        return file.read(11) == b"# STOCKHOLM"
+        start = file.read(64)
+    return start.removeprefix(_MARK).lstrip().startswith(b"# STOCKHOLM")
+
+
+def _stockholm_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:  # line number, words
+    "Stream the lines of the first alignment of a Stockholm file, without its markup."
+    number = 0
+    with open_file(path) as file:
+        for chunk in _chunks(path, file):
+            for line in chunk.splitlines():
+                number += 1
+                if line.startswith(b"//"):
+                    return
+                # markup begins with #
+                if not line.removeprefix(_MARK).startswith(b"#"):
+                    yield number, line.split()
+    warnings.warn(f"{path} does not end with //; is it cut off?", stacklevel=2)
 
 
 def _stockholm_rows(path: Path) -> Iterator[tuple[str, str]]:  # id, row
     "Read the rows of the first alignment of a Stockholm file, whose lines come in blocks."
     parts: dict[str, list[tuple[int, bytes]]] = {}
-    with open_file(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.startswith(b"//"):
-                break
-            words = line.split()
-            # markup begins with #
-            if not words or line.startswith(b"#"):
-                continue
-            if len(words) != 2:
-                raise CarpError(
-                    f"{path}, line {number}: expected a name and a row of the alignment."
-                )
-            parts.setdefault(words[0].decode("utf-8", "replace"), []).append((number, words[1]))
+    block: set[str] = set()  # names since the last blank line
+    for number, words in _stockholm_lines(path):
+        if not words:
+            block.clear()
+            continue
+        if len(words) != 2:
+            raise CarpError(f"{path}, line {number}: expected a name and a row of the alignment.")
+        name = words[0].decode("utf-8", "replace")
+        # joined, two rows of one name would make one that is too long
+        if name in block:
+            raise CarpError(
+                f"{path}, line {number}: {name} has two rows in one block; give each its own name."
+            )
+        block.add(name)
+        parts.setdefault(name, []).append((number, words[1]))
     if not parts:
         raise CarpError(f"{path} holds no sequences.")
     for name, lines in parts.items():
@@ -392,34 +422,61 @@ def write_fasta(
     return written
 
 # %% ../nbs/library/30_readers.ipynb #66f883f9
+_NO_TEXT = {  # first bytes -> what such a file is
+    b"PK\3\4": "a workbook (xlsx, ods) or a zip archive",
+    b"\xd0\xcf\x11\xe0": "a workbook (xls)",
+    b"PAR1\x15": "a parquet table",
+}
+
+
 def _encoding_of(path: Path) -> str:
-    "UTF-16 by its byte-order mark (Excel's Unicode text), else UTF-8 with or without one."
+    """UTF-16 by its byte-order mark (Excel's Unicode text) or its zeros, else UTF-8 with or
+    without a mark. Raises CarpError for a workbook.
+    """
     with open_file(path) as file:
-        start = file.read(2)
-    return "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        start = file.read(8)
+    for magic, what in _NO_TEXT.items():
+        if start.startswith(magic):
+            raise CarpError(f"{path} is {what}; save the table as csv.")
+    if start[:2] in _MARKS_16:
+        return "utf-16"
+    # plain letters in UTF-16 have a zero each
+    if start[1:2] == b"\0":
+        return "utf-16-le"
+    return "utf-16-be" if start[:1] == b"\0" else "utf-8-sig"
 
 
 def _guess_separator(line: str) -> str:
     "Guess the separator (tab, comma or semicolon) from the first line of a table."
     if "\t" in line:
         return "\t"
-    return ";" if ";" in line and "," not in line else ","
+    # a name may have a comma within quotes, or before a blank
+    bare = re.sub('"[^"]*"', "", line)
+    commas = len(re.findall(",(?! )", bare))
+    semicolons = len(re.findall(";(?! )", bare))
+    return ";" if semicolons > commas or (";" in bare and "," not in bare) else ","
 
 
 def _table_cells(
     path: Path,
     text: io.TextIOBase,
+    separator: str,  # "": guessed
 ) -> Iterator[tuple[int, list[str]]]:  # line number, cells; the header first
     "Yield the lines of an open table. Raises CarpError for one that does not match the header."
     first = text.readline()
-    separator = _guess_separator(first)
+    # Excel's own way to say the separator
+    stated = re.fullmatch(r'"?sep=(.)"?\s*', first)
+    if stated:
+        first = text.readline()
+    separator = separator or (stated[1] if stated else _guess_separator(first))
+    above = 1 + bool(stated)  # lines above the rows
     header = next(csv.reader([first], delimiter=separator), [])
     if not any(header):
         raise CarpError(f"{path}: the first line is empty; it must name the columns.")
-    yield 1, header
+    yield above, header
     reader = csv.reader(text, delimiter=separator)
     for cells in reader:
-        number = reader.line_num + 1
+        number = reader.line_num + above
         if len(cells) == len(header):
             yield number, cells
         elif any(cells):
@@ -431,6 +488,7 @@ def _table_cells(
 
 def table_lines(
     path: Path,  # csv or tsv, plain, gzip, or archive.zip#member
+    separator: str = "",  # of the columns; "": guessed from the first line
 ) -> Iterator[tuple[int, list[str]]]:  # line number, cells; the header first
     """Stream the lines of a table separated by tabs, commas or semicolons.
 
@@ -439,28 +497,20 @@ def table_lines(
     with open_file(path) as file:
         text = io.TextIOWrapper(file, _encoding_of(path), newline="")
         with reading(path, "table of text", "save it as csv in UTF-8"):
-            yield from _table_cells(path, text)
+            yield from _table_cells(path, text, separator)
 
 # %% ../nbs/library/30_readers.ipynb #2e0dea63
 # [0-9], because \d knows digits of all scripts and float() reads them
 _DECIMAL_COMMA = r"[-+]?[0-9]*,[0-9]+(?:[eE][-+]?[0-9]+)?"
 
 
-def _separator_of(path: str | Path) -> str:
-    "The separator of a table, by its first line."
-    with open_file(path) as file:
-        text = io.TextIOWrapper(file, _encoding_of(Path(path)), newline="")
-        return _guess_separator(text.readline())
-
-
 def parse_numbers(
-    path: str | Path,  # the table that they are from
     texts: pd.Series,  # of strings
 ) -> pd.Series:  # float64, NaN for what is no number
     "Read numbers with decimal points, or with decimal commas where the table has these."
     number = pd.to_numeric(texts, errors="coerce").astype(float)
     comma = texts.astype(str).str.strip().str.fullmatch(_DECIMAL_COMMA)
-    if not comma.any() or _separator_of(path) == ",":
+    if not comma.any():
         return number
     with_commas = texts[comma].str.strip()
     # 1,234 could be 1234; 0,5 and 12,34 could not
@@ -515,10 +565,11 @@ def find_column(
     hint = ""
     if chosen is None:
         # the documented name, written exactly so, goes before the others that are understood
-        if common_names and columns.count(common_names[0]) == 1:
-            return common_names[0]
+        documented = [c for c in columns if c.strip() in common_names[:1]]
+        if len(documented) == 1:
+            return documented[0]
         lower = {name.lower() for name in common_names}
-        fitting = [c for c in columns if c.lower() in lower]
+        fitting = [c for c in columns if c.strip().lower() in lower]
         if len(fitting) == 1:
             return fitting[0]
         why = "none has one of the common names"
@@ -544,7 +595,7 @@ def find_optional_column(
     "Find an optional column. Raises CarpError as `find_column` does."
     columns = [str(c) for c in columns]
     lower = {name.lower() for name in common_names}
-    if chosen is None and not any(c.lower() in lower for c in columns):
+    if chosen is None and not any(c.strip().lower() in lower for c in columns):
         return None
     return find_column(path, columns, chosen, common_names, advice)
 
@@ -636,7 +687,9 @@ def _match_columns(
 ) -> list[str]:  # capitals and dashes
     "Drop insertions, or keep lower-case columns if the query has some."
     # lower case in the query marks poorly covered columns, in the others insertions
-    if any(c.islower() for c in sequences[0]):
+    # where all rows have one width and some have dots, a dot is a gap as in Stockholm
+    is_aligned = len(set(map(len, sequences))) == 1 and "." in "".join(sequences)
+    if is_aligned or any(c.islower() for c in sequences[0]):
         return [s.upper().replace(".", "-") for s in sequences]
     return [re.sub("[a-z.]", "", s) for s in sequences]
 

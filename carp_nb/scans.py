@@ -24,6 +24,7 @@ from carp_nb.datasets import (
 )
 from .errors import CarpError
 from .files import content_sha256
+from .indels import hint_scan
 from .mutants import check_offset, parse_mutant
 from carp_nb.readers import (
     SKIP_BAD,
@@ -174,9 +175,16 @@ def read_own_scan(
     # what the user says comes first
     if source and replace(facts, skip_bad=False) == ScanFacts():
         return read_scan(source, path, check=False)
-    mutant = find_column(
-        path, columns, facts.mutant_column or None, MUTANT_COLUMNS, "choose mutant_column from"
-    )
+    try:
+        mutant = find_column(
+            path, columns, facts.mutant_column or None, MUTANT_COLUMNS, "choose mutant_column from"
+        )
+    except CarpError as error:
+        names = {column.strip().lower() for column in columns}
+        # a scan is of substitutions by name
+        if facts.mutant_column or not names.intersection(VARIANT_COLUMNS):
+            raise
+        raise CarpError(f"{error} {hint_scan(path, ['a whole sequence'])}") from error
     wild_type = _own_wild_type(path, facts, columns, mutant)
     scan = read_dms(
         path,
@@ -200,7 +208,7 @@ def read_own_scan(
 def _has_mutants(path: Path) -> bool:
     "Whether a table has a column of mutants."
     columns = next(table_lines(path))[1]
-    return any(column.lower() in MUTANT_COLUMNS for column in columns)
+    return any(column.strip().lower() in MUTANT_COLUMNS for column in columns)
 
 
 def _scan_files(path: Path) -> list[Path]:

@@ -32,9 +32,11 @@ from .devices import as_dtype
 from .errors import CarpError
 from .files import split_commas
 from carp_nb.indels import (
+    UNNAMED_SITE,
     can_place,
     fastest_log_probs,
     hint_indels,
+    list_sites,
     mutated_sequence,
     score_sequences,
 )
@@ -544,14 +546,15 @@ def _spearman_by_depth(
     seed: int,
 ) -> list[tuple]:  # metric, value, lo, hi, n
     "Correlate for each number of mutations; the list is empty if all mutants have the same."
-    count = np.array([len(positions) for positions in sites])
-    depths = np.unique(count)
+    # the changes of an insertion, deletion or whole sequence are not counted
+    count = np.array([-1 if max(s, default=0) >= UNNAMED_SITE else len(s) for s in sites])
+    depths = np.unique(count[count >= 0])
     if len(depths) < 2:
         return []
     rows = []
     for depth in depths:
         at = count == depth
-        sites_at = [positions for positions in sites if len(positions) == depth]
+        sites_at = [positions for positions, here in zip(sites, at) if here]
         interval = spearman_interval(scores[at], fitness[at], sites_at, n_boot, seed)
         rows.append((f"spearman_{depth}_mutations", *interval, int(at.sum())))
     return rows
@@ -568,9 +571,7 @@ def agreement(
     "Compute Spearman (also by number of mutations), NDCG and top-10 % recall of scores."
     scores = np.asarray(scores, float)
     fitness = direction * np.asarray(measured, float)
-    sites = []
-    for mutant in mutants:
-        sites.append(tuple(mutation.number for mutation in parse_mutant(mutant)))
+    sites = list_sites(mutants)
     n = len(scores)
     rho, lo, hi = spearman_interval(scores, fitness, sites, n_boot, seed)
     # changing the sign swaps the bounds

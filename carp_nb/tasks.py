@@ -177,7 +177,7 @@ def _targets(path: str | Path, table: pd.DataFrame, kind: str) -> pd.Series:
         return target.astype(int) if set(target) <= {"0", "1"} else target
     if kind != "regression":
         return target
-    number = parse_numbers(path, target)
+    number = parse_numbers(target)
     wrong = table[~np.isfinite(number)]
     if len(wrong):
         problems = [
@@ -289,7 +289,8 @@ def _split_by_folds(
     test_fold: int | None,  # None: the highest
 ) -> pd.Series:  # train, valid or test
     "Divide rows by their fold. Raises CarpError for fewer than three folds or one that is not there."
-    number = folds.astype(int)
+    # whole numbers beside empty cells come as 2.0
+    number = folds.str.removesuffix(".0").astype(int)
     present = sorted(set(number))
     if len(present) < 3:
         raise CarpError(
@@ -312,14 +313,22 @@ def _split_by_folds(
     return number.map(names)
 
 # %% ../nbs/library/34_tasks.ipynb #7014e24a
+_YES = {"true", "1", "yes"}
+_NO = {"false", "0", "no", *MISSING}
+
+
 def _join_validation(
+    path: Path,  # for messages
     split: pd.Series,  # in any of the known words; empty: outside the split
     validation: pd.Series,  # FLIP's: True for the part of train that steers early stopping
 ) -> pd.Series:
     "train, valid or test from the two columns that FLIP's files have."
     split = split.map(_normalise_split)
-    steers_stopping = (split == "train") & (validation.str.strip().str.lower() == "true")
-    return split.where(~steers_stopping, "valid")
+    word = validation.str.strip().str.lower().str.removesuffix(".0")
+    unknown = validation[~word.isin(_YES | _NO)]
+    if len(unknown):
+        raise CarpError(f"{path}: validation is {unknown.iloc[0]!r}; write True, False or nothing.")
+    return split.where((split != "train") | ~word.isin(_YES), "valid")
 
 # %% ../nbs/library/34_tasks.ipynb #6da43aa3
 def _first_field(record: Record, names: tuple[str, ...]) -> str:
@@ -352,7 +361,7 @@ def _labelled_fasta(path: Path) -> pd.DataFrame:  # line, id, sequence, target, 
             f"{path}, line 1: {table.id[0]} has no label in its header, and no other has; "
             "write '>id target=1'."
         )
-    split = _join_validation(table.split, table.validation)
+    split = _join_validation(path, table.split, table.validation)
     return table.assign(split=split).drop(columns="validation")
 
 # %% ../nbs/library/34_tasks.ipynb #01d8115b
@@ -402,11 +411,11 @@ def _labelled_table(
         names["validation"] = "validation"
     table = _read_columns(path, names)
     in_split = table.split != ""
-    if in_split.any() and table.split[in_split].str.fullmatch("[0-9]{1,6}").all():
+    if in_split.any() and table.split[in_split].str.fullmatch(r"[0-9]{1,6}(\.0)?").all():
         folds = _split_by_folds(path, table.split[in_split], test_fold)
         split = folds.reindex(table.index, fill_value="")
     else:
-        split = _join_validation(table.split, table.validation)
+        split = _join_validation(path, table.split, table.validation)
     return table.assign(split=split).drop(columns="validation"), target
 
 # %% ../nbs/library/34_tasks.ipynb #11439018
@@ -459,7 +468,7 @@ def _flip_csv(path: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["line", *header])
     if "validation" not in table:
         table["validation"] = ""
-    split = _join_validation(table["set"], table.validation)
+    split = _join_validation(path, table["set"], table.validation)
     return table.assign(split=split).drop(columns=["set", "validation"])
 
 # %% ../nbs/library/34_tasks.ipynb #19a84e90
