@@ -436,6 +436,9 @@ def write_table(
 ) -> pd.DataFrame:  # the same table
     "Write a table under a temporary name and rename it, so that it is never half there."
     suffix = table_suffix(path)
+    twice = table.columns[table.columns.duplicated()]
+    if suffix == ".parquet" and len(twice):
+        raise CarpError(f"{path}: two columns are called {twice[0]!r}; write a csv or tsv instead.")
     with atomic_path(path) as temporary:
         if suffix == ".parquet":
             table.to_parquet(temporary, index=False)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HOW_TO_WRITE', 'UNNAMED_SITE', 'Edit', 'is_whole_sequence', 'check_mutated', 'mutated_sequence', 'can_place',
-           'hint_indels', 'list_sites', 'hint_scan', 'names_changes', 'fastest_log_probs', 'pseudo_log_likelihood',
-           'score_sequences']
+           'hint_indels', 'list_sites', 'hint_measured', 'hint_scan', 'names_changes', 'fastest_log_probs',
+           'pseudo_log_likelihood', 'score_sequences']
 
 # %% ../nbs/library/16_indels.ipynb #e8f4f995
 import re
@@ -27,7 +27,14 @@ from .carp import CARP
 from .devices import as_dtype
 from .errors import CarpError
 from .incremental import masked_log_probs
-from .mutants import ONE_LETTER, Mutation, Unscorable, parse_mutant, place_mutant
+from carp_nb.mutants import (
+    ONE_LETTER,
+    Mutation,
+    Unscorable,
+    drop_reference,
+    parse_mutant,
+    place_mutant,
+)
 
 # %% ../nbs/library/16_indels.ipynb #a6abf0da
 _SITE = r"([A-Z]{3}|[A-Z])(-?\d{1,9})"
@@ -42,7 +49,7 @@ HOW_TO_WRITE = "write K2del, K2_Y5del, K2_T3insQS, K2delinsWV or K2dup"
 
 def _split_changes(mutant: str) -> list[str]:
     "Split a mutant into its changes, without the signs of HGVS."
-    pieces = _SEPARATOR.split(_HGVS.sub("", mutant.strip()))
+    pieces = _SEPARATOR.split(_HGVS.sub("", drop_reference(mutant)))
     return [_HGVS.sub("", piece) for piece in pieces]
 
 # %% ../nbs/library/16_indels.ipynb #89808f83
@@ -289,6 +296,14 @@ def list_sites(mutants: Sequence[str]) -> list[tuple[int, ...]]:
     return sites
 
 
+def hint_measured(path: str | Path) -> str:
+    "Say which command compares what a scan of substitutions cannot hold."
+    return (
+        "Insertions, deletions and whole sequences are compared by `carp-nb score WILD_TYPE.fasta "
+        f"--mutants {path} --measured COLUMN --method pseudo-likelihood`."
+    )
+
+
 def hint_scan(
     path: str | Path,  # of the scan
     kinds: Iterable[str],  # of the rows that are no substitutions
@@ -296,10 +311,7 @@ def hint_scan(
     "Say how to leave rows out of a scan, or to compare insertions and deletions."
     hint = "Leave them out with skip_bad=True."
     if {"an insertion, deletion or frameshift", "a whole sequence"} & set(kinds):
-        hint += (
-            f" Insertions, deletions and whole sequences are compared by `carp-nb score "
-            f"WILD_TYPE.fasta --mutants {path} --measured COLUMN --method pseudo-likelihood`."
-        )
+        hint = f"{hint} {hint_measured(path)}"
     return hint
 
 # %% ../nbs/library/16_indels.ipynb #81c23708
@@ -313,7 +325,11 @@ def _is_change(piece: str) -> bool:
 
 def names_changes(text: str) -> bool:
     "Whether a text is written as substitutions, insertions or deletions, or as the wild type."
-    return all(_is_change(piece) for piece in _split_changes(text))
+    try:
+        return all(_is_change(piece) for piece in _split_changes(text))
+    # of two alleles
+    except CarpError:
+        return True
 
 # %% ../nbs/library/16_indels.ipynb #94c53d23
 def fastest_log_probs(

@@ -24,7 +24,7 @@ from carp_nb.datasets import (
 )
 from .errors import CarpError
 from .files import content_sha256
-from .indels import hint_scan
+from .indels import hint_measured
 from .mutants import check_offset, parse_mutant
 from carp_nb.readers import (
     SKIP_BAD,
@@ -184,7 +184,7 @@ def read_own_scan(
         # a scan is of substitutions by name
         if facts.mutant_column or not names.intersection(VARIANT_COLUMNS):
             raise
-        raise CarpError(f"{error} {hint_scan(path, ['a whole sequence'])}") from error
+        raise CarpError(f"{error} {hint_measured(path)}") from error
     wild_type = _own_wild_type(path, facts, columns, mutant)
     scan = read_dms(
         path,

@@ -3,6 +3,8 @@
 The files in tests/cases were made for these tests; each is a few lines that once failed or misled.
 """
 
+import gzip
+import io
 import warnings
 from pathlib import Path
 
@@ -11,15 +13,18 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cli import _one_cache, refused, typed  # noqa: F401
 
 from carp_nb.assays import read_assay
 from carp_nb.baselines import Blosum62
 from carp_nb.datasets import read_dms
 from carp_nb.errors import CarpError
-from carp_nb.mutant_tables import read_mutant_table, score_table
+from carp_nb.measured import read_measurement
+from carp_nb.mutant_tables import mutants_by_protein, read_mutant_table, read_mutants, score_table
 from carp_nb.mutants import parse_mutant
 from carp_nb.readers import read_aligned, read_alignment, read_fasta, table_lines
-from carp_nb.scoring import mutation_scan
+from carp_nb.scans import ScanFacts, read_own_scan
+from carp_nb.scoring import agreement, mutation_scan
 from carp_nb.tasks import read_labelled
 
 CASES = Path(__file__).parent / "cases"
@@ -155,3 +160,175 @@ def test_any_text_is_a_mutant_or_one_sentence(text):
         parse_mutant(text)
     except CarpError as error:
         assert "mutant" in str(error)
+
+
+TABLES = {  # name -> text or bytes; each holds the mutants of m_plain.csv
+    "byte order mark": b"\xef\xbb\xbfmutant,kcat\nQ2A,0.5\nD22A:G41L,1\n",
+    "utf-16": "mutant\tkcat\nQ2A\t0.5\nD22A:G41L\t1\n".encode("utf-16"),
+    "utf-16 without a mark": "mutant\tkcat\nQ2A\t0.5\nD22A:G41L\t1\n".encode("utf-16-le"),
+    "packed": gzip.compress(b"mutant,kcat\nQ2A,0.5\nD22A:G41L,1\n"),
+    "CR": b"mutant,kcat\rQ2A,0.5\rD22A:G41L,1\r",
+    "quoted semicolons": b'"mutant";"kcat, 1/s"\n"Q2A";"0,5"\n"D22A:G41L";"1,0"\n',
+    "a comma in a name": b"mutant;kcat, 1/s\nQ2A;0,5\nD22A:G41L;1,0\n",
+    "quoted decimal commas": b'mutant,kcat\nQ2A,"0,5"\nD22A:G41L,"1,0"\n',
+    "a stated separator": b"sep=;\nmutant;kcat\nQ2A;0,5\nD22A:G41L;1\n",
+    "blanks around names": b"mutant , kcat\nQ2A, 0.5\nD22A:G41L, 1\n",
+    "a list": b"Q2A\nD22A:G41L\n",
+    "a list of HGVS": b"p.Gln2Ala\np.[Asp22Ala;Gly41Leu]\n",
+    "a reference": b"hgvs_pro\nNP_000001.2:p.Gln2Ala\nENSP01:p.[(Asp22Ala);(Gly41Leu)]\n",
+}
+
+
+@pytest.mark.parametrize("dialect", TABLES)
+def test_dialects_of_a_table_hold_the_same_mutants(tmp_path, dialect):
+    (tmp_path / "t.csv").write_bytes(TABLES[dialect])
+    before = read_mutant_table(tmp_path / "t.csv", GB1)
+    after = score_table(Blosum62(), GB1, before)
+    expected = score_table(Blosum62(), GB1, read_mutant_table(CASES / "m_plain.csv"))
+    np.testing.assert_array_equal(after["score"], expected["score"])
+    pd.testing.assert_frame_equal(after[before.table.columns], before.table)
+    if before.table.shape[1] > 1:
+        measured = read_measurement(before, before.table.columns[1])
+        assert measured.values.tolist() == [0.5, 1.0]
+
+
+def test_the_first_line_of_a_list_may_hold_a_semicolon(tmp_path):
+    (tmp_path / "l.txt").write_text("p.[Asp22Ala;Gly41Leu]\nQ2A;Y3F\nQ2A\n")
+    assert read_mutants(str(tmp_path / "l.txt")) == ["p.[Asp22Ala;Gly41Leu]", "Q2A;Y3F", "Q2A"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("t.xlsx", b"PK\3\4rest", "workbook"),
+        ("t.xls", b"\xd0\xcf\x11\xe0rest", "workbook"),
+        ("t.parquet", b"PAR1\x15\4", "parquet table"),
+        ("t.txt", b"Q2A\nQ2A,Y3F\n", "line 2: a list has one mutant a line"),
+        ("t.csv", b"mutant,x\n", "holds no mutants"),
+        ("t.csv", b"mutant\np.[Gln2Ala];[Tyr3Phe]\n", "two alleles"),
+        ("t.csv", b"mutant\np.[Gln2Ala(;)Tyr3Phe]\n", "two alleles"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CarpError, match=reason) as refused:
+        score_table(Blosum62(), GB1, read_mutant_table(tmp_path / name, GB1))
+    assert name in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["none.xlsx", "none.parquet", "none.csv.gz"])
+def test_a_missing_table_is_no_strange_mutant(name):
+    with pytest.raises(FileNotFoundError, match=name):
+        read_mutants(name)
+
+
+OUT = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t", ".parquet": ""}
+
+
+@pytest.mark.parametrize("suffix", OUT)
+@pytest.mark.parametrize("name", ["m_plain.csv", "m_semi.csv", "m.tsv", "m_hgvs.csv", "packed.gz"])
+def test_a_table_comes_back_in_each_format(tmp_path, name, suffix):
+    path = CASES / name
+    if name == "packed.gz":
+        path = tmp_path / name
+        path.write_bytes(gzip.compress((CASES / "m_semi.csv").read_bytes()))
+    out = tmp_path / f"out{suffix}"
+    words = ("--mutants", path, "--model", "blosum62", "-o", out)
+    assert typed("score", CASES / "plain.fa", *words).exit_code == 0
+    before = read_mutant_table(path).table
+    if suffix == ".parquet":
+        after = pd.read_parquet(out)
+    else:
+        packed = out.read_bytes()[:2] == b"\x1f\x8b"
+        assert packed == suffix.endswith(".gz")
+        text = out.read_bytes()
+        text = gzip.decompress(text) if packed else text
+        after = pd.read_csv(io.BytesIO(text), sep=OUT[suffix], dtype=str, keep_default_na=False)
+    columns = list(before)
+    assert list(after)[: len(columns)] == columns and len(after) == len(before)
+    assert after[columns].astype(str).to_numpy().tolist() == before.to_numpy().tolist()
+    (score,) = [c for c in ("model_score", "score") if c in after and c not in columns][:1]
+    np.testing.assert_allclose(after[score].astype(float), [-2.07944, -6.23832])
+
+
+def test_two_columns_of_one_name_have_no_place_in_parquet(tmp_path):
+    (tmp_path / "t.csv").write_text("mutant,a,a\nQ2A,1,2\n")
+    words = ("score", GB1, "--mutants", tmp_path / "t.csv", "--model", "blosum62", "-o")
+    refused(*words, tmp_path / "o.parquet", contains="two columns are called 'a'")
+    assert typed(*words, tmp_path / "o.csv").exit_code == 0
+
+
+@pytest.mark.parametrize(("yes", "no"), [("True", ""), ("1", "0"), ("1.0", "0.0"), ("yes", "no")])
+def test_validation_rows_of_flip_in_any_spelling(tmp_path, yes, no):
+    rows = [f"MK{a},{i},train,{yes if i % 2 else no}\n" for i, a in enumerate("VACDEF")]
+    (tmp_path / "f.csv").write_text("".join(["sequence,target,set,validation\n", *rows]))
+    split = read_labelled(tmp_path / "f.csv").table.split.tolist()
+    assert split == ["train", "valid"] * 3
+
+
+def test_an_unknown_validation_word_is_refused(tmp_path):
+    (tmp_path / "f.csv").write_text("sequence,target,set,validation\nMK,1,train,maybe\n")
+    with pytest.raises(CarpError, match=r"f\.csv: validation is 'maybe'"):
+        read_labelled(tmp_path / "f.csv")
+
+
+def test_folds_with_a_decimal_point_and_stops_in_a_labelled_table(tmp_path):
+    rows = [f"MK{a}*,{i},{i % 3}.0\n" for i, a in enumerate("VACDEF")]
+    (tmp_path / "f.csv").write_text("".join(["sequence,target,split\n", *rows]))
+    with pytest.warns(UserWarning, match="at the end of 6 sequences"):
+        task = read_assay(tmp_path / "f.csv", test_fold=0)
+    assert task.table.sequence.tolist() == [f"MK{a}" for a in "VACDEF"]
+    assert task.table.split.tolist() == ["test", "train", "valid"] * 2
+
+
+STOCKHOLM = {
+    "dots for gaps": b"# STOCKHOLM 1.0\nq MKTA\nb M.TA\n//\n",
+    "byte order mark": b"\xef\xbb\xbf# STOCKHOLM 1.0\nq MKTA\nb M-TA\n//\n",
+    "blank first line": b"\n# STOCKHOLM 1.0\nq MKTA\nb M-TA\n//\n",
+    "CR": b"# STOCKHOLM 1.0\rq MKTA\rb M-TA\r//\r",
+    "blocks": b"# STOCKHOLM 1.0\nq MK\nb M-\n#=GC SS CC\n\nq TA\nb TA\n//\n",
+    "insertions": b"# STOCKHOLM 1.0\nq M.KTA\nb Mg-TA\n//\n",
+}
+
+
+@pytest.mark.parametrize("dialect", STOCKHOLM)
+def test_dialects_of_stockholm_hold_the_same_rows(tmp_path, dialect):
+    (tmp_path / "a.sto").write_bytes(STOCKHOLM[dialect])
+    alignment = read_alignment(tmp_path / "a.sto")
+    assert alignment.query == "MKTA" and alignment.rows[1].tolist() == [10, 20, 16, 0]
+
+
+def test_rows_of_one_name_are_not_joined_and_a_cut_file_is_noticed(tmp_path):
+    (tmp_path / "a.sto").write_text("# STOCKHOLM 1.0\nq MK\nq MR\n//\n")
+    with pytest.raises(CarpError, match=r"a\.sto, line 3: q has two rows"):
+        read_alignment(tmp_path / "a.sto")
+    (tmp_path / "a.sto").write_text("# STOCKHOLM 1.0\nq MK\n")
+    with pytest.warns(UserWarning, match="is it cut off"):
+        read_alignment(tmp_path / "a.sto")
+
+
+def test_the_title_of_a_pir_file_is_no_sequence(tmp_path):
+    (tmp_path / "a.pir").write_text(">P1;CRAB\ncrab\nMKV*\n")
+    with pytest.raises(CarpError, match=r"a\.pir, line 1.*PIR"):
+        list(read_fasta(tmp_path / "a.pir"))
+
+
+@pytest.mark.parametrize("name", ["m_indel.csv", "d_mave_del.csv"])
+def test_a_scan_with_indels_says_which_command_compares_them(name):
+    with pytest.raises(CarpError, match="--measured COLUMN --method pseudo-likelihood"):
+        read_own_scan(CASES / name, ScanFacts(fasta=str(CASES / "plain.fa")))
+
+
+def test_indels_are_compared_with_measurements():
+    mutants = [*(f"{wt}{i}A" for i, wt in enumerate(GB1, 1) if wt != "A"), "K4del", GB1[1:]]
+    values = np.arange(len(mutants), dtype=float)
+    table = agreement(values, values, mutants).set_index("metric")
+    assert table.n["spearman"] == len(mutants) and table.value["spearman"] == 1
+    assert not table.index.str.endswith("_mutations").any()
+
+
+def test_a_ranking_by_pseudo_likelihood_keeps_indels():
+    wanted = mutants_by_protein(
+        "Q2A,K4del,Q2fs", [("p", GB1)], skip_bad=True, method="pseudo-likelihood"
+    )
+    assert wanted == {"p": ["Q2A", "K4del"]}
