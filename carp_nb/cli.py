@@ -43,6 +43,7 @@ from carp_nb.files import (
     table_suffix,
     write_table,
 )
+from .homologs import homologs_command
 from .measured import print_comparison, read_measurements
 from carp_nb.mutant_tables import (
     MutantTable,
@@ -582,6 +583,9 @@ def split(
     dropped = "".join(f", {n} left out ({why})" for why, n in task.dropped.items() if n)
     clusters = task.table.cluster.nunique()
     print(f"{len(task):,} sequences in {clusters:,} clusters{dropped}: {output}")
+
+# %% ../nbs/library/83_cli.ipynb #f164bc41
+app.command("homologs")(homologs_command)
 
 # %% ../nbs/library/83_cli.ipynb #d7031218
 @app.command()
