@@ -282,6 +282,23 @@ def prepare_database(
     return make_once(folder, make) / "db"
 
 # %% ../nbs/library/46_homologs.ipynb #57794b23
+def _align_found(
+    folder: Path,  # of the search, with its results
+    target: Path,
+    thresholds: Thresholds,
+    iterations: int,
+) -> None:
+    "Align what was found to the last profile, and write the rows of an a3m."
+    profile = "query"
+    if iterations > 1:
+        # the search keeps a sequence in the alignment of the round that found it, which is short
+        profile = f"work/latest/profile_{iterations - 2}"
+    words = ["align", profile, target, "found", "aligned", "-a", "-e", thresholds.evalue]
+    run_mmseqs(*words, "-v", 1, folder=folder)
+    words = ["result2msa", "query", target, "aligned", "rows", "--msa-format-mode", 6]
+    run_mmseqs(*words, "-v", 1, folder=folder)
+
+
 def _search(
     name: str,
     sequence: str,
@@ -304,8 +321,7 @@ def _search(
             words += ["--prefilter-mode", 1]
         with _watching(f"search {name}", 4 * iterations, progress) as watch:
             run_mmseqs(*words, folder=folder, watch=watch)
-        words = ["result2msa", "query", target.resolve(), "found", "rows"]
-        run_mmseqs(*words, "--msa-format-mode", 6, "-v", 1, folder=folder)
+        _align_found(folder, target.resolve(), thresholds, iterations)
         return (folder / "rows").read_bytes().replace(b"\0", b"").decode("utf-8", "replace")
 
 # %% ../nbs/library/46_homologs.ipynb #3acb1a7a
@@ -449,11 +465,11 @@ def _write_family(
     with scratch_folder(path.parent) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")
         family = describe_family(read_alignment(folder / path.name))
-    save_figure(coverage_figure(family), path.with_suffix(".svg"))
-    write_table(family.table, path.with_suffix(".csv"))
+    save_figure(coverage_figure(family), path.with_suffix(".coverage.svg"))
+    write_table(family.table, path.with_suffix(".coverage.csv"))
     counted = {"homologs": family.homologs, "effective": round(family.effective, 2)}
     record = {**record, **counted, "a3m_sha256": text_sha256(text)}
-    write_text(path.with_suffix(".json"), json.dumps(record, indent=1))
+    write_text(path.with_suffix(".search.json"), json.dumps(record, indent=1))
     write_text(path, text)
     return family
 
