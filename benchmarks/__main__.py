@@ -420,7 +420,7 @@ def main() -> int:
     if SCANS in given.lines or not given.lines:
         bf16_scans(given.output)
     names = [name for name in given.lines or LINES if name != SCANS]
-    kept, failed = read_measured(given.output), []
+    kept, failed, now = read_measured(given.output), [], 0
     for name in tqdm(names, desc="lines"):
         if reason := why_not(LINES[name], kept, given):
             print(f"{name}: not measured now: {reason}", flush=True)
@@ -433,13 +433,14 @@ def main() -> int:
             failed.append(name)
             continue
         kept = with_row(kept, row)
+        now += 1
         save(whole_table(kept), given.output)
     table = whole_table(kept)
     save(table, given.output)
     shown = ["line", "processor", "ratio", "against its best", "floor", "aim", "meets"]
     if names:
         print(table[table.line.isin(names)][shown].to_string(index=False))
-    print(given.output)
+    print(f"{now} of {len(names)} lines measured now, in {given.output}", flush=True)
     if failed:
         print(f"failed, as said above: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

@@ -23,7 +23,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,6 +48,7 @@ NEEDED = {
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_FOR_PACKING = 40.0  # seconds, until it is known
 SHORTEST_TRAINING = 30.0  # seconds; less would go into the start alone
+SAVING = 10.0  # seconds from the end of training to its checkpoint
 END = 10.0  # seconds that a step gets to stop in, and the driver to pack up
 
 
@@ -61,7 +62,7 @@ class Step:
     reserve: float = 0.0  # seconds that it leaves for what comes after it
     elastic: bool = False  # takes the time that there is, so a guess is the least it needs
     again: bool = False  # also where this device has done it
-    environment: dict[str, str] = field(default_factory=dict)
+    of_source: bool = False  # done only if it was done with the same code
 
 
 @dataclass
@@ -71,7 +72,9 @@ class Session:
     device: str  # cuda, cpu
     name: str  # of the device, in words
     commit: str
+    source: str  # checksum of the code
     output: Path
+    lines: Path  # folder of the table of benchmarks
     until: float  # seconds since 1970
     bring: Path | None = None  # folder for what leaves the machine, in few files
     again: bool = False
@@ -88,9 +91,8 @@ def read_steps(session: Session):
 
     path = session.output / "steps.csv"
     if not path.exists():
-        return pd.DataFrame(
-            columns=["step", "status", "seconds", "device", "commit", "when", "said"]
-        )
+        columns = ["step", "status", "seconds", "device", "commit", "source", "when", "said"]
+        return pd.DataFrame(columns=columns)
     return pd.read_csv(path)
 
 
@@ -101,7 +103,16 @@ def write_step(session: Session, name: str, status: str, seconds: float, said: s
     from carp_nb.files import write_table
 
     when = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-    row = [name, status, round(seconds, 1), session.name, session.commit, when, said]
+    row = [
+        name,
+        status,
+        round(seconds, 1),
+        session.name,
+        session.commit,
+        session.source,
+        when,
+        said,
+    ]
     steps = read_steps(session)
     rows = [*steps.values.tolist(), row]
     write_table(pd.DataFrame(rows, columns=steps.columns), session.output / "steps.csv")
@@ -112,7 +123,7 @@ def write_step(session: Session, name: str, status: str, seconds: float, said: s
 
 
 def bring(session: Session) -> None:
-    "Pack all that is small into one file, and put the pieces of weights beside it."
+    "Pack all that is small into one file, to be unpacked in outputs/, and put the pieces beside it."
     from carp_nb.files import atomic_path
 
     if session.bring is None:
@@ -123,10 +134,11 @@ def bring(session: Session) -> None:
         atomic_path(session.bring / "results.tar.gz") as temporary,
         tarfile.open(temporary, "w:gz") as archive,
     ):
-        for path in sorted(session.output.rglob("*")):
-            inside = path.relative_to(session.output)
-            if path.suffix in leaves and "snapshots" not in inside.parts:
-                archive.add(path, str(inside))
+        for folder in {session.output, session.lines}:
+            for path in sorted(folder.rglob("*")):
+                inside = path.relative_to(folder)
+                if path.suffix in leaves and not {"snapshots", "pieces"} & set(inside.parts):
+                    archive.add(path, f"{folder.name}/{inside}")
     pieces = session.output / "pieces"
     named = {path.name for path in pieces.glob("*.piece")}
     for old in session.bring.glob("*.piece"):
@@ -138,23 +150,35 @@ def bring(session: Session) -> None:
                 shutil.copyfile(path, temporary)
 
 
-def took(session: Session, step: Step) -> float:  # seconds
-    "What a step took on this kind of device when it was last done, or its guess."
+def done_before(session: Session, step: Step):
+    "The rows of steps.csv of this step, done on this kind of device."
     steps = read_steps(session)
-    same = steps[
+    return steps[
         (steps.step == step.name) & (steps.device == session.name) & (steps.status == "ok")
     ]
-    if step.elastic or not len(same):
+
+
+def took(session: Session, step: Step) -> float:  # seconds
+    "What a step took when it was last done, and a fifth more; or its guess."
+    before = done_before(session, step)
+    if step.elastic or not len(before):
         return step.seconds
-    return 1.2 * float(same.seconds.iloc[-1])
+    return 1.2 * float(before.seconds.iloc[-1])
 
 
 def is_done(session: Session, step: Step) -> bool:
-    steps = read_steps(session)
-    same = steps[
-        (steps.step == step.name) & (steps.device == session.name) & (steps.status == "ok")
-    ]
-    return bool(len(same)) and not (step.again or session.again)
+    before = done_before(session, step)
+    if step.of_source:
+        before = before[before.source == session.source]
+    return bool(len(before)) and not (step.again or session.again)
+
+
+def source_checksum() -> str:
+    "What the tests depend on, in 12 hexadecimal digits."
+    from carp_nb.files import file_sha256, joined_sha256
+
+    paths = [*sorted((ROOT / "carp_nb").glob("*.py")), ROOT / "tests" / "test_gpu.py"]
+    return joined_sha256([file_sha256(path) for path in paths])[:12]
 
 
 # one step
@@ -184,7 +208,6 @@ def run_step(session: Session, step: Step) -> str:  # its status
     log = session.output / f"{step.name}.log"
     environment = {
         **os.environ,
-        **step.environment,
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
     }
@@ -221,10 +244,10 @@ def steps_of(session: Session, given: argparse.Namespace) -> list[Step]:
     for name in ("corpus", "valid"):
         if getattr(given, name):
             training += [f"--{name}", getattr(given, name)]
-    packing = 5.0 if rehearsal else LEFT_FOR_PACKING
-    until = ["--until", str(session.until - END - packing)]
+    packing = 15.0 if rehearsal else LEFT_FOR_PACKING
+    until = ["--until", str(session.until - END - packing - SAVING)]
     # the driver's own deadline is later, so that a line which takes longer than it did is stopped
-    lines = ["--deadline", str(session.until - END), "--output", str(session.output / "lines")]
+    lines = ["--deadline", str(session.until - END), "--output", str(session.lines)]
     tests = ["-m", "pytest", "-q", "--noconftest", "-o", "addopts=", "-p", "no:cacheprovider"]
     names = list(given.lines) or gpu_lines()
     lines += ["--device", session.device] + ["--skip-measured"] * (not session.again)
@@ -233,13 +256,14 @@ def steps_of(session: Session, given: argparse.Namespace) -> list[Step]:
             "tests",
             [*tests, f"--junitxml={session.output}/tests.xml", "tests/test_gpu.py"],
             5 if rehearsal else 90,
+            of_source=True,
         ),
         Step("lines", ["-m", "benchmarks", *names, *lines], 5, elastic=True, again=True),
         Step("figure_1f", ["-m", "benchmarks.gpu", "figure", *here], 10 if rehearsal else 120),
         Step(
             "pretrain",
             ["-m", "benchmarks.gpu", "pretrain", *training, *until],
-            5 if rehearsal else SHORTEST_TRAINING,
+            SAVING + (10 if rehearsal else SHORTEST_TRAINING),
             reserve=packing,
             elastic=True,
             again=True,
@@ -278,7 +302,12 @@ def run_all(given: argparse.Namespace) -> int:
     output = given.output or ROOT / "outputs" / ("gpu" if device != "cpu" else "gpu_rehearsal")
     output.mkdir(parents=True, exist_ok=True)
     commit = provenance(device)["commit"]
-    session = Session(device, name, commit, output, until, given.bring, given.again)
+    lines = ROOT / "outputs" / "benchmarks"
+    if given.output or device == "cpu":
+        lines = output / "lines"
+    session = Session(
+        device, name, commit, source_checksum(), output, lines, until, given.bring, given.again
+    )
     print(f"{name}, {session.left():.0f} s, results in {output}", flush=True)
     statuses = []
     for step in steps_of(session, given):
