@@ -1,5 +1,6 @@
 """The table of benchmarks loses nothing: not to a chart, not to a line that fails, not to another processor."""
 
+import json
 import math
 import time
 
@@ -14,6 +15,10 @@ AMX, PLAIN = "amx_bf16 avx2 avx512_bf16 avx512f", "avx2"
 
 def probe(value: float) -> Ways:
     return Ways({}, {}, "said", probe=lambda: (value, 1.0))
+
+
+def undrawn(table):
+    raise ValueError("vl-convert-python is not here")
 
 
 @pytest.fixture
@@ -33,6 +38,11 @@ def bench(monkeypatch, tmp_path):
         line = Line(name, f"work of {name}", "a peer", build, unit="MB", seconds=30)
         monkeypatch.setitem(LINES, name, line)
 
+    # no picture is drawn, and git is not asked
+    monkeypatch.setattr(table_of, "chart", undrawn)
+    made = {"device": "cpu (1 threads)", "torch": "2", "commit": "abc", "when": "now"}
+    monkeypatch.setattr(table_of, "provenance", lambda device: made)
+
     def run(*words: str, features: str = PLAIN) -> tuple[int, pd.DataFrame]:
         monkeypatch.setattr(table_of, "cpu_features", lambda: features)
         monkeypatch.setattr("sys.argv", ["benchmarks", *words, "--output", str(tmp_path)])
@@ -43,11 +53,7 @@ def bench(monkeypatch, tmp_path):
     return run
 
 
-def test_a_chart_that_cannot_be_drawn_loses_no_line(bench, monkeypatch, capsys, tmp_path):
-    def chart(table):
-        raise ValueError("vl-convert-python is not here")
-
-    monkeypatch.setattr(table_of, "chart", chart)
+def test_a_chart_that_cannot_be_drawn_loses_no_line(bench, capsys, tmp_path):
     status, kept = bench("first", "last")
     assert status == 0 and kept.line.tolist() == ["first", "last"]
     assert "the chart is not drawn (vl-convert-python is not here)" in capsys.readouterr().err
@@ -86,8 +92,8 @@ def test_a_line_starts_only_if_it_fits(bench, capsys):
     assert kept.empty and "takes about 30 s" in capsys.readouterr().out
     bench("first")
     # now it is known to take less than its guess
-    monkeypatched = bench("first", "--deadline", str(soon + 20))[1]
-    assert monkeypatched.seconds.max() < 20
+    kept = bench("first", "--deadline", str(soon + 20))[1]
+    assert kept.seconds.max() < 20
     bench("first", "--skip-measured")
     assert f"was measured on {PLAIN}" in capsys.readouterr().out
 
@@ -119,3 +125,12 @@ def test_features_of_processors_are_read(text, features, tmp_path):
     path.write_text(text)
     assert table_of.cpu_features(path) == features
     assert table_of.cpu_features(tmp_path / "none") == ""
+
+
+def test_two_kinds_of_processor_are_two_rows_of_the_chart():
+    pytest.importorskip("altair")
+    table = table_of.empty_table().head(2)
+    rows = pd.concat([table, table.head(1)], ignore_index=True)
+    rows = rows.assign(processor=["avx2", None, "amx"], ratio=1.0, lo=1.0, hi=1.0)
+    drawn = json.dumps(table_of.chart(rows).to_dict())
+    assert "fp32 | avx2" in drawn and "fp32 | amx" in drawn
