@@ -50,7 +50,7 @@ from carp_nb.readers import (
     read_fasta,
     table_lines,
 )
-from .tasks import MISSING, SPLITS, Task
+from .tasks import MISSING, Task
 
 # %% ../nbs/library/36_datasets.ipynb #9806aece
 _SCORE_COLUMNS = ("score", "DMS_score", "target", "gt", "fitness", "log_fitness")

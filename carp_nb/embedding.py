@@ -30,9 +30,10 @@ from .carp import CARP
 from .devices import as_dtype, dtype_name
 from .errors import CarpError, check_file, reading, writing
 from .esm import ESM
-from .files import atomic_path, claim, open_tensors, publish, tensors_sha256
+from .files import atomic_path, claim, publish, tensors_sha256
 from .identity import shape_sha256
 from .readers import SKIP_BAD, first_five, keep_short, read_fasta
+from .tensors import open_tensors
 
 # %% ../nbs/library/51_embedding.ipynb #1d8a10b2
 Sequences = str | Path | Mapping[str, str] | Iterable[str | tuple[str, str]]

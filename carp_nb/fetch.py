@@ -377,7 +377,7 @@ def _pieces(
             if time.monotonic() > ends:
                 raise requests.RequestException(f"it was not complete after {allowed:g} s")
     # `_reason` tells a timeout by its text
-    except requests.exceptions.BaseHTTPError as error:
+    except requests.exceptions.BaseHTTPError as error:  # type: ignore
         raise requests.exceptions.ChunkedEncodingError(error) from error
 
 # %% ../nbs/library/20_fetch.ipynb #8554ff04

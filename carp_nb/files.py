@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['most_unpacked', 'open_file', 'file_sha256', 'text_sha256', 'joined_sha256', 'content_sha256', 'tensors_sha256',
            'rows_sha256', 'scratch_folder', 'publish', 'atomic_path', 'write_text', 'guard_formulas', 'table_suffix',
-           'write_table', 'save_tensors', 'open_tensors', 'read_header', 'read_tensors', 'load_pt', 'read_record',
-           'read_columns', 'claim', 'make_once', 'project_root', 'in_project', 'package_folder', 'split_commas',
-           'markdown_text']
+           'write_table', 'read_record', 'read_columns', 'claim', 'make_once', 'project_root', 'in_project',
+           'package_folder', 'split_commas', 'markdown_text']
 
 # %% ../nbs/library/01_files.ipynb #122eb073
 import errno
@@ -25,7 +24,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,9 +35,7 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import lock_descriptor, unlock_descriptor
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 import carp_nb
 from .errors import CarpError, check_file, one_line, reading, visible, writing
@@ -389,7 +386,7 @@ def _is_formula(cell: object) -> bool:
 
 def guard_formulas(
     table: pd.DataFrame,
-    given: Collection[str] = (),  # columns of the user's own table, which stay as they are
+    given: Collection[object] = (),  # columns of the user's own table, which stay as they are
 ) -> pd.DataFrame:
     "Put an apostrophe before texts that a spreadsheet program would compute; warn of `given` ones."
     guarded = table.copy()
@@ -402,7 +399,7 @@ def guard_formulas(
         if name in given:
             formulas += column[computed].tolist()
         else:
-            guarded.isetitem(i, column.where(~computed, "'" + column.astype(str)))
+            guarded.isetitem(i, cast(Any, column.where(~computed, "'" + column.astype(str))))
     if formulas:
         warnings.warn(
             f"{len(formulas)} cells of your own table begin with =, +, - or @, first "
@@ -432,7 +429,7 @@ def table_suffix(
 def write_table(
     table: pd.DataFrame,
     path: Path,  # with a suffix of `table_suffix`
-    given: Collection[str] = (),  # columns that are the user's own, see `guard_formulas`
+    given: Collection[object] = (),  # columns that are the user's own, see `guard_formulas`
 ) -> pd.DataFrame:  # the same table
     "Write a table under a temporary name and rename it, so that it is never half there."
     suffix = table_suffix(path)
@@ -448,105 +445,6 @@ def write_table(
         guarded = guard_formulas(table, given)
         guarded.to_csv(temporary, sep=_SEPARATORS[suffix], index=False, compression=packing)
     return table
-
-# %% ../nbs/library/01_files.ipynb #8ab0954e
-_CHECKSUM = "tensors_sha256"  # the name in the header
-
-
-def _named_sha256(tensors: Mapping[str, Tensor]) -> str:  # 64 hexadecimal digits
-    "Compute one SHA-256 over names, shapes, types and values of tensors, by name."
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name]
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        values: Any = value.reshape(-1).view(torch.uint8).numpy()
-        digest.update(values)
-    return digest.hexdigest()
-
-# %% ../nbs/library/01_files.ipynb #7ac49df2
-def save_tensors(
-    tensors: Mapping[str, Tensor],
-    path: str | Path,  # .safetensors
-    metadata: dict[str, str],  # kept in the header
-) -> None:
-    "Write tensors to a safetensors file, whole or not at all."
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with atomic_path(path) as temporary:
-        temporary.touch()
-        # the library restricts the file to its owner; a new file gets the usual permissions
-        mode = temporary.stat().st_mode
-        sealed = {**metadata, _CHECKSUM: _named_sha256(tensors)}
-        save_file(tensors, temporary, metadata=sealed)
-        temporary.chmod(mode)
-
-# %% ../nbs/library/01_files.ipynb #3341751d
-def open_tensors(
-    path: str | Path,  # .safetensors
-    remedy: str = "get it again",  # for the message
-) -> Any:  # safe_open of safetensors, a context manager
-    "Open a file of tensors. Raises FileNotFoundError, or CarpError for a damaged one."
-    check_file(path)
-    # the library reports whatever keeps a file from being opened as a file that is not there
-    open(path, "rb").close()
-    with reading(path, "safetensors file", remedy):
-        return safe_open(path, "pt")
-
-
-def read_header(
-    path: str | Path,  # .safetensors
-) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:  # name -> shape; metadata
-    "Read which tensors a file holds. Raises as `open_tensors` does."
-    with open_tensors(path) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        return shapes, file.metadata() or {}
-
-# %% ../nbs/library/01_files.ipynb #a38dc505
-def read_tensors(
-    path: str | Path,  # .safetensors
-) -> tuple[dict[str, Tensor], dict[str, str]]:  # on the CPU; metadata
-    "Read a safetensors file. Raises CarpError for a damaged one."
-    with open_tensors(path) as file:
-        metadata = file.metadata() or {}
-        with reading(path, "safetensors file"):
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    expected = metadata.pop(_CHECKSUM, None)
-    if expected not in (None, _named_sha256(tensors)):
-        raise CarpError(
-            f"{path}: the file is damaged, its tensors are not those that were written; get it again, "
-            "or make it again from the last checkpoint."
-        )
-    return tensors, metadata
-
-# %% ../nbs/library/01_files.ipynb #92260be6
-def _check_parts(path: str | Path) -> None:
-    "Raises CarpError for a zip archive of PyTorch with a damaged or a packed part."
-    with reading(path, "PyTorch checkpoint"), zipfile.ZipFile(path) as parts:
-        claimed = sum(part.file_size for part in parts.infolist())
-        # it writes no packed parts, so what is larger than the file is no file of its own
-        damaged = parts.testzip() if claimed <= os.stat(path).st_size else "its size"
-    if damaged:
-        raise CarpError(
-            f"{path}: the file is damaged, the checksum of {damaged} is wrong; get it again."
-        )
-
-
-def load_pt(
-    path: str | Path,
-    mmap: bool = False,  # map the tensors from the file
-) -> Any:  # whatever was saved, on the CPU
-    """Read a file of PyTorch without running code.
-
-    Raises FileNotFoundError, or CarpError for a damaged one and for one that would run code.
-    """
-    check_file(path)
-    # without permission to read, the error comes from here and does not say that it is damaged
-    open(path, "rb").close()
-    # files older than the zip layout have no checksums and cannot be mapped
-    is_zip = zipfile.is_zipfile(path)
-    if is_zip:
-        _check_parts(path)
-    with reading(path, "PyTorch checkpoint"):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
 
 # %% ../nbs/library/01_files.ipynb #0c53d692
 def _must_name(path: str | Path, names: Iterable[str], needed: Sequence[str], remedy: str) -> None:

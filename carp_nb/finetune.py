@@ -25,15 +25,7 @@ from .carp import CARP, CARPConfig
 from .devices import pick_device, resolve_dtype
 from .errors import CarpError, reading
 from .esm import ESM, ESMConfig
-from carp_nb.files import (
-    read_header,
-    read_tensors,
-    rows_sha256,
-    save_tensors,
-    tensors_sha256,
-    write_table,
-    write_text,
-)
+from .files import rows_sha256, tensors_sha256, write_table, write_text
 from .heads import ContactHead, PooledHead, ResidueHead, drawn_from
 from .identity import defaults_of, refuse_other_content, settings_sha256, shape_sha256
 from .layouts import must_be_plausible, must_fit
@@ -55,6 +47,7 @@ from carp_nb.rows import (
 )
 from .targets import Targets, learn_targets
 from .tasks import KINDS
+from .tensors import read_header, read_tensors, save_tensors
 from .training import TrainConfig, claim_run, processes, recompute_activations, train
 
 # %% ../nbs/library/64_finetune.ipynb #1290de6a

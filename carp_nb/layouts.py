@@ -25,8 +25,8 @@ from .alphabet import PROTEIN
 from .carp import CARP, TABLE_S1, CARPConfig
 from .errors import CarpError, check_file, reading
 from .esm import ESM, ESM_1B, TABLE_S2, ESMConfig, from_fair_esm, to_fair_esm
-from .files import atomic_path, read_header, read_record, read_tensors, save_tensors
-from .pickles import read_pickle
+from .files import atomic_path, read_record
+from .tensors import read_header, read_pickle, read_tensors, save_tensors
 
 # %% ../nbs/library/15_layouts.ipynb #59e48a25
 _PUBLISHED = {  # ours -> published; {} is the number of the block

@@ -32,7 +32,6 @@ from carp_nb.layouts import (
     holds_bert,
     read_config,
     read_weights,
-    save_checkpoint,
 )
 from carp_nb.protbert import (
     PROTBERT_FILES,

@@ -23,8 +23,7 @@ from .alphabet import AMINO_ACIDS, PROTEIN
 from .carp import MaskedReader
 from .errors import CarpError, reading
 from .esm import framed_log_probs_at
-from .files import read_tensors
-from .pickles import read_pickle
+from .tensors import read_pickle, read_tensors
 
 # %% ../nbs/library/13_protbert.ipynb #f3fafcb7
 PROTBERT_URL = "https://huggingface.co/Rostlab/prot_bert_bfd/resolve/main/{}"

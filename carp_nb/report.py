@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .carp import TABLE_S1
 from .datasets import list_datasets
-from .esm import TABLE_S2
 from .experiments import PAPER_COLUMNS
 from .files import package_folder
 from carp_nb.paper import (

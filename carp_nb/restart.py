@@ -7,7 +7,6 @@ __all__ = ['parse_changes', 'last_good_checkpoint', 'Restart', 'restart']
 
 # %% ../nbs/library/45_restart.ipynb #fe20536b
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path

@@ -8,7 +8,6 @@ __all__ = ['RUN_COLUMNS', 'CHECKPOINT_COLUMNS', 'CARD', 'count_parameters', 'fin
            'model_card']
 
 # %% ../nbs/library/44_runs.ipynb #738457cc
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace

@@ -29,9 +29,10 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from .errors import CarpError
-from .files import atomic_path, claim, load_pt, write_table
+from .files import atomic_path, claim, write_table
 from .identity import refuse_other_content
 from .optimizers import make_optimizer
+from .tensors import load_pt
 
 # %% ../nbs/library/42_training.ipynb #0132f4be
 @dataclass(frozen=True)
