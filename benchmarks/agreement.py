@@ -9,7 +9,8 @@ from carp_nb.files import write_table
 from carp_nb.metrics import spearman
 from carp_nb.pretrained import load_model
 from carp_nb.results import provenance
-from carp_nb.scoring import find_scans, score_mutants
+from carp_nb.scans import find_scans
+from carp_nb.scoring import score_mutants
 
 SCANS = "bf16-scans"
 LARGEST_CHANGE = 0.002  # of a Spearman correlation, per scan

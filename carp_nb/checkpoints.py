@@ -21,7 +21,8 @@ from .mlm import evaluate
 from .pretrain import read_records
 from .pretrained import load_model
 from .results import Run, cached_rows
-from .scoring import find_scans, method_name, score_scan
+from .scans import find_scans
+from .scoring import method_name, score_scan
 from .structure import fit_downstream, load_downstream
 from .tasks import Task
 

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['METHODS', 'Scorer', 'place_on_columns', 'hint_offset', 'method_name', 'check_wild_type', 'score_mutants',
            'mutation_scan', 'rank_mutants', 'rank_proteins', 'clean_sequence', 'read_proteins', 'agreement',
-           'find_scans', 'find_inputs', 'score_scan']
+           'score_scan']
 
 # %% ../nbs/library/50_scoring.ipynb #f8bd774f
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import chain
@@ -27,10 +26,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN, list_rare
-from .datasets import SOURCES, Scan, list_datasets, load_scan
+from .datasets import SOURCES, Scan, load_scan
 from .devices import as_dtype
 from .errors import CarpError
-from .files import split_commas
 from carp_nb.indels import (
     UNNAMED_SITE,
     can_place,
@@ -49,8 +47,7 @@ from carp_nb.mutants import (
     parse_mutant,
     place_mutant,
 )
-from .readers import SKIP_BAD, first_five, keep_short, read_fasta
-from .scans import ScanFacts, is_scan_path, read_own_scans
+from .readers import first_five, keep_short, read_fasta
 from .tasks import subsample
 
 # %% ../nbs/library/50_scoring.ipynb #cf7956ff
@@ -589,108 +586,6 @@ def agreement(
         if metric not in ("spearman", "ndcg_top10"):
             rows.append((metric, value, np.nan, np.nan, n))
     return pd.DataFrame(rows, columns=["metric", "value", "lo", "hi", "n"])
-
-# %% ../nbs/library/50_scoring.ipynb #08ea5a97
-def _scan_names(datasets: str) -> list[str]:
-    "List the names of the scans of a group, or those given. Raises CarpError if there are none."
-    table = list_datasets().query("kind == 'dms'")
-    groups = {
-        "shipped": table.index[table.ships],
-        "here": table.index[table.here],
-        "deepsequence": table.index[table.benchmark != ""],
-        "all": table.index,
-    }
-    # a dict keeps the order and drops repeated names
-    names = list(dict.fromkeys(groups.get(datasets, split_commas(datasets))))
-    if not names:
-        raise CarpError(
-            "datasets names no scan; use shipped, here, deepsequence, all, names out of "
-            "list_datasets(), csv files or folders."
-        )
-    return names
-
-# %% ../nbs/library/50_scoring.ipynb #1661ff2f
-def _load_named(
-    names: Iterable[str],
-    skip: bool,  # leave out, with a warning, what can neither be found nor downloaded
-) -> dict[str, Scan]:  # by benchmark, or by name
-    "Load scans by name, each benchmark once. Raises as `load_scan` does."
-    scans = {}
-    missing = []
-    for name in names:
-        try:
-            scan = load_scan(name)
-        except (FileNotFoundError, ConnectionError):
-            if not skip:
-                raise
-            missing.append(name)
-        else:
-            # the first of each benchmark stays
-            scans.setdefault(scan.benchmark or scan.name, scan)
-    if missing:
-        warnings.warn(
-            f"{len(missing)} scans are neither here nor to be downloaded and are left out: "
-            f"{', '.join(missing)}.",
-            stacklevel=3,
-        )
-    return scans
-
-
-def find_scans(
-    datasets: str = "shipped",  # a group, or names, files and folders separated by commas
-    facts: ScanFacts | None = None,  # about the files
-) -> list[Scan]:
-    """Load scans by group, by name, each benchmark once, and by path.
-
-    Groups are shipped, here (on this machine), deepsequence (the 41 of Figure 2) and all.
-    Raises as `load_scan` and `read_own_scans` do.
-    """
-    names = []
-    paths = []
-    for item in _scan_names(datasets):
-        (paths if is_scan_path(item) else names).append(item)
-    # few machines have all scans, so these groups skip those that are missing
-    scans = list(_load_named(names, skip=datasets in ("all", "deepsequence")).values())
-    scans += read_own_scans(paths, facts or ScanFacts())
-    repeated = {name for name, times in Counter(s.name for s in scans).items() if times > 1}
-    if repeated:
-        raise CarpError(f"datasets names {', '.join(sorted(repeated))} twice, once by path.")
-    return scans
-
-# %% ../nbs/library/50_scoring.ipynb #9280755d
-def find_inputs(
-    datasets: str,  # of `find_scans`; "shipped" with a FASTA: no scans, its proteins are ranked
-    mutants: str,  # of the proteins in a FASTA; empty: all
-    facts: ScanFacts,
-) -> tuple[list[Scan], list[tuple[str, str]]]:  # scans, or (id, sequence) of proteins to rank
-    """Load scans, or proteins whose mutants are to be ranked.
-
-    Raises CarpError for parameters that do not go together.
-    """
-    by_path = any(is_scan_path(item) for item in split_commas(datasets))
-    ranks = bool(facts.fasta) and datasets == "shipped"
-    if facts.fasta and not ranks and not by_path:
-        raise CarpError(
-            f"fasta is the wild type of scans given by path, and datasets={datasets} has their "
-            "own; leave out one of the two."
-        )
-    if mutants and not ranks:
-        raise CarpError(
-            "mutants belong to the protein of a fasta, without datasets; "
-            "measured mutants are given as -p datasets FILE."
-        )
-    if not by_path and replace(facts, fasta="", offset=1, skip_bad=False) != ScanFacts():
-        raise CarpError(
-            "direction, mutant_column and score_column belong to scans given by path; "
-            "datasets names none."
-        )
-    if not by_path and not ranks and facts.offset != 1:
-        raise CarpError(
-            "offset belongs to a fasta or to scans given by path, and neither is given."
-        )
-    if ranks:
-        return [], list(read_fasta(facts.fasta, facts.skip_bad, SKIP_BAD))
-    return find_scans(datasets, facts), []
 
 # %% ../nbs/library/50_scoring.ipynb #1757793f
 def score_scan(
