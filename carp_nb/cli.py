@@ -6,18 +6,17 @@
 __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Protein', 'Mutants', 'SkipBad', 'SkipRecords', 'Measured',
            'Direction', 'ScoreFile', 'Offset', 'Method', 'Share', 'RunFolder', 'Size', 'TrainSet', 'ValidSet',
            'RunName', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup', 'Cooldown', 'Accumulate',
-           'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots', 'InventoryItem',
-           'inventory', 'models', 'verify', 'fetch', 'score', 'embed', 'split', 'corpus', 'pretrain', 'plan']
+           'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots', 'models', 'verify',
+           'fetch', 'score', 'embed', 'split', 'corpus', 'pretrain', 'plan']
 
 # %% ../nbs/library/83_cli.ipynb #6af66793
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import pandas as pd
 import typer
@@ -27,23 +26,16 @@ from typer.core import TyperGroup
 from . import datasets
 from .batching import build_corpus, uniref50_records
 from .clusters import count_splits, split_file
-from .contents import content_fault
-from .datasets import load_dataset
+from .datasets import Scan, load_dataset
 from .devices import used_dtype
 from .embedding import check_suffix
 from .embedding import embed as embed_sequences
 from .errors import CarpError, check_writable, error_sentence, one_line
-from .fetch import cache_dir, checksum_of, remote_bytes, stated
+from .fetch import remote_bytes
 from .figures import describe_run
-from carp_nb.files import (
-    content_sha256,
-    file_sha256,
-    guard_formulas,
-    in_project,
-    table_suffix,
-    write_table,
-)
+from .files import guard_formulas, in_project, table_suffix, write_table
 from .homologs import homologs_command
+from .inventory import STATES, InventoryItem, inventory
 from .measured import print_comparison, read_measurements
 from carp_nb.mutant_tables import (
     MutantTable,
@@ -62,8 +54,6 @@ from carp_nb.pretrained import (
     list_models,
     load_model,
     model_key,
-    own_weights,
-    shipped_weights,
 )
 from .readers import SKIP_BAD, read_fasta, write_fasta
 from .restart import restart
@@ -123,135 +113,6 @@ def _all() -> None:
 def _show(table: pd.DataFrame) -> None:
     "Print a table in full, without its index."
     print(table.to_string(index=False, na_rep="–"))
-
-# %% ../nbs/library/83_cli.ipynb #3adedf33
-class InventoryItem(NamedTuple):
-    "A dataset or a model as it is on this machine."
-
-    name: str
-    kind: str
-    where: str  # the first file, "" if nothing is here
-    bytes: int  # on this disk; if anything is missing, as far as the size is known
-    checksum: str  # ok, not verified, WRONG, missing
-
-# %% ../nbs/library/83_cli.ipynb #aede9e39
-# From the best state to the worst; a dataset of several files is in that of its worst
-_STATES = ["ok", "not verified", "WRONG", "missing"]
-
-
-def _file_state(
-    file: Path | None,  # None: not on this machine
-    published: str | None,  # SHA-256; None: not published
-    digest: Callable[[Path], str],
-) -> str:  # one of _STATES
-    "Compare a file with its published checksum."
-    if file is None:
-        return "missing"
-    if published is None:
-        # what no source vouches for may still be seen to be damaged, or a login page
-        is_bad = file.is_file() and content_fault(file, file.name)
-        return "WRONG" if is_bad else "not verified"
-    if digest(file) == published:
-        return "ok"
-    return "WRONG"
-
-# %% ../nbs/library/83_cli.ipynb #8de5b664
-def _dataset_paths(source: datasets.Source) -> list[str]:
-    "The files of a dataset, each once, as paths below CARP_NB_DATA or data/."
-    paths = [source.path, *source.more]
-    # Without a #, the wild type stands in a column of the table
-    if "#" in source.wild_type:
-        paths.append(source.wild_type)
-    # After the # comes a record of a FASTA file or a member of a zip; the checksum is of the whole
-    return list(dict.fromkeys(path.partition("#")[0] for path in paths))
-
-# %% ../nbs/library/83_cli.ipynb #acc464c5
-def _dataset_file_state(path: str, file: Path | None) -> str:
-    "State of one file of a dataset."
-    published = datasets.known_file(path).sha256
-    # An LMDB of TAPE is a folder; the published sum is that of its JSON file
-    if published == "not verified" or (file is not None and file.is_dir()):
-        return _file_state(file, None, content_sha256)
-    return _file_state(file, published, content_sha256)
-
-
-def _disk_bytes(path: Path) -> int:
-    "Size of a file, or of all files in a folder."
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-# %% ../nbs/library/83_cli.ipynb #51669ba7
-def _dataset_item(source: datasets.Source) -> InventoryItem:
-    "Find and check the files of a dataset."
-    files = {path: datasets.find_file(path) for path in _dataset_paths(source)}
-    states = [_dataset_file_state(path, file) for path, file in files.items()]
-    present = [file for file in files.values() if file is not None]
-    if len(present) == len(files):
-        size = sum(map(_disk_bytes, present))
-    else:
-        size = sum(datasets.known_file(path).bytes for path in files)
-    first = next(map(str, present), "")
-    worst = max(states, key=_STATES.index)
-    return InventoryItem(source.name, source.kind, first, size, worst)
-
-# %% ../nbs/library/83_cli.ipynb #2eff137d
-def _model_file(
-    name: str,
-    user_weights: Mapping[str, Path],  # of `own_weights`
-    shipped: Mapping[str, Path],  # of `shipped_weights`
-) -> Path | None:
-    "The file of a model, if it is on this machine."
-    # In the order of `find_weights`: the user's own file goes before the others
-    file = user_weights.get(name) or shipped.get(name)
-    if file is None and name in PUBLISHED:
-        cached = cache_dir() / "weights" / PUBLISHED[name].file
-        if cached.is_file():
-            return cached
-    return file
-
-# %% ../nbs/library/83_cli.ipynb #af6214a9
-def _model_checksum(
-    name: str,
-    shipped: Mapping[str, Path],
-    user_weights: Container[str] = (),  # names in CARP_NB_WEIGHTS
-) -> str | None:
-    "The checksum that the file of a model has to have, or None if it is not known."
-    # An included model is in no table; a file of its name in CARP_NB_WEIGHTS must equal it
-    if name in shipped:
-        return file_sha256(shipped[name])
-    if name not in PUBLISHED:
-        return None
-    # an MD5 is of a download; the user may have saved the same weights anew
-    model = PUBLISHED[name]
-    return (model.sha256 if name in user_weights else model.checksum) or None
-
-# %% ../nbs/library/83_cli.ipynb #0c56a21b
-def _model_items(wanted: Container[str]) -> Iterator[InventoryItem]:
-    "Find and check the models that are one file."
-    user_weights = own_weights()
-    shipped = shipped_weights()
-    megabytes = list_models().set_index("name").size_mb.to_dict()
-    for name in dict.fromkeys([*shipped, *PUBLISHED, *user_weights]):
-        # A file of CARP_NB_WEIGHTS that has no size here belongs to another program
-        if name not in megabytes or name not in wanted:
-            continue
-        file = _model_file(name, user_weights, shipped)
-        checksum = _model_checksum(name, shipped, user_weights)
-        state = _file_state(file, checksum, partial(checksum_of, like=checksum or ""))
-        known = stated(PUBLISHED[name].url).bytes if name in PUBLISHED else 0
-        size = file.stat().st_size if file else known or int(1e6 * megabytes[name])
-        yield InventoryItem(name, "model", str(file or ""), size, state)
-
-# %% ../nbs/library/83_cli.ipynb #17fb9469
-def inventory(
-    names: Container[str] | None = None,  # None: all
-) -> list[InventoryItem]:
-    "Datasets and models that are one file, checked against their known SHA-256."
-    if names is None:
-        names = {*list_models().name, *(source.name for source in datasets.SOURCES)}
-    of_datasets = [_dataset_item(s) for s in datasets.SOURCES if s.name in names]
-    return [*_model_items(names), *of_datasets]
 
 # %% ../nbs/library/83_cli.ipynb #31550165
 def _size(n: float) -> str:  # n in bytes; 0 where not known
@@ -337,7 +198,7 @@ def verify(
     items = _items_of(_registry_names(sets)) if sets else inventory()
     _show(_inventory_table(items))
     counts = Counter(item.checksum for item in items)
-    print(", ".join(f"{counts[state]} {state}" for state in _STATES))
+    print(", ".join(f"{counts[state]} {state}" for state in STATES))
     unverified = [
         f"{item.name} ({item.where})" for item in items if item.checksum == "not verified"
     ]
@@ -472,6 +333,14 @@ Method = Annotated[
     Option(help="masked (equation 1), masked-each (ESM, ProteinGym), wild-type, pseudo-likelihood"),
 ]
 
+# %% ../nbs/library/83_cli.ipynb #e6448cc5
+def _say_how_read(scan: Scan | None, proteins: Sequence[tuple[str, str]], offset: int) -> None:
+    "Say what a protein that was given as one word was taken for."
+    if scan:
+        _say(f"scored the protein of {scan.name}, whose first residue is number {offset}.")
+    elif proteins[0][0] == "sequence":
+        _say(f"scored as a sequence of {len(proteins[0][1]):,} residues.")
+
 # %% ../nbs/library/83_cli.ipynb #c84c539f
 @app.command()
 def score(
@@ -521,11 +390,7 @@ def score(
     else:
         print(guard_formulas(table, given).to_csv(index=False), end="")
     print_comparison(table, rows, measurements, bool(output))
-    # A name of a scan could be meant as a sequence, and the other way round
-    if scan:
-        _say(f"scored the protein of {scan.name}, whose first residue is number {offset}.")
-    elif proteins[0][0] == "sequence":
-        _say(f"scored as a sequence of {len(proteins[0][1]):,} residues.")
+    _say_how_read(scan, proteins, offset)
 
 # %% ../nbs/library/83_cli.ipynb #a94c1842
 @app.command()
