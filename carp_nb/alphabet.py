@@ -51,7 +51,7 @@ def _strip_sequence(
         raise CarpError(f"{name}: the sequence is empty; give at least one residue.")
     return stripped
 
-
+# %% ../nbs/library/02_alphabet.ipynb #e7111610
 def _check_sequences(sequences: Sequence[str]) -> None:
     "Raise TypeError for a bare string, CarpError for an empty list."
     if isinstance(sequences, str):

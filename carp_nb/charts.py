@@ -87,7 +87,7 @@ def finish_figure(
     plt.close(figure)
     return figure
 
-
+# %% ../nbs/library/05_charts.ipynb #5a84fa4f
 def save_figure(figure: Figure, path: Path) -> None:
     "Write a figure as svg, whole or not at all, with every text as it stands."
     _take_texts_literally(figure)
@@ -160,7 +160,7 @@ def label_point(
     "Write a text beside a point of the data."
     axes.annotate(text, (x, y), xytext=shift, textcoords="offset points", fontsize=size, **keywords)
 
-
+# %% ../nbs/library/05_charts.ipynb #5552c294
 def tilt_labels(axes: Axes, labels: Sequence[str], size: float, rotation: float = 35) -> None:
     "Label the positions 0, 1, ... of the x axis with long names."
     # anchored at its end, a tilted name points at its tick

@@ -342,7 +342,7 @@ def _macs(config: CARPConfig, counts: list[int], length: int) -> int:
         total += before * d * h + n_taps * min(before, after) * h * h + after * h * d
     return total
 
-
+# %% ../nbs/library/14_incremental.ipynb #1635d412
 def _numbers_kept(config: CARPConfig, width: int, keep: list[bool]) -> int:
     "Count the numbers of the wild type that are stored for a stretch of `width` residues."
     per_block = config.d_model + 2 * config.d_hidden

@@ -269,7 +269,7 @@ def can_place(mutant: str, wild_type: str, offset: int = 1) -> bool:
     except ValueError:
         return False
 
-
+# %% ../nbs/library/16_indels.ipynb #eeddbc5f
 def hint_indels(
     count: int,  # mutants that equation 1 refuses and the pseudo-likelihood can score
 ) -> str:  # "" if there are none
@@ -401,7 +401,7 @@ def _shared_ends(first: str, second: str) -> float:
     right = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     return (left + right) / shortest
 
-
+# %% ../nbs/library/16_indels.ipynb #c160bb66
 def _warn_if_unrelated(wild_type: str, sequences: Sequence[str]) -> None:
     "Warn if no sequence looks like a mutant of the wild type."
     if sequences and max(_shared_ends(wild_type, s) for s in sequences) < 0.5:

@@ -242,7 +242,7 @@ def _number_classes(target: Sequence, classes: Sequence | None) -> np.ndarray:  
     number = {c: i for i, c in enumerate(classes)}
     return np.array([number.get(t, -1) for t in target])
 
-
+# %% ../nbs/library/04_metrics.ipynb #23e73305
 def _measured(
     target: Sequence, kind: str, classes: Sequence | None
 ) -> tuple[np.ndarray, int]:  # [N]; how many are of a class that training never met
