@@ -92,6 +92,7 @@ def error_of_machine(
     if isinstance(error, OSError):
         # a damaged file sends its reader to places before its beginning
         return error if error.errno not in (None, errno.EINVAL) else None
+    # a library may pass on the text of the system without its number
     for number in _PASSING:
         if os.strerror(number) in text:
             return OSError(number, os.strerror(number), str(path))
@@ -256,6 +257,7 @@ def _no_device(error: BaseException) -> str:  # "": it says something else
     "The sentence for a GPU that cannot be used."
     if not isinstance(error, (RuntimeError, AssertionError)) or not _NO_DEVICE.search(str(error)):
         return ""
+    # the lines below it are for those who build PyTorch
     first = one_line(str(error).strip().partition("\n")[0]).rstrip(".")
     return f"the GPU cannot be used ({first}); compute on the CPU with device cpu (--device cpu)."
 

@@ -437,6 +437,7 @@ def write_table(
     if suffix == ".parquet" and len(twice):
         raise CarpError(f"{path}: two columns are called {twice[0]!r}; write a csv or tsv instead.")
     with atomic_path(path) as temporary:
+        # its texts have a type, so no program takes them for formulas
         if suffix == ".parquet":
             table.to_parquet(temporary, index=False)
             return table

@@ -397,6 +397,7 @@ def _shared_ends(first: str, second: str) -> float:
     shortest = min(len(first), len(second))
     pairs = zip(first, second)
     left = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    # what was counted from the left is not counted again
     pairs = zip(first[left:][::-1], second[left:][::-1])
     right = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     return (left + right) / shortest

@@ -70,6 +70,7 @@ def _dataset_file_state(path: str, file: Path | None) -> str:
 
 def _disk_bytes(path: Path) -> int:
     "Size of a file, or of all files in a folder."
+    # a folder in a cache, such as an LMDB, counts with all that it holds
     if path.is_file():
         return path.stat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

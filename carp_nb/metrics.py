@@ -247,6 +247,7 @@ def _measured(
     target: Sequence, kind: str, classes: Sequence | None
 ) -> tuple[np.ndarray, int]:  # [N]; how many are of a class that training never met
     "Targets as numbers."
+    # numbers have no classes, so none is missing in training
     if kind != "classification":
         return np.asarray(target, float), 0
     numbers = _number_classes(target, classes)

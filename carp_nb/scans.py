@@ -224,6 +224,7 @@ def _scan_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     tables = [p for p in sorted(path.iterdir()) if _plain_name(p).lower().endswith(_TABLES)]
+    # it describes the scans beside it and is none
     tables = [p for p in tables if p.name != _REFERENCE]
     scans = [p for p in tables if _has_mutants(p)]
     if not scans:
@@ -328,6 +329,7 @@ def find_inputs(
     Raises CarpError for parameters that do not go together.
     """
     by_path = any(is_scan_path(item) for item in split_commas(datasets))
+    # shipped is the default, so beside a FASTA file nobody has asked for it
     ranks = bool(facts.fasta) and datasets == "shipped"
     if facts.fasta and not ranks and not by_path:
         raise CarpError(

@@ -33,9 +33,11 @@ _CHECKSUM = "tensors_sha256"  # the name in the header
 def _named_sha256(tensors: Mapping[str, Tensor]) -> str:  # 64 hexadecimal digits
     "Compute one SHA-256 over names, shapes, types and values of tensors, by name."
     digest = hashlib.sha256()
+    # by name, because a file may list its tensors in any order
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        # as bytes, because NumPy has no bf16
         values: Any = value.reshape(-1).view(torch.uint8).numpy()
         digest.update(values)
     return digest.hexdigest()
@@ -152,6 +154,7 @@ class _NumpyArray:
     def __setstate__(self, state: tuple[int, tuple[int, ...], _NumpyType, bool, bytes]) -> None:
         _, shape, kind, is_fortran, content = state
         values = np.frombuffer(content, kind.dtype)
+        # column by column, as a transposed array is kept
         if is_fortran:
             self.values = values.reshape(shape, order="F")
         else:
