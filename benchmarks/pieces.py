@@ -19,18 +19,10 @@ from torch import Tensor
 
 from carp_nb.carp import CARP, CARPConfig
 from carp_nb.errors import CarpError
-from carp_nb.files import (
-    atomic_path,
-    file_sha256,
-    load_pt,
-    read_record,
-    read_tensors,
-    save_tensors,
-    scratch_folder,
-    write_text,
-)
+from carp_nb.files import atomic_path, file_sha256, read_record, scratch_folder, write_text
 from carp_nb.layouts import save_checkpoint
 from carp_nb.mlm import evaluate
+from carp_nb.tensors import load_pt, read_tensors, save_tensors
 from carp_nb.training import last_update
 
 LARGEST = 16_000_000  # bytes of a piece

@@ -20,13 +20,13 @@ from .errors import CarpError
 from carp_nb.files import (
     atomic_path,
     file_sha256,
-    load_pt,
     read_columns,
     read_record,
     write_table,
     write_text,
 )
 from .pretrain import PretrainConfig
+from .tensors import load_pt
 
 # %% ../nbs/library/45_restart.ipynb #5bc3e50b
 _CHANGEABLE = (

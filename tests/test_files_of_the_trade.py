@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from test_cli import _one_cache, refused, typed  # noqa: F401
 
 from carp_nb.assays import read_assay
-from carp_nb.baselines import Blosum62
 from carp_nb.datasets import read_dms
 from carp_nb.errors import CarpError
 from carp_nb.measured import read_measurement
@@ -24,6 +23,7 @@ from carp_nb.mutant_tables import mutants_by_protein, read_mutant_table, read_mu
 from carp_nb.mutants import parse_mutant
 from carp_nb.readers import read_aligned, read_alignment, read_fasta, table_lines
 from carp_nb.scans import ScanFacts, read_own_scan
+from carp_nb.scorers import Blosum62
 from carp_nb.scoring import agreement, mutation_scan
 from carp_nb.tasks import read_labelled
 

@@ -20,12 +20,13 @@ from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.cli import app
 from carp_nb.embedding import embed, read_embeddings
 from carp_nb.errors import CarpError
-from carp_nb.files import in_project, save_tensors, tensors_sha256, write_text
+from carp_nb.files import in_project, tensors_sha256, write_text
 from carp_nb.finetune import FinetuneConfig, finetune
 from carp_nb.identity import file_name, file_names, model_sha256
 from carp_nb.pretrain import PretrainConfig, pretrain, refuse_other_run
 from carp_nb.results import Results, Run, cached_rows, provenance
 from carp_nb.rows import SharedRepresentations, TokenRows
+from carp_nb.tensors import save_tensors
 
 LETTERS = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
 CONFIG = PretrainConfig("carp_4k", tokens=600, batch_tokens=256, max_length=64, snapshots=0)

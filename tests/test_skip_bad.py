@@ -10,7 +10,6 @@ from sklearn.metrics import matthews_corrcoef, roc_auc_score
 from test_cli import _one_cache, refused, typed  # noqa: F401
 from test_files_of_the_trade import CASES, GB1
 
-from carp_nb.baselines import Blosum62
 from carp_nb.batching import open_corpus
 from carp_nb.datasets import read_dms
 from carp_nb.editing import Mutant
@@ -20,6 +19,7 @@ from carp_nb.maps import ranked_figure
 from carp_nb.mutant_tables import MutantTable, score_tables
 from carp_nb.mutants import mutants_from_sequences, parse_mutant
 from carp_nb.readers import parse_numbers, read_aligned, read_fasta
+from carp_nb.scorers import Blosum62
 from carp_nb.scoring import rank_proteins
 from carp_nb.tasks import read_labelled
 

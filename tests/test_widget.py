@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carp_nb.alphabet import AMINO_ACIDS
-from carp_nb.baselines import Blosum62
 from carp_nb.editing import History, Mutant, read_state, write_state
 from carp_nb.explorer import Explorer
 from carp_nb.pretrained import load_model
+from carp_nb.scorers import Blosum62
 from carp_nb.scoring import score_mutants
 from carp_nb.widget import MutationMap
 
