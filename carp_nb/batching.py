@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN
+from .contents import open_npz
 from .errors import CarpError, reading
 from .files import atomic_path, claim, read_record
 
@@ -175,8 +176,7 @@ def build_corpus(
 # %% ../nbs/library/41_batching.ipynb #9dcb75a9
 def _lines(folder: Path, chosen: np.ndarray) -> Iterator[tuple[str, str]]:
     "Sequences of the file by their numbers, which rise. Raises CarpError for files that disagree."
-    with reading(folder / "lengths_and_offsets.npz", "table of lengths"):
-        table = np.load(folder / "lengths_and_offsets.npz")
+    with open_npz(folder / "lengths_and_offsets.npz", "table of lengths") as table:
         lengths, offsets = table["ells"], table["seq_offsets"]
     if len(lengths) != len(offsets) or (offsets < 0).any():
         raise CarpError(f"{folder / 'lengths_and_offsets.npz'} is damaged; unpack it again.")

@@ -28,7 +28,8 @@ from carp_nb.atoms import (
     structure_name,
     warn_of_file,
 )
-from .errors import CarpError, reading
+from .contents import open_npz
+from .errors import CarpError
 from .readers import first_five
 from carp_nb.residues import (
     align_letters,
@@ -398,7 +399,7 @@ _TRROSETTA = np.array(list("ARNDCQEGHILKMFPSTWYV-"))  # letters of the numbers i
 
 def _npz_sequence(path: Path) -> str:
     "The query of trRosetta's alignment."
-    with reading(path, "chain of trRosetta's set"), np.load(path) as data:
+    with open_npz(path, "chain of trRosetta's set") as data:
         alignment: Any = data["msa"] if "msa" in data else np.empty(0)
     is_one = alignment.ndim == 2 and len(alignment) and alignment.dtype.kind in "iu"
     if not is_one or not np.isin(alignment[0], range(len(_TRROSETTA))).all():

@@ -21,10 +21,11 @@ import pandas as pd
 from .assays import UNLABELLED, run_task
 from .budgets import Budget
 from .carp import CARP
+from .contents import open_npz
 from .coordinates import contact_map, read_chain
 from .datasets import load_task
 from .devices import Compute
-from .errors import CarpError, reading
+from .errors import CarpError
 from .esm import ESM
 from .experiments import Fit, count_epochs, fit_and_test, load_split, parse_choices
 from .files import split_commas
@@ -75,7 +76,7 @@ def _read_distances(
     residues: int,
 ) -> np.ndarray:  # int8 [L, L]: 1 contact, 0 none, -1 unresolved
     "Return the contacts of a chain from its distances. Raises CarpError for another file."
-    with reading(path, "file of trRosetta's set"), np.load(path) as data:
+    with open_npz(path, "file of trRosetta's set") as data:
         # Å between Cβ; 0 means more than 20 Å
         distance: Any = data["dist6d"] if "dist6d" in data else np.empty(0)
     if distance.shape != (residues, residues):

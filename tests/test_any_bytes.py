@@ -37,6 +37,8 @@ from typer.testing import CliRunner
 from carp_nb import cli, errors
 from carp_nb.atoms import read_atoms, split_chains
 from carp_nb.carp import CARP, CARPConfig
+from carp_nb.contents import unpack_tar
+from carp_nb.coordinates import chain_sequence
 from carp_nb.datasets import read_dms
 from carp_nb.editing import Mutant, read_state, write_state
 from carp_nb.embedding import embed, read_embeddings
@@ -50,6 +52,7 @@ from carp_nb.mutant_tables import read_mutant_table
 from carp_nb.mutants import parse_mutant
 from carp_nb.pretrain import refuse_other_run
 from carp_nb.pretrained import list_models
+from carp_nb.protbert import load_protbert
 from carp_nb.readers import read_alignment, read_fasta
 from carp_nb.restart import last_good_checkpoint, restart
 from carp_nb.results import _read_run
@@ -482,3 +485,33 @@ def test_a_passing_fault_is_no_reason_to_restart_from_an_older_checkpoint(
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(OSError, match=os.strerror(number)):
         last_good_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_a_passing_fault_does_not_have_an_archive_deleted(number, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as packed:
+        packed.addfile(tarfile.TarInfo("a.txt"))
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(shutil, "copyfileobj", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        unpack_tar(tmp_path / "a.tar.gz", tmp_path / "out")
+
+
+@pytest.mark.parametrize("read", [chain_sequence, lambda path: _read_distances(str(path), 5)])
+def test_arrays_that_unpack_to_gigabytes_are_refused(read, tmp_path):
+    path = tmp_path / "1abcA.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("msa.npy", bytes(110 << 20))
+    with pytest.raises(CarpError, match=r"1abcA\.npz unpacks to 115,343,360 bytes"):
+        read(path)
+
+
+def test_a_bert_of_more_layers_than_its_tensors_is_refused(tmp_path):
+    pytest.importorskip("transformers")
+    torch.save({"w": torch.zeros(9, 9)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 1000000}')
+    with pytest.raises(CarpError, match=r"config\.json says .* it can be 1 to"):
+        load_protbert(tmp_path)

@@ -402,7 +402,9 @@ def test_damaged_and_foreign_files_are_one_sentence(tmp_path):
     for suffix in (".npz", ".h5"):
         path = tmp_path / f"e{suffix}"
         path.write_bytes(b"<html>")
-        with pytest.raises(CarpError, match=f"e{suffix} is damaged or no {suffix} file"):
+        with pytest.raises(
+            CarpError, match=f"e{suffix}: the file is truncated or is no {suffix} file"
+        ):
             read_embeddings(path)
     np.savez(tmp_path / "e.npz", a=np.zeros(3))
     with h5py.File(tmp_path / "f.h5", "w") as file:
