@@ -6,62 +6,29 @@
 __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Protein', 'Mutants', 'SkipBad', 'SkipRecords', 'Measured',
            'Direction', 'ScoreFile', 'Offset', 'Method', 'Share', 'RunFolder', 'Size', 'TrainSet', 'ValidSet',
            'RunName', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup', 'Cooldown', 'Accumulate',
-           'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots', 'models', 'verify',
-           'fetch', 'score', 'embed', 'split', 'corpus', 'pretrain', 'plan']
+           'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots', 'Query',
+           'Database', 'Family', 'EValue', 'Coverage', 'Identity', 'models', 'verify', 'fetch', 'score', 'embed',
+           'split', 'corpus', 'pretrain', 'plan', 'notebooks', 'homologs']
 
 # %% ../nbs/library/83_cli.ipynb #6af66793
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from . import datasets
-from .batching import build_corpus, uniref50_records
-from .clusters import count_splits, split_file
-from .datasets import Scan, load_dataset
-from .devices import used_dtype
-from .embedding import check_suffix
-from .embedding import embed as embed_sequences
-from .errors import CarpError, check_writable, error_sentence, one_line
-from .fetch import remote_bytes
-from .figures import describe_run
-from .files import guard_formulas, in_project, table_suffix, write_table
-from .homologs import homologs_command
-from .inventory import STATES, InventoryItem, inventory
-from .measured import print_comparison, read_measurements
-from carp_nb.mutant_tables import (
-    MutantTable,
-    is_mutant_file,
-    ranked_table,
-    read_mutant_table,
-    read_mutants,
-    score_tables,
-)
-from .pretrain import PretrainConfig, as_corpus, read_records
-from .pretrain import pretrain as train_model
-from carp_nb.pretrained import (
-    ENSEMBLES,
-    PUBLISHED,
-    find_weights,
-    list_models,
-    load_model,
-    model_key,
-)
-from .readers import SKIP_BAD, read_fasta, write_fasta
-from .restart import restart
-from .results import provenance
-from .scorers import load_scorer
-from .scoring import rank_proteins, read_proteins
-from .training import processes
-from .workflow import estimate, fetched_bytes, measured_rates, read_plan
+import carp_nb
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from carp_nb.datasets import Scan
+    from carp_nb.pretrain import PretrainConfig
 
 # %% ../nbs/library/83_cli.ipynb #190f46a2
 def _say(text: str) -> None:
@@ -71,6 +38,8 @@ def _say(text: str) -> None:
 # %% ../nbs/library/83_cli.ipynb #394bae6b
 def _print_note(message: Warning | str, *_: object, **__: object) -> None:
     "Print a warning without the file and line that Python adds."
+    from carp_nb.errors import one_line
+
     _say(f"note: {one_line(message)}")
 
 
@@ -82,7 +51,12 @@ class _OneSentence(TyperGroup):
         warnings.showwarning = _print_note
         try:
             return super().invoke(ctx)
+        except typer.Exit:
+            # After --help; nothing went wrong that torch has to be imported for
+            raise
         except Exception as error:
+            from carp_nb.errors import error_sentence
+
             sentence = error_sentence(error)
             # A bug keeps its traceback, and a wrong option the words of typer
             if not sentence:
@@ -105,85 +79,32 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    "Print the version and end the command, if that is what was asked for."
+    if wanted:
+        print(f"carp-nb {carp_nb.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _all() -> None:
+def _all(
+    version: Annotated[
+        bool, Option("--version", callback=_print_version, is_eager=True, help="of carp-nb")
+    ] = False,
+) -> None:
     pass
 
 # %% ../nbs/library/83_cli.ipynb #1f0d0d40
-def _show(table: pd.DataFrame) -> None:
+def _show(table: "pd.DataFrame") -> None:
     "Print a table in full, without its index."
     print(table.to_string(index=False, na_rep="–"))
-
-# %% ../nbs/library/83_cli.ipynb #31550165
-def _size(n: float) -> str:  # n in bytes; 0 where not known
-    "A size as a person reads it."
-    if n >= 1e9:
-        return f"{n / 1e9:.2f} GB"
-    if n >= 1e5:
-        return f"{n / 1e6:.1f} MB"
-    if n:
-        return f"{n / 1e3:.1f} kB"
-    return "unknown"
-
-# %% ../nbs/library/83_cli.ipynb #bf4799f7
-def _inventory_table(items: Sequence[InventoryItem]) -> pd.DataFrame:
-    "An inventory as `verify` and `fetch` print it."
-    rows = []
-    for item in items:
-        rows.append([item.name, item.kind, _size(item.bytes), item.checksum, item.where or "–"])
-    return pd.DataFrame(rows, columns=["name", "kind", "size", "checksum", "where"])
-
-# %% ../nbs/library/83_cli.ipynb #8ddff608
-def _names_by_key() -> dict[str, list[str]]:
-    "What each name, in lower case, stands for."
-    everything = [*PUBLISHED, *(source.name for source in datasets.SOURCES)]
-    by_key = {name.lower(): [name] for name in [*everything, *list_models().name]}
-    # Last, because esm1v is also a model of `list_models`, and its five files are meant here
-    return {**by_key, **ENSEMBLES, "all": everything}
-
-
-def _unknown_name(name: str, key: str, keys: Iterable[str]) -> CarpError:
-    "The one sentence for a name that is in no registry."
-    near = get_close_matches(key, keys, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return CarpError(
-        f"no dataset or model is named {name!r}; {hint}`carp-nb verify` lists them all."
-    )
-
-# %% ../nbs/library/83_cli.ipynb #6d073853
-def _registry_names(names: Iterable[str]) -> list[str]:
-    "Names as the registries write them, each once. Raises CarpError for an unknown one."
-    by_key = _names_by_key()
-    registered: list[str] = []
-    for name in names:
-        key = name.lower()
-        # A dataset is looked up as it is: `model_key` would change its dashes and dots
-        if key not in by_key:
-            key = model_key(name)
-        if key not in by_key:
-            raise _unknown_name(name, key, by_key)
-        registered += by_key[key]
-    return list(dict.fromkeys(registered))
-
-# %% ../nbs/library/83_cli.ipynb #00771d63
-def _items_of(names: Sequence[str]) -> list[InventoryItem]:  # in the order of the names
-    "Find and check the datasets and models of these names."
-    by_name = {item.name: item for item in inventory(names)}
-    models = list_models().set_index("name")
-    items = []
-    for name in names:
-        item = by_name.get(name)
-        if item is None:
-            # ProtBERT comes in several files, which have no checksum
-            state = "not verified" if models.cached[name] else "missing"
-            item = InventoryItem(name, "model", "", int(1e6 * models.size_mb[name]), state)
-        items.append(item)
-    return items
 
 # %% ../nbs/library/83_cli.ipynb #cd1743f2
 @app.command()
 def models() -> None:
     "List the models that have a name."
+    from carp_nb.pretrained import list_models
+
     _show(list_models())
 
 # %% ../nbs/library/83_cli.ipynb #05af7d19
@@ -195,10 +116,18 @@ def verify(
     ] = None,
 ) -> None:
     "Say what is on this machine: where, how large, and whether its checksum is right."
-    items = _items_of(_registry_names(sets)) if sets else inventory()
-    _show(_inventory_table(items))
+    from carp_nb.errors import CarpError
+    from carp_nb.inventory import STATES, inventory, inventory_table, items_of, registry_names
+
+    items = items_of(registry_names(sets)) if sets else inventory()
+    missing = [item.name for item in items if item.checksum == "missing"]
+    shown = [item for item in items if sets or item.checksum != "missing"]
+    if shown:
+        _show(inventory_table(shown))
     counts = Counter(item.checksum for item in items)
     print(", ".join(f"{counts[state]} {state}" for state in STATES))
+    if missing:
+        print(f"not here; `carp-nb fetch NAME` downloads it: {', '.join(missing)}")
     unverified = [
         f"{item.name} ({item.where})" for item in items if item.checksum == "not verified"
     ]
@@ -211,49 +140,6 @@ def verify(
             f"{wrong[0].name} at {wrong[0].where}; delete it and fetch it again."
         )
 
-# %% ../nbs/library/83_cli.ipynb #23d4b3e8
-def _with_size(items: Iterable[InventoryItem]) -> list[InventoryItem]:
-    "Ask the servers for the sizes that are in no registry."
-    urls = {source.name: source.url for source in datasets.SOURCES}
-    sized = []
-    for item in items:
-        if not item.bytes:
-            item = item._replace(bytes=remote_bytes(urls.get(item.name, "")))
-        sized.append(item)
-    return sized
-
-# %% ../nbs/library/83_cli.ipynb #538785e1
-def _download(name: str) -> None:
-    "Fetch and check one set, by loading it."
-    # Of a published model `find_weights` checks the file without building 640 million weights
-    if name == "prot_bert_bfd":
-        load_model(name, "cpu")
-    elif name in list_models().name.tolist():
-        find_weights(name)
-    else:
-        load_dataset(name)
-
-# %% ../nbs/library/83_cli.ipynb #dd145797
-def _download_each(names: Iterable[str]) -> list[str]:
-    "Fetch sets one after the other. Returns the names of those that failed."
-    failed = []
-    for name in names:
-        try:
-            _download(name)
-        except Exception as error:
-            if not error_sentence(error):
-                raise
-            failed.append(name)
-            _say(error_sentence(error))
-        else:
-            # Flushed, because the next download may take hours
-            (item,) = _items_of([name])
-            print(f"{name}: here, {item.checksum}, {item.where}", flush=True)
-            if item.checksum == "WRONG":
-                failed.append(name)
-                _say(f"{item.where} is damaged or another file; delete it and fetch it again.")
-    return failed
-
 # %% ../nbs/library/83_cli.ipynb #eb6aa5f1
 @app.command()
 def fetch(
@@ -262,14 +148,24 @@ def fetch(
     ],
 ) -> None:
     "Fetch data and weights that are not here, and check them; a broken download goes on where it was."
-    items = _with_size(_items_of(_registry_names(sets)))
-    _show(_inventory_table(items))
+    from carp_nb.errors import CarpError
+    from carp_nb.inventory import (
+        download_each,
+        inventory_table,
+        items_of,
+        registry_names,
+        size_text,
+        with_size,
+    )
+
+    items = with_size(items_of(registry_names(sets)))
+    _show(inventory_table(items))
     wanted = [item for item in items if item.checksum in ("missing", "WRONG")]
     total = "nothing"
     if wanted:
-        total = _size(sum(item.bytes for item in wanted))
+        total = size_text(sum(item.bytes for item in wanted))
     print(f"{len(wanted)} of {len(items)} to fetch, {total}", flush=True)
-    failed = _download_each(item.name for item in wanted)
+    failed = download_each(item.name for item in wanted)
     if failed:
         raise CarpError(
             f"{len(failed)} of {len(items)} downloads failed ({', '.join(failed)}); see above."
@@ -334,7 +230,7 @@ Method = Annotated[
 ]
 
 # %% ../nbs/library/83_cli.ipynb #e6448cc5
-def _say_how_read(scan: Scan | None, proteins: Sequence[tuple[str, str]], offset: int) -> None:
+def _say_how_read(scan: "Scan | None", proteins: Sequence[tuple[str, str]], offset: int) -> None:
     "Say what a protein that was given as one word was taken for."
     if scan:
         _say(f"scored the protein of {scan.name}, whose first residue is number {offset}.")
@@ -358,6 +254,21 @@ def score(
     direction: Direction = "higher",
 ) -> None:
     "Score mutants: a table as it is with score (nats), percentile and note; others best first."
+    from carp_nb.errors import check_writable
+    from carp_nb.files import guard_formulas, table_suffix, write_table
+    from carp_nb.measured import print_comparison, read_measurements
+    from carp_nb.mutant_tables import (
+        MutantTable,
+        is_mutant_file,
+        ranked_table,
+        read_mutant_table,
+        read_mutants,
+        score_tables,
+    )
+    from carp_nb.readers import SKIP_BAD
+    from carp_nb.scorers import load_scorer
+    from carp_nb.scoring import rank_proteins, read_proteins
+
     # All that can be wrong with the input is looked at before a model is loaded
     if output:
         check_writable(Path(output))
@@ -412,6 +323,11 @@ def embed(
     skip_bad: SkipRecords = False,
 ) -> None:
     "Write representations of sequences; one that was stopped goes on where it was."
+    from carp_nb.embedding import check_suffix
+    from carp_nb.embedding import embed as embed_sequences
+    from carp_nb.errors import CarpError, check_writable
+    from carp_nb.pretrained import load_model
+
     output = file or option
     if output is None or (file and option):
         raise CarpError("give one file to write, ending in .safetensors, .npz or .h5.")
@@ -441,6 +357,10 @@ def split(
     seed: int = 0,
 ) -> None:
     "Split labelled sequences, relatives together: MMseqs2 clusters go to train, valid or test."
+    from carp_nb.clusters import count_splits, split_file
+    from carp_nb.errors import check_writable
+    from carp_nb.files import write_table
+
     check_writable(output)
     task = split_file(labelled, identity, coverage, valid, test, seed)
     write_table(task.table[["sequence", "target", "split", "cluster"]], output)
@@ -448,9 +368,6 @@ def split(
     dropped = "".join(f", {n} left out ({why})" for why, n in task.dropped.items() if n)
     clusters = task.table.cluster.nunique()
     print(f"{len(task):,} sequences in {clusters:,} clusters{dropped}: {output}")
-
-# %% ../nbs/library/83_cli.ipynb #f164bc41
-app.command("homologs")(homologs_command)
 
 # %% ../nbs/library/83_cli.ipynb #d7031218
 @app.command()
@@ -469,6 +386,9 @@ def corpus(
     skip_bad: SkipRecords = False,
 ) -> None:
     "Tokenise sequences to disk, once, for `carp-nb pretrain --train`."
+    from carp_nb.batching import build_corpus, uniref50_records
+    from carp_nb.readers import SKIP_BAD, read_fasta, write_fasta
+
     # A FASTA file has no splits
     if source.is_dir():
         records = uniref50_records(source, split)
@@ -515,12 +435,20 @@ Snapshots = Annotated[
 # %% ../nbs/library/83_cli.ipynb #1801e49b
 def _train_and_describe(
     output: Path,
-    config: PretrainConfig,
+    config: "PretrainConfig",
     train: str,  # as a user names it
     valid: str,
     device: str,
 ) -> None:
     "Train a model, or go on, and describe the run in its folder."
+    import pandas as pd
+
+    from carp_nb.figures import describe_run
+    from carp_nb.pretrain import as_corpus, read_records
+    from carp_nb.pretrain import pretrain as train_model
+    from carp_nb.results import provenance
+    from carp_nb.training import processes
+
     main = processes().is_main_process
     record = {**provenance(device), "train": {"name": train}, "valid": {"name": valid}}
     train_set = as_corpus(train)
@@ -538,29 +466,33 @@ def _train_and_describe(
 @app.command()
 def pretrain(
     output: RunFolder,
-    size: Size = PretrainConfig.size,
+    size: Size = "carp_600k",
     train: TrainSet = "sprot_train_sample",
     valid: ValidSet = "sprot_valid_sample",
-    tokens: Tokens = PretrainConfig.tokens,
-    batch_tokens: UpdateTokens = PretrainConfig.batch_tokens,
-    max_length: MaxLength = PretrainConfig.max_length,
-    lr: LearningRate = PretrainConfig.lr,
-    warmup: Warmup = PretrainConfig.warmup,
-    cooldown: Cooldown = PretrainConfig.cooldown,
-    accumulate: Accumulate = PretrainConfig.accumulate,
-    recompute: Recompute = PretrainConfig.recompute,
-    snapshots: Snapshots = PretrainConfig.snapshots,
-    optimizer: Optimizer = PretrainConfig.optimizer,
-    masking: Masking = PretrainConfig.masking,
-    clip: Clip = PretrainConfig.clip,
-    skip_non_finite: SkipNonFinite = PretrainConfig.skip_non_finite,
+    tokens: Tokens = 150e6,
+    batch_tokens: UpdateTokens = 8192,
+    max_length: MaxLength = 2048,
+    lr: LearningRate = 1e-3,
+    warmup: Warmup = 16_000,
+    cooldown: Cooldown = 0.0,
+    accumulate: Accumulate = 1,
+    recompute: Recompute = False,
+    snapshots: Snapshots = 8,
+    optimizer: Optimizer = "adam",
+    masking: Masking = 15,
+    clip: Clip = 0.0,
+    skip_non_finite: SkipNonFinite = 0,
     restart_with: RestartWith = "",
-    seed: int = PretrainConfig.seed,
+    seed: int = 0,
     name: RunName = "",
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
     "Train a CARP or an ESM from scratch; a model card and a learning curve are written at the end."
+    from carp_nb.devices import used_dtype
+    from carp_nb.pretrain import PretrainConfig
+    from carp_nb.restart import restart
+
     if restart_with:
         _train_and_describe(*restart(output, restart_with), device)
         return
@@ -575,19 +507,19 @@ def pretrain(
         seed=seed,
         # What `auto` stands for on this device goes into the record of the run
         dtype=used_dtype(dtype, device),
-        optimizer=optimizer,
-        masking=masking,
         accumulate=accumulate,
         recompute=recompute,
         snapshots=snapshots,
         name=name or None,
         clip=clip,
         skip_non_finite=skip_non_finite,
+        optimizer=optimizer,
+        masking=masking,
     )
     _train_and_describe(output, config, train, valid, device)
 
 # %% ../nbs/library/83_cli.ipynb #27c13a15
-def _time_text(costs: pd.DataFrame) -> str:  # of `estimate`
+def _time_text(costs: "pd.DataFrame") -> str:  # of `estimate`
     "The time of a plan in a few words."
     if costs.GPUs.any():
         return f"{costs['GPU hours'].sum():,.0f} GPU hours"
@@ -596,9 +528,11 @@ def _time_text(costs: pd.DataFrame) -> str:  # of `estimate`
 # %% ../nbs/library/83_cli.ipynb #28c74182
 def _download_text(size: float, unknown: Sequence[str]) -> str:  # of `fetched_bytes`
     "What a plan downloads, in a few words."
+    from carp_nb.inventory import size_text
+
     parts = []
     if size:
-        parts.append(_size(size))
+        parts.append(size_text(size))
     if unknown:
         parts.append(f"{len(unknown)} sets of unknown size ({', '.join(unknown)})")
     if not parts:
@@ -620,6 +554,9 @@ def plan(
     ] = 0.25,
 ) -> None:
     "Print jobs, GPU hours and disk of a plan, and where each number is from."
+    from carp_nb.files import in_project
+    from carp_nb.workflow import estimate, fetched_bytes, measured_rates, read_plan
+
     runs = read_plan(which)
     rates = measured_rates(outputs or in_project("outputs"))
     costs = estimate(runs, rates, tflops, bandwidth, utilisation)
@@ -635,6 +572,47 @@ def plan(
         f"{len(runs)} jobs, {_time_text(costs)}, {disk:,.2f} GB of disk, "
         f"{_download_text(size, unknown)}"
     )
+
+# %% ../nbs/library/83_cli.ipynb #2b54c35b
+@app.command()
+def notebooks(
+    folder: Annotated[Path, Argument(help="folder to make nbs/ and outputs/ in")] = Path(),
+) -> None:
+    "Copy the notebooks out of the package, for papermill and JupyterLab."
+    from carp_nb.results import copy_notebooks
+
+    print(f"{len(copy_notebooks(folder))} notebooks: {folder / 'nbs'}")
+
+# %% ../nbs/library/83_cli.ipynb #f164bc41
+Query = Annotated[str, Argument(help="a sequence, or a FASTA file with one")]
+Database = Annotated[
+    str, Option(help="a FASTA file, a database of MMseqs2, or swissprot, uniref50, uniref90")
+]
+Family = Annotated[Path, Option("--output", "-o", help="a3m to write; a report comes beside it")]
+EValue = Annotated[float, Option(help="highest e-value")]
+Coverage = Annotated[float, Option(min=0, max=1, help="least share of the query that is aligned")]
+Identity = Annotated[
+    float, Option(min=0, max=1, help="least share of aligned pairs that are the same")
+]
+
+
+@app.command()
+def homologs(
+    query: Query,
+    database: Database,
+    output: Family,
+    evalue: EValue = 1e-3,
+    coverage: Coverage = 0.5,
+    identity: Identity = 0.0,
+    most: Annotated[int, Option(min=1, help="homologs, best first")] = 10_000,
+    iterations: Annotated[int, Option(min=1, max=10, help="searches")] = 3,
+) -> None:
+    "Search a database for the homologs of a protein and align them (MMseqs2)."
+    from carp_nb.homologs import Thresholds, find_homologs
+
+    thresholds = Thresholds(evalue, coverage, identity, most)
+    family = find_homologs(query, database, output, thresholds, iterations)
+    print(f"{family.describe()}: {output}")
 
 # %% ../nbs/library/83_cli.ipynb #32566512
 #| eval: false

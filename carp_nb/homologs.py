@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATABASES', 'Thresholds', 'Database', 'find_database', 'prepare_database', 'Hit', 'sequence_weights', 'Family',
-           'describe_family', 'coverage_figure', 'find_homologs', 'homologs_command']
+           'describe_family', 'coverage_figure', 'find_homologs']
 
 # %% ../nbs/library/46_homologs.ipynb #a08e5d62
 import json
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,6 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
-from typer import Argument, Option
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .charts import carp_style, finish_figure, save_figure
@@ -516,28 +515,3 @@ def find_homologs(
         record |= {"database_sha256": _remembered_sha256(source), **asdict(thresholds)}
         record |= {"iterations": iterations, "mmseqs": run_mmseqs("version", folder=path.parent)}
         return _write_family(_a3m_text(name, sequence, chosen), path, record)
-
-# %% ../nbs/library/46_homologs.ipynb #988c594f
-def homologs_command(
-    query: Annotated[str, Argument(help="a sequence, or a FASTA file with one")],
-    database: Annotated[
-        str,
-        Option(help="a FASTA file, a database of MMseqs2, or swissprot, uniref50, uniref90"),
-    ],
-    output: Annotated[
-        Path, Option("--output", "-o", help="a3m to write; a report comes beside it")
-    ],
-    evalue: Annotated[float, Option(help="highest e-value")] = Thresholds.evalue,
-    coverage: Annotated[
-        float, Option(min=0, max=1, help="least share of the query that is aligned")
-    ] = 0.5,
-    identity: Annotated[
-        float, Option(min=0, max=1, help="least share of aligned pairs that are the same")
-    ] = 0.0,
-    most: Annotated[int, Option(min=1, help="homologs, best first")] = Thresholds.most,
-    iterations: Annotated[int, Option(min=1, max=10, help="searches")] = 3,
-) -> None:
-    "Search a database for the homologs of a protein and align them (MMseqs2)."
-    thresholds = Thresholds(evalue, coverage, identity, most)
-    family = find_homologs(query, database, output, thresholds, iterations)
-    print(f"{family.describe()}: {output}")

@@ -130,7 +130,7 @@ def test_what_is_scored_is_said_and_a_name_is_no_sequence(tmp_path, monkeypatch)
 
 
 def test_nothing_is_loaded_before_output_and_options_are_right(tmp_path, monkeypatch):
-    monkeypatch.setattr("carp_nb.cli.load_model", None)
+    monkeypatch.setattr("carp_nb.scorers.load_scorer", None)
     refused(
         "score", WILD_TYPE, "-o", tmp_path, contains="is a folder; give the name of a file in it"
     )
@@ -151,10 +151,31 @@ def test_plan_without_gpus_says_what_it_knows():
     )
 
 
+@pytest.mark.parametrize(
+    "words", ["-m carp_nb --help", "-m carp_nb --version", "-m carp_nb.cli pretrain --help"]
+)
+def test_what_computes_nothing_imports_nothing_heavy(words):
+    "A module that is imported says so with -X importtime."
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *words.split()], text=True, capture_output=True
+    )
+    assert done.returncode == 0 and done.stdout, done.stderr
+    imported = {line.rsplit("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "carp_nb.cli" in imported or "carp_nb" in imported
+    assert not imported & {"torch", "pandas", "numpy", "matplotlib", "scipy", "altair"}
+
+
+def test_verify_without_names_shows_what_is_here_and_names_the_rest():
+    said = typed("verify").stdout
+    table, rest = said.split("not here; `carp-nb fetch NAME` downloads it: ")
+    assert " abeta42 " in f" {table}" and "missing" not in table.rsplit("\n", 2)[0]
+    assert "carp_640m" in rest and "carp_640m" not in table
+
+
 def test_verify_of_names_reads_nothing_else(monkeypatch):
     read = []
     monkeypatch.setattr(
-        "carp_nb.cli.content_sha256", lambda file: read.append(file.name) or "other"
+        "carp_nb.inventory.content_sha256", lambda file: read.append(file.name) or "other"
     )
     refused(
         "verify", "ABETA42", contains="1 of 1 sets are damaged or another version, first abeta42"
@@ -176,7 +197,9 @@ def dataset_at(monkeypatch, url: str, sha256: str = SHA256) -> None:
 
 def test_fetch_shows_size_goes_on_after_a_break_and_checks(site, tmp_path, monkeypatch):  # noqa: F811
     dataset_at(monkeypatch, site.url)
-    monkeypatch.setattr("carp_nb.cli.load_dataset", datasets.dataset_path)  # the bytes are no FASTA
+    monkeypatch.setattr(
+        "carp_nb.inventory.load_dataset", datasets.dataset_path
+    )  # the bytes are no FASTA
     assert "missing" in typed("verify").stdout
     site.cut = True
     done = typed("fetch", "far")
@@ -208,7 +231,7 @@ def test_fetch_of_a_wrong_file_throws_it_away(site, tmp_path, monkeypatch):  # n
 
 def test_verify_says_what_no_source_vouches_for_and_where_it_lies(tmp_path, monkeypatch):
     "A login page that was once kept as weights is no model; what may be one is listed as not verified."
-    monkeypatch.setattr("carp_nb.cli.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("carp_nb.inventory.cache_dir", lambda: tmp_path)
     monkeypatch.setattr("carp_nb.pretrained.cache_dir", lambda: tmp_path)
     monkeypatch.delenv("CARP_NB_WEIGHTS", raising=False)
     files = {n: tmp_path / f"weights/esm1v_t33_650M_UR90S_{n}.pt" for n in (1, 2, 3)}

@@ -549,7 +549,7 @@ def test_wheel_serves_the_readme_in_an_empty_folder(wheel, tmp_path):
             "from carp_nb.results import Run, copy_notebooks, notebook_parameters",
             "from carp_nb.workflow import read_plan",
             "sets = list_datasets()",
-            "assert sets.loc[['abeta42', 'tdp43', 'sprot_train_sample', 'pdb_chains_sample']].cached.all()",
+            "assert sets.loc[['abeta42', 'tdp43', 'sprot_train_sample', 'pdb_chains_sample']].here.all()",
             "copies = copy_notebooks(Path('.'))",
             "for section in [copy.stem for copy in copies]:",
             "    given = {k: p.default for k, p in notebook_parameters(section).items()}",

@@ -231,7 +231,7 @@ def test_measured_prints_the_measures_of_proteingym(assay, tmp_path):
 
 
 def test_measured_is_refused_before_a_model_is_loaded(assay, tmp_path, monkeypatch):
-    monkeypatch.setattr("carp_nb.cli.load_model", None)
+    monkeypatch.setattr("carp_nb.scorers.load_scorer", None)
     plain = CASES / "plain.fa"
     words = ("score", plain, "--mutants", assay, "--skip-bad", "--measured")
     refused(*words, "DMS", contains="there is no column 'DMS'")
