@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -217,7 +218,10 @@ def _proteins(path: Path, progress: bool) -> Iterator[tuple[str, str]]:  # id, s
 def _copy_sequences(source: Path, folder: Path, progress: bool) -> None:
     "Make a database of MMseqs2 of a FASTA file."
     fasta = folder / "db.fasta"
-    write_fasta(_proteins(source, progress), fasta)
+    with warnings.catch_warnings():
+        # a short protein of few kinds of residues; a file of DNA is refused
+        warnings.filterwarnings("ignore", ".*only looks like DNA")
+        write_fasta(_proteins(source, progress), fasta)
     run_mmseqs("createdb", "db.fasta", "db", "--dbtype", 1, "-v", 1, folder=folder)
     fasta.unlink()
 
