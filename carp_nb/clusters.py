@@ -65,9 +65,9 @@ def _mmseqs_error(code: int, words: str, folder: Path) -> Exception:
         words = f"it was ended by {signal.Signals(-code).name}. {words}"
     return CarpError(f"MMseqs2 failed: {one_line(words)[-300:] or f'exit code {code}'}")
 
-
+# %% ../nbs/library/38_clusters.ipynb #c38c639b
 def run_mmseqs(
-    *words: str | Path,  # of the command, without the program
+    *words: str | Path | float,  # of the command, without the program
     folder: Path,  # where it runs
     watch: Callable[[str], object] = str,  # gets each line that it prints, as it comes
 ) -> str:  # the last lines that it printed

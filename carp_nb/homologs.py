@@ -214,7 +214,7 @@ def _proteins(path: Path, progress: bool) -> Iterator[tuple[str, str]]:  # id, s
     if bases == number:
         raise CarpError(f"{path} holds DNA or RNA; give a database of proteins.")
 
-
+# %% ../nbs/library/46_homologs.ipynb #27cbf2c7
 def _copy_sequences(source: Path, folder: Path, progress: bool) -> None:
     "Make a database of MMseqs2 of a FASTA file."
     fasta = folder / "db.fasta"
@@ -488,7 +488,7 @@ def _no_homolog(name: str, database: str | Path, hits: list[Hit], limits: Thresh
         "database, or allow a higher e-value or a lower coverage."
     )
 
-
+# %% ../nbs/library/46_homologs.ipynb #5059083e
 def find_homologs(
     query: str | Path,  # a sequence, or a FASTA file with one
     database: str | Path,  # swissprot, uniref50, uniref90, a FASTA file or a database of MMseqs2
