@@ -204,6 +204,7 @@ _PARTS = ("", ".index", ".dbtype", ".lookup", ".source", "_h", "_h.index", "_h.d
 def _proteins(path: Path, progress: bool) -> Iterator[tuple[str, str]]:  # id, sequence
     "Stream a FASTA file. Raises CarpError if its first ten sequences are DNA."
     bases = 0
+    number = 0
     records = read_fasta(path, skip_bad=True)
     bar = tqdm(records, desc=f"read {path.name}", unit=" sequences", disable=not progress)
     for number, (name, sequence) in enumerate(bar, 1):
