@@ -208,9 +208,9 @@ def differing_settings(
     names = [name for name in (*settings, *previous) if name not in free]
     now = {**defaults, **settings}
     both = [name for name in dict.fromkeys(names) if name in before and name in now]
-    differing = [name for name in both if before[name] != now[name]]
-    # a setting that this kind of run does not have
-    return differing + [name for name in previous if name not in now and name not in free]
+    # first those that this kind of run does not have
+    foreign = [name for name in previous if name not in now and name not in free]
+    return foreign + [name for name in both if before[name] != now[name]]
 
 
 def refuse_other_run(

@@ -78,9 +78,12 @@ def _read_rows(
     rows = read_columns(path, _RUN_AGAIN)
     record = path.with_name("run.json")
     beside = read_record(record, _RUN_AGAIN) if record.exists() else {}
-    inside = rows.attrs.get("record", beside)
+    inside = rows.attrs.get("record")
     rows.attrs = {}
-    listed = path.name in beside.get("files", [path.name])
+    if not isinstance(inside, dict):
+        inside = beside
+    files = beside.get("files")
+    listed = not isinstance(files, list) or path.name in files
     if not listed or settings_sha256(inside) != settings_sha256(_without_files(beside or inside)):
         warnings.warn(
             f"{path} holds rows of another run than run.json beside it, and they are left out; "
@@ -408,7 +411,9 @@ def _remove_earlier(folder: Path, kept: set[str]) -> None:
     if not path.exists():
         return
     # a record that does not list them is of a run that may have written rows
-    listed = read_record(path, _RUN_AGAIN).get("files", ["results.parquet"])
+    listed = read_record(path, _RUN_AGAIN).get("files")
+    if not isinstance(listed, list):
+        listed = ["results.parquet"]
     for name in {str(name) for name in listed} - kept:
         # nothing outside the folder, whatever the record says
         (folder / Path(name).name).unlink(missing_ok=True)

@@ -46,7 +46,7 @@ def models_of_one_file() -> tuple[CARP, CARP]:
     "Two models with the same tensors, of which the second looks further."
     torch.manual_seed(0)
     one = CARP(TABLE_S1["carp_4k"], "m").eval()
-    other = CARP(replace(one.config, max_dilation=2 * one.config.max_dilation), "m").eval()
+    other = CARP(replace(one.config, r=2), "m").eval()
     other.load_state_dict(one.state_dict())
     return one, other
 
@@ -297,7 +297,7 @@ def test_a_table_that_has_changed_is_cut_again(monkeypatch, tmp_path):
     for score in ("1", "1", "22"):
         source.write_text(f"protein_name,mutant,gt\nA,K2R,{score}\n")
         cut = datasets._from_table("scans/A.csv", "origin", "https://host/raw_df.csv")
-        seen.append(pd.read_csv(cut).gt[0])
+        seen.append(pd.read_csv(cut)["gt"][0])
     assert seen == [1, 1, 22]
 
 
