@@ -287,6 +287,8 @@ def score(
     measurements = read_measurements(measured, rows, direction, skip_bad)
     # A table of the user comes back as it was
     given = list(rows[0].table) if rows else []
+    if output:
+        table_suffix(output, given + ["protein"] * (len(proteins) > 1))
     scorer = load_scorer(model, device)
     scorer.batch_tokens = batch_tokens
     if rows is None:

@@ -415,8 +415,12 @@ _SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 
 def table_suffix(
     path: str | Path,
+    columns: Sequence[str] = (),  # of the table, where they are known
 ) -> str:  # in lower case
-    "The suffix that says the layout of a table. Raises CarpError for one that is not written."
+    "The suffix that says the layout of a table. Raises CarpError for one that cannot be written."
+    twice = [name for name in columns if list(columns).count(name) > 1]
+    if twice and str(path).lower().endswith(".parquet"):
+        raise CarpError(f"{path}: two columns are called {twice[0]!r}; write a csv or tsv instead.")
     suffixes = [*_SEPARATORS, ".parquet"]
     for suffix in sorted(suffixes, key=len, reverse=True):
         if Path(path).name.lower().endswith(suffix):
@@ -432,10 +436,7 @@ def write_table(
     given: Collection[object] = (),  # columns that are the user's own, see `guard_formulas`
 ) -> pd.DataFrame:  # the same table
     "Write a table under a temporary name and rename it, so that it is never half there."
-    suffix = table_suffix(path)
-    twice = table.columns[table.columns.duplicated()]
-    if suffix == ".parquet" and len(twice):
-        raise CarpError(f"{path}: two columns are called {twice[0]!r}; write a csv or tsv instead.")
+    suffix = table_suffix(path, list(table.columns))
     with atomic_path(path) as temporary:
         # its texts have a type, so no program takes them for formulas
         if suffix == ".parquet":
