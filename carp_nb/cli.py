@@ -286,7 +286,7 @@ def score(
         rows = [MutantTable("", wanted)] * len(proteins)
     measurements = read_measurements(measured, rows, direction, skip_bad)
     # A table of the user comes back as it was
-    given = list(rows[0].table) if rows else []
+    given = [str(name) for name in rows[0].table] if rows else []
     if output:
         table_suffix(output, given + ["protein"] * (len(proteins) > 1))
     scorer = load_scorer(model, device)
