@@ -46,7 +46,7 @@ def test_a_step_that_fails_or_hangs_loses_no_other(tmp_path):
         gpu.run_step(session, gpu.Step("bad", ["-c", "raise SystemExit('no GPU')"], 1)) == "failed"
     )
     hangs = "import time; print('began', flush=True); time.sleep(1000)"
-    short = replace(session, until=time.time() + gpu.END + 3)
+    short = replace(session, until=time.time() + gpu.END + 5)
     assert gpu.run_step(short, gpu.Step("hangs", ["-c", hangs], 1)) == "out of time"
     assert gpu.run_step(session, gpu.Step("after", ["-c", ""], 1)) == "ok"
     expected = [("good", "ok"), ("bad", "failed"), ("hangs", "out of time"), ("after", "ok")]
