@@ -23,6 +23,8 @@ else
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 endif
+# a kernel warns at every start that others on this machine could read what it computes
+	@mkdir -p .venv/etc/ipython && echo 'c.IPKernelApp.log_level = "ERROR"' > .venv/etc/ipython/ipython_kernel_config.py
 	@touch $@
 
 demo: $(STAMP)  ## environment, then score the shipped mutational scans: a table and a figure

@@ -38,7 +38,7 @@ def hugging_face() -> ModuleType:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise CarpError(
-            "ProtBERT needs the package transformers; pip install carp-nb[transformers]."
+            "ProtBERT needs the package transformers; pip install 'carp-nb[transformers]'."
         ) from error
 
 # %% ../nbs/library/13_protbert.ipynb #e4cc9880
