@@ -123,7 +123,12 @@ def test_package_imports_only_its_requirements():
 
 
 MODULES = {p.stem: p for p in (ROOT / "carp_nb").glob("*.py") if p.stem != "_modidx"}
-OF_ANY_MODULE = {"__file__", "__path__", "__name__"}  # Python sets them before a line has run
+OF_ANY_MODULE = {
+    "__version__",
+    "__file__",
+    "__path__",
+    "__name__",
+}  # Python sets them before a line has run
 
 
 def imported_modules(path: Path) -> set[str]:
