@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['most_unpacked', 'open_file', 'file_sha256', 'text_sha256', 'joined_sha256', 'content_sha256', 'tensors_sha256',
            'rows_sha256', 'scratch_folder', 'publish', 'atomic_path', 'write_text', 'guard_formulas', 'table_suffix',
-           'write_table', 'read_record', 'read_columns', 'claim', 'make_once', 'project_root', 'in_project',
-           'package_folder', 'split_commas', 'markdown_text']
+           'write_table', 'read_record', 'read_columns', 'claim', 'make_once', 'project_root', 'package_folder',
+           'in_project', 'split_commas', 'markdown_text']
 
 # %% ../nbs/library/01_files.ipynb #122eb073
 import errno
@@ -586,6 +586,13 @@ def project_root() -> Path | None:
                 return folder
     return None
 
+# %% ../nbs/library/01_files.ipynb #e9167b3d
+def package_folder(
+    name: str,  # weights, tables, static; of a wheel also project
+) -> Path:
+    "Return a folder of files that are installed with the package."
+    return Path(carp_nb.__file__).parent / name
+
 # %% ../nbs/library/01_files.ipynb #663ef764
 def in_project(
     path: str,  # relative to the repository, such as data/paper/zero_shot.csv or outputs
@@ -605,13 +612,6 @@ def in_project(
             "run this in a clone of it."
         )
     return carried
-
-# %% ../nbs/library/01_files.ipynb #e9167b3d
-def package_folder(
-    name: str,  # weights, tables, static; of a wheel also project
-) -> Path:
-    "Return a folder of files that are installed with the package."
-    return Path(carp_nb.__file__).parent / name
 
 # %% ../nbs/library/01_files.ipynb #e678237b
 def split_commas(text: str) -> list[str]:

@@ -134,7 +134,8 @@ def _series_so_far(
     "Find the finished runs of a series: same settings, sequences and length, rate chosen by trials."
     runs = find_runs(folder)
     settings = {**asdict(config), "valid_sha256": held_out_sha256(valid_set)}
-    runs = runs[[_is_alike(place, settings) for place in runs.folder]]
+    # as an array, because an empty list would choose columns
+    runs = runs[np.array([_is_alike(place, settings) for place in runs.folder], bool)]
     # the last update of a run exceeds its tokens by up to one batch
     slack = 0.02 * config.tokens + config.batch_tokens
     alike = (
