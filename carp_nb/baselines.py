@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -323,6 +323,15 @@ def _score_history(memory: dict) -> pd.DataFrame:  # epoch, valid_score
     scores = [-v for v in memory.get("history", [])]
     return pd.DataFrame({"epoch": range(1, len(scores) + 1), "valid_score": scores})
 
+# %% ../nbs/library/65_baselines.ipynb #ec2438c6
+def _identify_rows(train_rows: pd.DataFrame, valid_rows: pd.DataFrame) -> dict[str, Any]:
+    "What tells the rows of a run from others: a checksum, and how many there are of each split."
+    return {
+        "rows_sha256": rows_sha256(train_rows, valid_rows),
+        # the checksum of the rows does not say where training ends and validation begins
+        "rows": [len(train_rows), len(valid_rows)],
+    }
+
 # %% ../nbs/library/65_baselines.ipynb #43adf4f3
 def fit_cnn(
     train_rows: pd.DataFrame,  # sequence, target
@@ -351,9 +360,7 @@ def fit_cnn(
         "seed": seed,
         "channels": channels,
         "features": features,
-        "rows_sha256": rows_sha256(train_rows, valid_rows),
-        # the checksum of the rows does not say where training ends and validation begins
-        "rows": [len(train_rows), len(valid_rows)],
+        **_identify_rows(train_rows, valid_rows),
     }
     folder = Path(folder)
     torch.manual_seed(seed)

@@ -16,7 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from carp_nb.datasets import Scan
+    from carp_nb.mutant_tables import MutantTable
     from carp_nb.pretrain import PretrainConfig
 
 # %% ../nbs/library/83_cli.ipynb #190f46a2
@@ -237,6 +238,39 @@ def _say_how_read(scan: "Scan | None", proteins: Sequence[tuple[str, str]], offs
     elif proteins[0][0] == "sequence":
         _say(f"scored as a sequence of {len(proteins[0][1]):,} residues.")
 
+# %% ../nbs/library/83_cli.ipynb #7a33712b
+def _read_wanted(
+    mutants: str,  # as a user gives them; "" for all
+    proteins: list[tuple[str, str]],  # name, residues
+    offset: int,
+    skip_bad: bool,
+) -> "tuple[list[str] | None, list[MutantTable] | None]":
+    "Read the mutants of a command line, or the rows of a table for each protein."
+    from carp_nb.mutant_tables import MutantTable, is_mutant_file, read_mutant_table, read_mutants
+
+    if is_mutant_file(mutants):
+        return None, [read_mutant_table(mutants, residues, offset) for _, residues in proteins]
+    wanted = read_mutants(mutants) if mutants else None
+    if skip_bad and wanted:
+        return wanted, [MutantTable("", wanted)] * len(proteins)
+    return wanted, None
+
+# %% ../nbs/library/83_cli.ipynb #d4790dc7
+def _give_scores(
+    table: "pd.DataFrame",
+    output: str,  # a file; "" for standard output
+    given: list[str],  # columns of the user, which stay as they were
+    model: str,
+) -> None:
+    "Write a table of scores and say so, or print it."
+    from carp_nb.files import guard_formulas, write_table
+
+    if not output:
+        print(guard_formulas(table, given).to_csv(index=False), end="")
+        return
+    write_table(table, Path(output), given)
+    print(f"{len(table):,} mutants by {model}: {output}")
+
 # %% ../nbs/library/83_cli.ipynb #c84c539f
 @app.command()
 def score(
@@ -255,16 +289,9 @@ def score(
 ) -> None:
     "Score mutants: a table as it is with score (nats), percentile and note; others best first."
     from carp_nb.errors import check_writable
-    from carp_nb.files import guard_formulas, table_suffix, write_table
+    from carp_nb.files import table_suffix
     from carp_nb.measured import print_comparison, read_measurements
-    from carp_nb.mutant_tables import (
-        MutantTable,
-        is_mutant_file,
-        ranked_table,
-        read_mutant_table,
-        read_mutants,
-        score_tables,
-    )
+    from carp_nb.mutant_tables import ranked_table, score_tables
     from carp_nb.readers import SKIP_BAD
     from carp_nb.scorers import load_scorer
     from carp_nb.scoring import rank_proteins, read_proteins
@@ -278,12 +305,7 @@ def score(
     if offset is None:
         offset = scan.offset if scan else 1
     settings = {"offset": offset, "method": method, "dtype": dtype, "progress": bool(output)}
-    wanted = read_mutants(mutants) if mutants and not is_mutant_file(mutants) else None
-    rows = None
-    if is_mutant_file(mutants):
-        rows = [read_mutant_table(mutants, residues, offset) for _, residues in proteins]
-    elif skip_bad and wanted:
-        rows = [MutantTable("", wanted)] * len(proteins)
+    wanted, rows = _read_wanted(mutants, proteins, offset, skip_bad)
     measurements = read_measurements(measured, rows, direction, skip_bad)
     # A table of the user comes back as it was
     given = [str(name) for name in rows[0].table] if rows else []
@@ -297,11 +319,7 @@ def score(
         )
     else:
         table = score_tables(scorer, proteins, rows, skip_bad, **settings)
-    if output:
-        write_table(table, Path(output), given)
-        print(f"{len(table):,} mutants by {scorer.name}: {output}")
-    else:
-        print(guard_formulas(table, given).to_csv(index=False), end="")
+    _give_scores(table, output, given, scorer.name)
     print_comparison(table, rows, measurements, bool(output))
     _say_how_read(scan, proteins, offset)
 
@@ -464,6 +482,21 @@ def _train_and_describe(
     weights = output / f"{trained.name}.safetensors"
     print(f"held-out loss {loss:.3f} nats per masked residue: {weights}")
 
+# %% ../nbs/library/83_cli.ipynb #bd52d732
+def _restart_and_describe(output: Path, changes: str, device: str) -> None:
+    "Train again from the last good checkpoint with changes such as `lr=1e-4`."
+    from carp_nb.restart import restart
+
+    _train_and_describe(*restart(output, changes), device)
+
+# %% ../nbs/library/83_cli.ipynb #3b69c331
+def _pretrain_config(device: str, dtype: str, name: str, **settings: Any) -> "PretrainConfig":
+    "The settings of a run, with the number type that is used."
+    from carp_nb.devices import used_dtype
+    from carp_nb.pretrain import PretrainConfig
+
+    return PretrainConfig(dtype=used_dtype(dtype, device), name=name or None, **settings)
+
 # %% ../nbs/library/83_cli.ipynb #9dc45351
 @app.command()
 def pretrain(
@@ -491,14 +524,13 @@ def pretrain(
     device: Device = "auto",
 ) -> None:
     "Train a CARP or an ESM from scratch; a model card and a learning curve are written at the end."
-    from carp_nb.devices import used_dtype
-    from carp_nb.pretrain import PretrainConfig
-    from carp_nb.restart import restart
-
     if restart_with:
-        _train_and_describe(*restart(output, restart_with), device)
+        _restart_and_describe(output, restart_with, device)
         return
-    config = PretrainConfig(
+    config = _pretrain_config(
+        device,
+        dtype,
+        name,
         size=size,
         tokens=tokens,
         batch_tokens=batch_tokens,
@@ -507,12 +539,9 @@ def pretrain(
         warmup=warmup,
         cooldown=cooldown,
         seed=seed,
-        # What `auto` stands for on this device goes into the record of the run
-        dtype=used_dtype(dtype, device),
         accumulate=accumulate,
         recompute=recompute,
         snapshots=snapshots,
-        name=name or None,
         clip=clip,
         skip_non_finite=skip_non_finite,
         optimizer=optimizer,

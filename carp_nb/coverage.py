@@ -431,7 +431,7 @@ def _count_lines(part: str) -> dict[str, Any]:
     figures = re.findall(r"\b(S?\d)([a-z]?)", part)
     named = [f"Figure {number}{panel}" for number, panel in figures]
     # a figure without a letter is all of its panels
-    lines = [any(where.startswith(name) for name in named) for where in all_cells["where"]]
+    lines = [where.startswith(tuple(named)) for where in all_cells["where"]]
     return dict.fromkeys(["filled", "paper's method and data", "otherwise"]) | {
         "cells": sum(lines),
         "why": "–",

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['SKIP_BAD', 'MUTANT_COLUMNS', 'first_five', 'bad_rows', 'Record', 'stream_records', 'check_sequence', 'read_fasta',
            'is_fasta', 'keep_short', 'read_aligned', 'fasta_record', 'write_fasta', 'table_lines', 'parse_numbers',
-           'BadRows', 'find_column', 'find_optional_column', 'stream_lmdb', 'find_cell', 'Alignment', 'read_alignment']
+           'BadRows', 'find_column', 'find_optional_column', 'find_cell', 'Alignment', 'read_alignment']
 
 # %% ../nbs/library/30_readers.ipynb #5fc1478a
 import csv
 import io
-import pickle
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .errors import CarpError, check_file, reading, visible
+from .errors import CarpError, reading, visible
 from .files import atomic_path, open_file
 
 # %% ../nbs/library/30_readers.ipynb #84d54e4d
@@ -598,57 +597,6 @@ def find_optional_column(
     if chosen is None and not any(c.strip().lower() in lower for c in columns):
         return None
     return find_column(path, columns, chosen, common_names, advice)
-
-# %% ../nbs/library/30_readers.ipynb #ac74c536
-# NumPy 1 and 2 name the module differently
-_HARMLESS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
-
-
-class _Plain(pickle.Unpickler):
-    "Unpickles numbers, text, containers and NumPy arrays."
-
-    def find_class(self, module: str, name: str):
-        if (module, name) in _HARMLESS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-# %% ../nbs/library/30_readers.ipynb #5454ca0d
-def _lmdb_value(path: Path, records, key: bytes):  # records: an LMDB transaction
-    "One value of a TAPE LMDB. Raises CarpError for a key that is not there."
-    value = records.get(key)
-    if value is None:
-        raise CarpError(
-            f"{path}: the record {key.decode()} is missing; the file is cut off or not TAPE's."
-        )
-    return _Plain(io.BytesIO(value)).load()
-
-
-def stream_lmdb(
-    path: Path,  # a file, or a folder that holds data.mdb
-) -> Iterator[dict]:
-    "Stream the records of a TAPE LMDB in order. Raises CarpError."
-    import lmdb
-
-    options = {"readonly": True, "lock": False, "readahead": False}
-    check_file(path / "data.mdb" if path.is_dir() else path)
-    with (
-        reading(path, "TAPE LMDB"),
-        lmdb.open(str(path), subdir=path.is_dir(), **options) as env,
-        env.begin() as records,
-    ):
-        count = _lmdb_value(path, records, b"num_examples")
-        if not isinstance(count, int):
-            raise CarpError(f"{path}: num_examples is not a number; is this TAPE's file?")
-        for i in range(count):
-            yield _lmdb_value(path, records, str(i).encode())
 
 # %% ../nbs/library/30_readers.ipynb #c4fafdc0
 def find_cell(

@@ -313,9 +313,10 @@ def find_scans(
     # few machines have all scans, so these groups skip those that are missing
     scans = list(_load_named(names, skip=datasets in ("all", "deepsequence")).values())
     scans += read_own_scans(paths, facts or ScanFacts())
-    repeated = {name for name, times in Counter(s.name for s in scans).items() if times > 1}
+    loads = Counter(s.name for s in scans)
+    repeated = sorted(name for name, times in loads.items() if times > 1)
     if repeated:
-        raise CarpError(f"datasets names {', '.join(sorted(repeated))} twice, once by path.")
+        raise CarpError(f"datasets names {', '.join(repeated)} twice, once by path.")
     return scans
 
 # %% ../nbs/library/37_scans.ipynb #9280755d

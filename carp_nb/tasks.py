@@ -32,10 +32,10 @@ from carp_nb.readers import (
     is_fasta,
     parse_numbers,
     read_fasta,
-    stream_lmdb,
     stream_records,
     table_lines,
 )
+from .tensors import stream_lmdb
 
 # %% ../nbs/library/34_tasks.ipynb #60a1845b
 SPLITS = ("train", "valid", "test")

@@ -306,6 +306,9 @@ def fetched_bytes(
     "What a plan downloads."
     models = list_models().set_index("name")
     sizes = {**list_datasets().bytes, **(1e6 * models.size_mb)}
-    wanted = dict.fromkeys(name for run in runs for name in run.fetch)
+    # each name once, in the order of the plan
+    wanted: dict[str, None] = {}
+    for run in runs:
+        wanted |= dict.fromkeys(run.fetch)
     unknown = [name for name in wanted if not sizes.get(name, 0)]
     return sum(sizes.get(name, 0) for name in wanted), unknown
