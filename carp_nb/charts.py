@@ -104,7 +104,7 @@ def model_colour(name: str) -> str:
         return "#e07b00"
     return "#7f7f7f"
 
-# %% ../nbs/library/05_charts.ipynb #a4bae101
+# %% ../nbs/library/05_charts.ipynb #4dec67ea
 def model_shades(names: Iterable[str]) -> dict[str, str]:
     "Colours for models drawn together: each of a family is paler than the one before."
     shades = {}
@@ -118,7 +118,7 @@ def model_shades(names: Iterable[str]) -> dict[str, str]:
         shades[name] = to_hex((red, green, blue))
     return shades
 
-
+# %% ../nbs/library/05_charts.ipynb #a4bae101
 def fill_colour(colour: str, hollow: bool) -> str:
     "The face of a mark: its colour, or nothing if it is hollow."
     return "none" if hollow else colour

@@ -44,7 +44,7 @@ def find_mmseqs() -> str:
         "or put the mmseqs binary on the path."
     )
 
-# %% ../nbs/library/38_clusters.ipynb #9a994d86
+# %% ../nbs/library/38_clusters.ipynb #684506fd
 def _end_group(process: subprocess.Popen) -> None:
     "End a process and those that it has started."
     if os.name == "posix":
@@ -53,7 +53,7 @@ def _end_group(process: subprocess.Popen) -> None:
         process.kill()
     process.wait()
 
-
+# %% ../nbs/library/38_clusters.ipynb #9a994d86
 def _mmseqs_error(code: int, words: str, folder: Path) -> Exception:
     "What to raise for an MMseqs2 that has failed."
     # it does not always say that a disk is full

@@ -311,7 +311,7 @@ def _ask(
         response.status_code = 416
     return response
 
-# %% ../nbs/library/20_fetch.ipynb #5cf7a4ca
+# %% ../nbs/library/20_fetch.ipynb #49122508
 def _announced(response: requests.Response) -> int | None:  # bytes; None: unknown
     "Return how many bytes of the file a server says that it will send."
     said = response.headers.get("Content-Length", "")
@@ -319,7 +319,7 @@ def _announced(response: requests.Response) -> int | None:  # bytes; None: unkno
         return None
     return int(said)
 
-
+# %% ../nbs/library/20_fetch.ipynb #5cf7a4ca
 def _must_fit(
     download: _Download,
     to_come: int | None,  # bytes announced; None: unknown
@@ -355,7 +355,7 @@ def _allowed(
         return download.deadline
     return max(3600, total / 50_000)
 
-# %% ../nbs/library/20_fetch.ipynb #23dd002d
+# %% ../nbs/library/20_fetch.ipynb #71ac7a1a
 def _take(response: requests.Response) -> bytes:
     "Return what has come of a response; empty at its end."
     read1 = getattr(response.raw, "read1", None)
@@ -364,7 +364,7 @@ def _take(response: requests.Response) -> bytes:
         return response.raw.read(4096, decode_content=True)
     return read1(1 << 16, decode_content=True)
 
-
+# %% ../nbs/library/20_fetch.ipynb #23dd002d
 def _pieces(
     response: requests.Response,
     allowed: float,  # seconds

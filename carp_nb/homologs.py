@@ -215,7 +215,7 @@ def _proteins(path: Path, progress: bool) -> Iterator[tuple[str, str]]:  # id, s
     if bases == number:
         raise CarpError(f"{path} holds DNA or RNA; give a database of proteins.")
 
-# %% ../nbs/library/46_homologs.ipynb #27cbf2c7
+# %% ../nbs/library/46_homologs.ipynb #eca66c23
 def _copy_sequences(source: Path, folder: Path, progress: bool) -> None:
     "Make a database of MMseqs2 of a FASTA file."
     fasta = folder / "db.fasta"
@@ -226,7 +226,7 @@ def _copy_sequences(source: Path, folder: Path, progress: bool) -> None:
     run_mmseqs("createdb", "db.fasta", "db", "--dbtype", 1, "-v", 1, folder=folder)
     fasta.unlink()
 
-
+# %% ../nbs/library/46_homologs.ipynb #27cbf2c7
 def _link_sequences(source: Path, folder: Path) -> None:
     "Link the files of a database of MMseqs2."
     for part in _PARTS:

@@ -110,7 +110,7 @@ def defaults_of(
     "List the settings that have a default."
     return {f.name: f.default for f in fields(settings) if f.default is not MISSING}
 
-# %% ../nbs/library/18_identity.ipynb #d38c3712
+# %% ../nbs/library/18_identity.ipynb #6e6601be
 def shape_sha256(
     model: nn.Module,  # with a config
 ) -> str:  # 64 hexadecimal digits
@@ -121,7 +121,7 @@ def shape_sha256(
         settings = {"config": settings_sha256(asdict(cast(Any, config)), defaults_of(config))}
     return settings_sha256({"kind": type(model).__name__, **settings})
 
-
+# %% ../nbs/library/18_identity.ipynb #d38c3712
 def model_sha256(
     model: nn.Module,  # with a config
 ) -> str:  # 64 hexadecimal digits

@@ -74,7 +74,7 @@ def _is_mutant(text: str) -> bool:
     named = names_changes(text) and any(c.isdigit() for c in text)
     return named or (len(text) >= 30 and is_whole_sequence(text, text))
 
-# %% ../nbs/library/52_mutant_tables.ipynb #2864fa64
+# %% ../nbs/library/52_mutant_tables.ipynb #7c067754
 def _read_list(path: Path) -> list[tuple[int, list[str]]]:  # line number, the mutant
     "Read one mutant a line. Raises CarpError for a comma, which could stand between mutants."
     # a semicolon joins the changes of a mutant here, so that no symbol separates cells
@@ -87,7 +87,7 @@ def _read_list(path: Path) -> list[tuple[int, list[str]]]:  # line number, the m
             )
     return lines
 
-
+# %% ../nbs/library/52_mutant_tables.ipynb #2864fa64
 def _read_rows(path: Path) -> tuple[pd.DataFrame, list[int]]:  # of text; line of each row
     "Read a table, or a list without a header. Blank lines are left out."
     header = next(table_lines(path))[1]
@@ -101,7 +101,7 @@ def _read_rows(path: Path) -> tuple[pd.DataFrame, list[int]]:  # of text; line o
     table = pd.DataFrame([cells for _, cells in lines], columns=header, dtype=str)
     return table, [number for number, _ in lines]
 
-# %% ../nbs/library/52_mutant_tables.ipynb #8e7ba825
+# %% ../nbs/library/52_mutant_tables.ipynb #4798341b
 def _find_sequence_column(path: str | Path, columns, beside_mutants: bool) -> str | None:
     "Find the column of whole sequences. Raises CarpError as `find_column` does."
     # beside mutants, a column `sequence` may well be that of the wild type
@@ -110,7 +110,7 @@ def _find_sequence_column(path: str | Path, columns, beside_mutants: bool) -> st
         names = ("mutated_sequence",)
     return find_optional_column(path, columns, None, names, "the columns are")
 
-
+# %% ../nbs/library/52_mutant_tables.ipynb #8e7ba825
 def _as_mutant(sequence: str, wild_type: str, offset: int) -> str:
     "Write a sequence of the wild type's length as substitutions; any other stays as it is."
     if len(sequence) != len(wild_type):

@@ -309,7 +309,7 @@ def _held_out_losses(
         rows.append(_measure(model, valid_set, int(snapshot.stem.removeprefix("step_"))))
     return _write_held_out(rows, folder, run)
 
-# %% ../nbs/library/43_pretrain.ipynb #35e69ac8
+# %% ../nbs/library/43_pretrain.ipynb #efcf041b
 def _add_held_out(
     folder: Path, valid_set: Sequence[str], device: torch.device, row: dict, run: str = ""
 ) -> None:
@@ -318,7 +318,7 @@ def _add_held_out(
     rows: list[Any] = losses[losses.step < row["step"]].to_dict("records")
     _write_held_out([*rows, row], folder, run)
 
-
+# %% ../nbs/library/43_pretrain.ipynb #35e69ac8
 def _snapshot(
     model: CARP | ESM, step: int, valid_set: Sequence[str], folder: Path, run: str = ""
 ) -> Callable[[], None]:
@@ -557,7 +557,7 @@ def choose_lr(
         losses[lr] = read_columns(place / "held_out.parquet", _AGAIN, "loss").loss.iloc[-1]
     return pd.DataFrame({"loss": losses}).rename_axis("lr")
 
-# %% ../nbs/library/43_pretrain.ipynb #bce2c095
+# %% ../nbs/library/43_pretrain.ipynb #91c56e78
 def read_records(
     source: str,  # a name out of list_datasets(), or a FASTA file
 ) -> list[tuple[str, str]]:
@@ -566,7 +566,7 @@ def read_records(
         return load_sequences(source)
     return list(read_fasta(source))
 
-
+# %% ../nbs/library/43_pretrain.ipynb #bce2c095
 def as_corpus(
     source: str,  # a name out of list_datasets(), a FASTA file, or a folder made by `build_corpus`
 ) -> Corpus:

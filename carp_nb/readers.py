@@ -25,7 +25,7 @@ from .alphabet import AMINO_ACIDS, PROTEIN
 from .errors import CarpError, reading, visible
 from .files import atomic_path, open_file
 
-# %% ../nbs/library/30_readers.ipynb #84d54e4d
+# %% ../nbs/library/30_readers.ipynb #b51742ef
 def first_five(
     items: Iterable,  # anything with a text form
     separator: str = "; ",
@@ -35,7 +35,7 @@ def first_five(
     shown = items[:5] + ["..."] * (len(items) > 5)
     return separator.join(shown)
 
-
+# %% ../nbs/library/30_readers.ipynb #84d54e4d
 def bad_rows(
     path: str | Path,
     problems: list[str],  # one per bad row, with its line or id
@@ -359,7 +359,7 @@ def _stockholm_rows(path: Path) -> Iterator[tuple[str, str]]:  # id, row
     for name, lines in parts.items():
         yield _aligned_row(path, Record(lines[0][0], name, lines))
 
-# %% ../nbs/library/30_readers.ipynb #ce771155
+# %% ../nbs/library/30_readers.ipynb #f830ebc4
 def _aligned_row(path: Path, record: Record) -> tuple[str, str]:  # id, row
     "Join and check one row of an alignment."
     for line, part in record.parts:
@@ -371,7 +371,7 @@ def _aligned_row(path: Path, record: Record) -> tuple[str, str]:  # id, row
             )
     return record.name, record.text.decode().replace("*", "-")
 
-
+# %% ../nbs/library/30_readers.ipynb #ce771155
 def read_aligned(
     path: str | Path,  # a3m, a2m, aligned FASTA or Stockholm; plain or gzip
 ) -> Iterator[tuple[str, str]]:  # id, row as written: letters of either case, - and .

@@ -215,7 +215,7 @@ def cost_lines(
     repeated = cost.loc[cost.index.repeat(cost.n.astype(int))]
     return CostLines(repeated, device, costs["dtype"].iloc[-1], clock)
 
-# %% ../nbs/library/74_report.ipynb #5fd9a154
+# %% ../nbs/library/74_report.ipynb #912f94b8
 def _is_stand_in(
     cell: dict[Hashable, Any],  # a line of `paper.against_paper`
 ) -> bool:
@@ -229,7 +229,7 @@ def _contains_zero(cell: dict[Hashable, Any]) -> bool:
     half = cell["paper_step"] / 2
     return cell["d_lo"] - half <= 0 <= cell["d_hi"] + half
 
-
+# %% ../nbs/library/74_report.ipynb #5fd9a154
 def _judge_agreement(cell: dict[Hashable, Any]) -> str:
     "Answer yes, no or cannot tell, or a dash where another model stands in."
     if _is_stand_in(cell):

@@ -59,7 +59,7 @@ def save_tensors(
         save_file(tensors, temporary, metadata=sealed)
         temporary.chmod(mode)
 
-# %% ../nbs/library/09_tensors.ipynb #3341751d
+# %% ../nbs/library/09_tensors.ipynb #a80211bb
 def open_tensors(
     path: str | Path,  # .safetensors
     remedy: str = "get it again",  # for the message
@@ -71,7 +71,7 @@ def open_tensors(
     with reading(path, "safetensors file", remedy):
         return safe_open(path, "pt")
 
-
+# %% ../nbs/library/09_tensors.ipynb #3341751d
 def read_header(
     path: str | Path,  # .safetensors
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:  # name -> shape; metadata
@@ -97,7 +97,7 @@ def read_tensors(
         )
     return tensors, metadata
 
-# %% ../nbs/library/09_tensors.ipynb #92260be6
+# %% ../nbs/library/09_tensors.ipynb #6d0fca8b
 def _check_parts(path: str | Path) -> None:
     "Raises CarpError for a zip archive of PyTorch with a damaged or a packed part."
     with reading(path, "PyTorch checkpoint"), zipfile.ZipFile(path) as parts:
@@ -109,7 +109,7 @@ def _check_parts(path: str | Path) -> None:
             f"{path}: the file is damaged, the checksum of {damaged} is wrong; get it again."
         )
 
-
+# %% ../nbs/library/09_tensors.ipynb #92260be6
 def load_pt(
     path: str | Path,
     mmap: bool = False,  # map the tensors from the file
