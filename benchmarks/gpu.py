@@ -419,7 +419,8 @@ def pretrain_until(given: argparse.Namespace) -> int:
         restore(pieces, run.folder)
     whole = as_corpus(run.corpus)
     corpus = UntilThen(whole.tokens, whole.offsets, whole.stated)
-    record = {"train": run.corpus, "valid": run.valid, **provenance(given.device)}
+    sets = {"train": {"name": run.corpus}, "valid": {"name": run.valid}}
+    record = {**sets, **provenance(given.device)}
     with counted(run.folder):
         try:
             pretrain(

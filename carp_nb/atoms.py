@@ -624,8 +624,14 @@ def read_structure(path: str | Path) -> Structure:
     """
     path = Path(path)
     _check_path(path)
-    with reading(path, "structure"):
-        return _parse(path)
+    try:
+        with reading(path, "structure"):
+            return _parse(path)
+    except CarpError:
+        raise
+    # a number or a table of the file that makes no sense
+    except ValueError as error:
+        raise CarpError(f"{path} cannot be read as a structure: {error}; get it again.") from error
 
 # %% ../nbs/library/32_atoms.ipynb #9c279b8c
 def read_atoms(

@@ -460,7 +460,7 @@ def test_the_command_says_what_the_machine_lacks(said, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError(said)
 
-    monkeypatch.setattr(cli, "inventory", fail)
+    monkeypatch.setattr("carp_nb.inventory.inventory", fail)
     done = CliRunner().invoke(cli.app, ["verify"])
     assert done.exit_code == 1 and "the memory of this machine does not suffice" in done.output
 

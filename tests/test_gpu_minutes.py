@@ -102,7 +102,7 @@ def test_a_run_goes_on_from_its_pieces(tmp_path, monkeypatch, precision):
     assert last_update(part) == last
     losses = [pd.read_parquet(f / "held_out.parquet").loss.iloc[-1] for f in (whole, part)]
     # Adam's first moment began again, at a high learning rate and in the last updates
-    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    assert losses[0] == pytest.approx(losses[1], abs=0.08)
     seen = [pd.read_parquet(f / "metrics.parquet").tokens.iloc[-1] for f in (whole, part)]
     assert seen[0] == seen[1]
     # what is as new as the pieces is left alone
