@@ -28,15 +28,16 @@ def bench(monkeypatch, tmp_path):
     def fail() -> Ways:
         raise RuntimeError("no such peer")
 
-    for name in list(LINES):
-        monkeypatch.delitem(LINES, name)
+    # put back as a whole: one by one, the lines would come back in another order
+    all_lines = dict(LINES)
+    LINES.clear()
     for name, build in {
         "first": lambda: probe(1.0),
         "broken": fail,
         "last": lambda: probe(3.0),
     }.items():
         line = Line(name, f"work of {name}", "a peer", build, unit="MB", seconds=30)
-        monkeypatch.setitem(LINES, name, line)
+        LINES[name] = line
 
     # no picture is drawn, and git is not asked
     monkeypatch.setattr(table_of, "chart", undrawn)
@@ -50,7 +51,9 @@ def bench(monkeypatch, tmp_path):
         kept = pd.read_parquet(tmp_path / "benchmarks.parquet")
         return status, kept.dropna(subset="ratio")
 
-    return run
+    yield run
+    LINES.clear()
+    LINES.update(all_lines)
 
 
 def test_a_chart_that_cannot_be_drawn_loses_no_line(bench, capsys, tmp_path):
