@@ -27,7 +27,7 @@ from carp_nb.training import last_update
 ROOT = Path(gpu.ROOT)
 TRAIN = [r for r in load_dataset("sprot_train_sample") if len(r[1]) < 200][:60]
 VALID = [s for _, s in load_dataset("sprot_heldout_sample") if len(s) < 150][:4]
-CONFIG = PretrainConfig("carp_4k", 9_000, 1024, max_length=64, lr=1e-2, snapshots=0)
+CONFIG = PretrainConfig("carp_4k", 20_000, 1024, max_length=64, lr=1e-2, snapshots=0)
 
 
 def session_in(folder: Path, seconds: float = 3600, **others) -> gpu.Session:
@@ -100,9 +100,11 @@ def test_a_run_goes_on_from_its_pieces(tmp_path, monkeypatch, precision):
     assert pieces.restore(tmp_path / "pieces", part) == said["update"] < last
     again = pretrain(CONFIG, corpus, VALID, part, device="cpu", progress=False)
     assert last_update(part) == last
-    losses = [pd.read_parquet(f / "held_out.parquet").loss.iloc[-1] for f in (whole, part)]
-    # Adam's first moment began again, at a high learning rate and in the last updates
-    assert losses[0] == pytest.approx(losses[1], abs=0.08)
+    first, second = (
+        pd.read_parquet(f / "held_out.parquet").set_index("step").loss for f in (whole, part)
+    )
+    # Adam's first moment began again, so the last updates differ by less than they bring
+    assert abs(second[last] - first[last]) < 0.5 * (first[said["update"]] - first[last])
     seen = [pd.read_parquet(f / "metrics.parquet").tokens.iloc[-1] for f in (whole, part)]
     assert seen[0] == seen[1]
     # what is as new as the pieces is left alone
