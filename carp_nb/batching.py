@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Corpus', 'open_corpus', 'build_corpus', 'uniref50_records', 'shared_sequences', 'padded_length', 'bucketed_batches',
-           'Batches']
+           'random_window', 'pad_rows', 'Batches']
 
 # %% ../nbs/library/41_batching.ipynb #6c486c43
 import hashlib
@@ -283,14 +283,16 @@ def bucketed_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 # %% ../nbs/library/41_batching.ipynb #a9851dad
-def _window(ids: np.ndarray, length: int, rng: np.random.Generator) -> Tensor:  # int64 [length]
+def random_window(
+    ids: np.ndarray, length: int, rng: np.random.Generator
+) -> Tensor:  # int64 [length]
     "A random window of a sequence; all of it where it is no longer."
     # The end is excluded, so + 1 makes the last window possible too
     start = rng.integers(0, len(ids) - length + 1)
     return torch.from_numpy(ids[start : start + length].astype(np.int64))
 
 # %% ../nbs/library/41_batching.ipynb #59132eca
-def _pad(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:  # int64 [B, L], mask bool [B, L]
+def pad_rows(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:  # int64 [B, L], mask bool [B, L]
     "Right-pad sequences to a common, rounded length; the mask is True at residues."
     width = padded_length(max(map(len, rows)))
     tokens = torch.full((len(rows), width), PROTEIN.pad_idx)
@@ -344,4 +346,4 @@ class Batches:
         # The 1 keeps these draws apart from those of an epoch, seeded by [seed, epoch]
         rng = np.random.default_rng([self.seed, step, 1])
         chosen = self._locate(step)
-        return _pad([_window(self.corpus[i], int(self.lengths[i]), rng) for i in chosen])
+        return pad_rows([random_window(self.corpus[i], int(self.lengths[i]), rng) for i in chosen])

@@ -206,6 +206,9 @@ def save_checkpoint(
         )
     if path.suffix == ".safetensors":
         metadata = {"model": model.name, "config": json.dumps(asdict(model.config))}
+        card = vars(model).get("card")
+        if card is not None:
+            metadata["card"] = json.dumps(asdict(card))
         save_tensors(model.state_dict(), path, metadata)
         return path
     stored = _on_cpu(_published_layout(model))

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -658,10 +659,11 @@ def _encode_columns(
 # %% ../nbs/library/30_readers.ipynb #6ebfefe2
 def read_alignment(
     path: str | Path,  # a3m, a2m or aligned FASTA; plain or gzip
+    most: int | None = None,  # rows, from the first; None: all
 ) -> Alignment:
     """Read an alignment in the query's columns, the query first.
     Raises CarpError for rows that do not line up."""
-    rows = list(read_aligned(path))
+    rows = list(islice(read_aligned(path), most))
     if not rows:
         raise CarpError(f"{path} holds annotations and no sequences.")
     query_name = rows[0][0]
