@@ -11,8 +11,10 @@ const STOPS = {
   light: [[103, 0, 31], [178, 24, 43], [244, 165, 130], [247, 247, 247], [146, 197, 222], [33, 102, 172], [5, 48, 97]],
   dark: [[255, 196, 168], [240, 118, 84], [140, 54, 40], [44, 44, 47], [36, 86, 140], [86, 156, 228], [182, 222, 255]],
 };
+const NOTHING = { light: [206, 206, 210], dark: [92, 92, 98] };   // not computed, not measured, or a residue such as X
 const colour = (value, limit, theme) => {
   const stops = STOPS[theme], t = (Math.max(-1, Math.min(1, value / limit)) + 1) / 2 * (stops.length - 1);
+  if (Number.isNaN(t)) return NOTHING[theme];
   const k = Math.min(stops.length - 2, Math.floor(t)), f = t - k;
   return stops[k].map((c, i) => Math.round(c + (stops[k + 1][i] - c) * f));
 };
@@ -109,6 +111,7 @@ function render({ model, el }) {
       canvas.style.width = w + "px"; canvas.style.height = h + "px";
     }
     const g = canvas.getContext("2d");
+    g.reset();   // a drawing that failed half way leaves its clip behind
     g.setTransform(scale, 0, 0, scale, 0, 0); g.clearRect(0, 0, w, h);
     g.font = "11px " + (style("--jp-ui-font-family") || "sans-serif"); g.textBaseline = "middle";
     return g;
@@ -130,19 +133,19 @@ function render({ model, el }) {
 
   // ---- the image: one pixel per cell ---------------------------------------------------------------------------------------------------
   function paint(canvas, value, limit, only) {
-    const g = canvas.getContext("2d"), nothing = theme === "dark" ? [92, 92, 98, 255] : [206, 206, 210, 255];
+    const g = canvas.getContext("2d");
     const image = only ? null : g.createImageData(length(), 20);
     const column = only ? g.createImageData(1, 20) : null;
     for (const i of only || Array(length()).keys()) {
       for (let k = 0; k < 20; k++) {
-        const v = value(i, k), c = Number.isNaN(v) ? nothing : [...colour(v, limit, theme), 255];
-        (image || column).data.set(c, image ? 4 * (ROW_OF[k] * length() + i) : 4 * ROW_OF[k]);
+        (image || column).data.set([...colour(value(i, k), limit, theme), 255], image ? 4 * (ROW_OF[k] * length() + i) : 4 * ROW_OF[k]);
       }
       if (only) g.putImageData(column, i, 0);
     }
     if (image) g.putImageData(image, 0, 0);
   }
   const at = (i, k) => known && known[i] ? rows[22 * i + k] : NaN;
+  const hasMean = i => known[i] && !Number.isNaN(rows[22 * i + 20]);   // X, B, U, Z ... have none
   function repaint(only) {
     if (!protein) return;
     if (!pixels || pixels.width !== length()) { pixels = element("canvas", { width: length(), height: 20 }); only = null; }
@@ -151,16 +154,24 @@ function render({ model, el }) {
       measuredPixels = element("canvas", { width: length(), height: 20 });
       paint(measuredPixels, (i, k) => LETTERS[k] === protein.wild_type[i] ? 0 : measured[20 * i + k], 1, null);
     }
-    const means = []; for (let i = 0; i < length(); i++) if (known[i]) means.push(Math.abs(rows[22 * i + 20]));
+    const means = []; for (let i = 0; i < length(); i++) if (hasMean(i)) means.push(Math.abs(rows[22 * i + 20]));
     means.sort((a, b) => a - b);
     meanLimit = means.length ? Math.max(means[Math.floor(0.95 * (means.length - 1))], 0.01) : 1;   // a first methionine would pale all others
   }
 
   // ---- drawing -------------------------------------------------------------------------------------------------------------------------
+  function guarded(act) {   // one drawing that fails is told and stops no other
+    try { act(); }
+    catch (error) { console.error(error); complain(`The page could not draw this: ${error.message}. Please report it.`); }
+  }
   function draw() {
     if (drawing) return;
     drawing = true;
-    requestAnimationFrame(() => { drawing = false; if (!pixels || !root.isConnected || !$.left.clientWidth) return; drawMap(); drawOverview(); drawLegend(); markStructure(); tell(); });
+    requestAnimationFrame(() => { 
+      drawing = false;
+      if (!pixels || !root.isConnected || !$.left.clientWidth) return;
+      for (const part of [drawMap, drawOverview, drawLegend, markStructure, tell]) guarded(part);
+    });
   }
 
   function drawMap() {
@@ -171,7 +182,7 @@ function render({ model, el }) {
     g.save(); g.beginPath(); g.rect(MARGIN, 0, inner(), height()); g.clip();
     // tracks
     const middle = 12, half = 11;
-    for (let i = from; i < to; i++) if (known[i]) {
+    for (let i = from; i < to; i++) if (hasMean(i)) {
       const mean = rows[22 * i + 20], h = Math.max(0.5, Math.min(1, Math.abs(mean) / meanLimit) * 20);
       g.fillStyle = css(colour(Math.sign(mean) * Math.max(Math.abs(mean), 0.25 * now.limit), now.limit, theme));
       g.fillRect(x(i), mean < 0 ? 2 : 2, Math.max(width - (width > 4 ? 1 : 0), 0.7), h);
@@ -254,7 +265,7 @@ function render({ model, el }) {
     const w = MARGIN + inner(), g = fit($.overview, w, OVERVIEW), scale = inner() / length(), columns = Math.floor(inner());
     for (let c = 0; c < columns; c++) {   // the mean over the positions behind one column of pixels
       let sum = 0, n = 0;
-      for (let i = Math.floor(c / scale); i < Math.max(Math.floor(c / scale) + 1, (c + 1) / scale) && i < length(); i++) if (known[i]) { sum += rows[22 * i + 20]; n++; }
+      for (let i = Math.floor(c / scale); i < Math.max(Math.floor(c / scale) + 1, (c + 1) / scale) && i < length(); i++) if (hasMean(i)) { sum += rows[22 * i + 20]; n++; }
       g.fillStyle = n ? css(colour(sum / n, Math.max(meanLimit, 0.01), theme)) : style("--cm-line");
       g.fillRect(MARGIN + c, 6, c < columns - 1 ? 1.6 : 1, OVERVIEW - 12);
     }
@@ -280,7 +291,7 @@ function render({ model, el }) {
       if (!structure || !root.isConnected) return;
       const means = Array.from(known, (is, i) => is ? rows[22 * i + 20] : NaN), hex = c => "#" + c.map(x => x.toString(16).padStart(2, "0")).join("");
       $.structuretitle.textContent = `Structure, coloured by mean effect, full colour at ±${meanLimit.toFixed(1)} nats; drag to turn, Ctrl and the wheel to zoom`;
-      structure.paint(means.map(mean => Number.isNaN(mean) ? (theme === "dark" ? "#5c5c62" : "#ceced2") : hex(colour(mean, meanLimit, theme))), now.cells.map(c => c[0]));
+      structure.paint(means.map(mean => hex(colour(mean, meanLimit, theme))), now.cells.map(c => c[0]));
     }, 330);
   }
   let marked = "";
@@ -305,8 +316,8 @@ function render({ model, el }) {
     const spot = hover || cursor;
     if (!spot) { $.status.textContent = `${length().toLocaleString("en")} residues, ${now.offset} to ${now.offset + length() - 1}`; return; }
     const wt = protein.wild_type[spot.i], letter = ORDER[spot.r], k = LETTERS.indexOf(letter), v = at(spot.i, k), name = `${wt}${spot.i + now.offset}${letter}`;
-    const mean = known[spot.i] ? `; position: mean effect ${number(rows[22 * spot.i + 20])} nats, entropy ${number(rows[22 * spot.i + 21])} bits` : "";
-    const value = wt === letter ? "the wild type" : !known[spot.i] ? "not computed yet" : Number.isNaN(v) ? "has no odds" : `${signed(v)} nats`;
+    const mean = hasMean(spot.i) ? `; position: mean effect ${number(rows[22 * spot.i + 20])} nats, entropy ${number(rows[22 * spot.i + 21])} bits` : "";
+    const value = wt === letter ? "the wild type" : !known[spot.i] ? "not computed yet" : Number.isNaN(v) ? `has no odds: ${wt} is none of the 20 amino acids` : `${signed(v)} nats`;
     $.status.textContent = `${name}  ${value}${mean}`;
   }
 
