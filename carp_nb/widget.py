@@ -114,7 +114,7 @@ def _describe_state(e: Explorer) -> dict:
 # %% ../nbs/library/82_widget.ipynb #a14d478e
 def _error_text(error: Exception) -> str:
     "Return the message of an error, with its type if the user did not cause it."
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, TypeError, OSError)):
         return str(error)
     return f"{type(error).__name__}: {error}"
 
@@ -184,17 +184,20 @@ class MutationMap(anywidget.AnyWidget):
         self,
         message: dict,  # {"do": action, "with": [arguments]}
     ) -> None:
-        "Act on a message from the browser. A rejected action is answered with the error message."
+        "Act on a message from the browser and answer it. A rejected action gets the error message."
         word = message["do"]
         try:
             with self._lock:
                 self._act(word, message.get("with", []))
-        except (ValueError, TypeError) as error:
-            self.send({"kind": "error", "text": str(error)})
+        # whatever it is: a page without an answer takes the kernel for gone
+        except Exception as error:
+            self.send({"kind": "error", "text": _error_text(error)})
         if word == "hello":
             self._send_protein()
-        # scrolling changes no number on screen
-        if word != "look":
+        if word in ("look", "ping"):
+            # scrolling changes no number on screen
+            self.send({"kind": "heard"})
+        else:
             self._send_update()
         self._start_work()
 
@@ -203,6 +206,8 @@ class MutationMap(anywidget.AnyWidget):
         e = self.explorer
         if word == "hello":
             self._sent[:] = False
+        elif word == "ping":
+            pass
         elif word == "look":
             e.focus = int(arguments[0])
         elif word == "given":

@@ -41,9 +41,12 @@ class Part {
   set innerHTML(text) {
     for (const [, tag, attributes] of text.matchAll(/<(\w+)([^>]*)>/g)) {
       const is = /data-is="(\w+)"/.exec(attributes);
-      if (!is) continue;
+      if (!is && !/class="cm-(bar|body)"/.test(attributes)) continue;
       const part = new Part(tag);
-      part.dataset.is = is[1]; part.parent = this; part.hidden = /\shidden/.test(attributes);
+      part.hidden = /\shidden/.test(attributes);
+      if (!is) { part.className = /class="(cm-\w+)/.exec(attributes)[1]; this.children.push(part); continue; }
+      part.dataset.is = is[1];
+      if (is[1] === "error") this.children.push(part);
       (this.parts ??= []).push(part);
     }
   }
@@ -131,8 +134,8 @@ function take(step) {
     const buffers = (step.buffers ?? []).map(text => new Uint8Array(Buffer.from(text, "base64")));
     for (const act of listeners["msg:custom"] ?? []) act(step.message, buffers);
   }
-  if (step.click) parts[step.click].dispatch("click");
   if (step.send) page.sending = step.send !== "fails";
+  if (step.click) parts[step.click].dispatch("click");
   if ("live" in step) { page.live = step.live; for (const act of listeners.comm_live_update ?? []) act(); }
   for (const [name, value] of Object.entries(step.body ?? {})) setBody(name, value);
   if (step.body) for (const act of page.observers) act();
@@ -151,6 +154,7 @@ for (const step of steps) {
   shown.push({
     words, errors: page.errors.splice(0), sent: page.sent, root: { ...root.dataset },
     error: parts.error.hidden ? "" : parts.error.textContent,
+    inert: root.children.filter(part => part.inert).map(part => part.className),
     map: drawn("map").texts, legend: drawn("legend").texts, open: drawn("map").stack.length,
     width: { map: parseFloat(parts.map.style.width), legend: parseFloat(parts.legend.style.width) },
   });

@@ -6,11 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from carp_nb.alphabet import AMINO_ACIDS
-from carp_nb.datasets import load_dataset
 from carp_nb.editing import Mutant
 from carp_nb.explorer import Explorer
 from carp_nb.files import package_folder
@@ -89,8 +86,78 @@ def test_any_letters_are_drawn_and_the_next_protein_too(name):
 
 def test_a_residue_without_odds_says_so():
     at_x = [{"hover": [34 + 26 * 2 + 13, 76 + 20]}]
-    *_, shown = show(messages(Explorer(Blosum62(), Mutant("MKXAYI"))) + [{"click": "all"}, *at_x])
+    *_, shown = show([*messages(Explorer(Blosum62(), Mutant("MKXAYI"))), {"click": "all"}, *at_x])
     assert (
         "X3" in shown["words"]["status"]
         and "none of the 20 amino acids" in shown["words"]["status"]
     )
+
+
+@pytest.fixture(scope="module")
+def full():
+    "What opens a full map."
+    return messages(Explorer(Blosum62(), Mutant(WILD_TYPE)))
+
+
+def test_a_page_says_that_it_is_starting(full):
+    opened, late, answered = show([{"wait": 9000}, full[0]])
+    assert opened["root"]["life"] == "starting" and opened["words"]["count"] == "starting …"
+    assert late["root"]["life"] == "silent" and "No answer from the kernel" in late["error"]
+    assert answered["root"]["life"] == "open" and not answered["error"]
+
+
+@pytest.mark.parametrize("end", [{"live": False}, {"send": "fails", "click": "undo"}])
+def test_a_page_whose_kernel_is_gone_says_so_and_stays_so(full, end):
+    *_, gone, clicked, later = show([*full, end, {"click": "csv"}, {"wait": 60_000}])
+    for shown in (gone, clicked, later):
+        assert shown["root"]["life"] == "gone" and not shown["errors"]
+        assert shown["error"] == "The kernel is gone: run the cell again."
+    assert not clicked["sent"]
+    assert all(name in clicked["inert"] for name in ("cm-bar", "cm-body"))
+
+
+def test_a_page_whose_kernel_comes_back_asks_for_everything(full):
+    *_, gone, back, opened = show([*full, {"live": False}, {"live": True}, full[0]])
+    assert gone["root"]["life"] == "gone" and back["sent"] == [{"do": "hello", "with": []}]
+    assert opened["root"]["life"] == "open" and not opened["error"] and not opened["inert"]
+
+
+def test_a_silent_kernel_is_told_apart_from_one_that_answers(full):
+    *_, silent, heard = show([*full, {"click": "undo", "wait": 9000}, full[-1]])
+    assert silent["root"]["life"] == "silent" and "run the cell again" in silent["error"]
+    assert heard["root"]["life"] == "open" and not heard["error"]
+
+
+def test_a_page_that_waits_for_results_asks_whether_anybody_is_there(full):
+    busy = {**full[-1], "message": {**full[-1]["message"], "busy": True}}
+    *_, asked, silent = show([*full, busy, {"wait": 21_000}, {"wait": 9000}])
+    assert {"do": "ping", "with": []} in asked["sent"] and silent["root"]["life"] == "silent"
+    *_, over = show([*full, {"wait": 21_000}, {"over": True}])  # and one that is used again
+    assert over["sent"] == [{"do": "ping", "with": []}]
+
+
+THEMES = [
+    ({"data-jp-theme-light": "true"}, True, "light"),
+    ({"data-jp-theme-light": "false"}, False, "dark"),
+    ({"class": "vscode-dark", "data-vscode-theme-kind": "vscode-dark"}, False, "dark"),
+    ({"class": "vscode-light", "data-vscode-theme-kind": "vscode-light"}, True, "light"),
+    ({"class": "vscode-high-contrast"}, False, "dark"),
+    ({"class": "vscode-high-contrast vscode-high-contrast-light"}, True, "light"),
+    ({"data-theme": "dark"}, False, "dark"),
+    ({"data-theme": "auto"}, True, "dark"),
+    ({}, True, "dark"),
+    ({}, False, "light"),
+]
+
+
+@pytest.mark.parametrize(("body", "machine_is_dark", "theme"), THEMES)
+def test_theme_is_that_of_the_page_around(body, machine_is_dark, theme):
+    (shown,) = show([], body=body, dark=machine_is_dark)
+    assert shown["root"]["theme"] == theme
+
+
+def test_theme_follows_a_switch(full):
+    *_, light, dark = show(
+        [*full, {"body": {"class": "vscode-light"}}, {"body": {"class": "vscode-dark"}}]
+    )
+    assert (light["root"]["theme"], dark["root"]["theme"]) == ("light", "dark")

@@ -23,6 +23,17 @@ const ink = c => (0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2] > 140 ? "#000" : "#
 const number = (x, digits = 2) => x === null || x === undefined || Number.isNaN(x) ? "…" : (x < 0 ? "−" : "") + Math.abs(x).toFixed(digits);
 const signed = x => x === null || x === undefined || Number.isNaN(x) ? "…" : (x > 0 ? "+" : "") + number(x);
 
+// JupyterLab, VS Code, Colab and Sphinx each tell the theme in their own way; elsewhere it is that of the machine.
+function isDark({ body, documentElement }) {
+  const jupyter = body.dataset.jpThemeLight, code = body.dataset.vscodeThemeKind || body.className;
+  if (jupyter) return jupyter === "false";
+  if (/vscode-(light|high-contrast-light)/.test(code)) return false;
+  if (/vscode-(dark|high-contrast)/.test(code)) return true;
+  const said = documentElement.getAttribute("theme") || body.dataset.theme || documentElement.dataset.theme;
+  if (said === "dark" || said === "light") return said === "dark";
+  return matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) {
@@ -82,7 +93,36 @@ function render({ model, el }) {
   el.append(root);
   const $ = {};
   for (const part of root.querySelectorAll("[data-is]")) $[part.dataset.is] = part;
-  const say = (word, ...words) => model.send({ do: word, with: words });
+
+  // ---- is anybody there? -----------------------------------------------------------------------------------------------------------------
+  // Every message is answered. A page outlives its kernel: then it must say so instead of waiting for ever.
+  const GONE = "The kernel is gone: run the cell again.", SILENT = "No answer from the kernel: it is busy with another cell, or gone. If this stays, run the cell again.";
+  const PATIENCE = 8000, WATCH = 20000;      // milliseconds until an answer is missed, and until a page that waits for results asks
+  let gone = false, silence = null, watch = null, heardAt = 0;
+  function say(word, ...words) {
+    if (gone) return;
+    try { model.send({ do: word, with: words }); } catch (error) { console.warn(error); lose(true); return; }
+    silence ??= setTimeout(() => { if (!gone) { root.dataset.life = "silent"; complain(SILENT); } }, PATIENCE);
+  }
+  function heard() {
+    clearTimeout(silence); clearTimeout(watch); silence = null; heardAt = Date.now();
+    if (root.dataset.life === "silent") complain("");
+    root.dataset.life = "open";
+    watch = setTimeout(() => { if (now && now.busy) say("ping"); }, WATCH);
+  }
+  function lose(is) {
+    if (is === gone) return;
+    gone = is; root.dataset.life = gone ? "gone" : "silent";
+    for (const part of root.children) if (part !== $.error) part.inert = gone;
+    clearTimeout(silence); clearTimeout(watch); silence = null;
+    complain(gone ? GONE : "");
+    if (gone) $.count.textContent = "the kernel is gone";
+    else say("hello");
+  }
+  const lookForKernel = () => setTimeout(() => lose(Boolean(el.closest(".jupyter-widgets-disconnected"))), 0);   // the class is set after the event
+  root.dataset.life = "starting";
+  $.count.textContent = "starting …";
+  root.addEventListener("pointerenter", () => { if (now && Date.now() - heardAt > 5000) say("ping"); });
 
   let protein = null, now = null, rows = null, known = null, measured = null, structure = null;
   let pixels = null, measuredPixels = null, meanLimit = 1;
@@ -92,8 +132,7 @@ function render({ model, el }) {
   // ---- colours and sizes -------------------------------------------------------------------------------------------------------------
   const style = name => getComputedStyle(root).getPropertyValue(name).trim();
   const readTheme = () => {
-    const said = document.body.dataset.jpThemeLight;
-    theme = said ? (said === "false" ? "dark" : "light") : matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    theme = isDark(document) ? "dark" : "light";
     root.dataset.theme = theme;
   };
   const length = () => protein ? protein.wild_type.length : 0;
@@ -113,7 +152,7 @@ function render({ model, el }) {
     const g = canvas.getContext("2d");
     g.reset();   // a drawing that failed half way leaves its clip behind
     g.setTransform(scale, 0, 0, scale, 0, 0); g.clearRect(0, 0, w, h);
-    g.font = "11px " + (style("--jp-ui-font-family") || "sans-serif"); g.textBaseline = "middle";
+    g.font = "11px " + (style("--cm-font") || "sans-serif"); g.textBaseline = "middle";
     return g;
   }
 
@@ -199,7 +238,7 @@ function render({ model, el }) {
     g.textAlign = "center"; g.fillStyle = faint;
     for (let i = from; i < to; i++) if ((i + now.offset) % step === 0) { g.fillText(i + now.offset, x(i) + width / 2, TRACK + 8); g.fillRect(x(i) + width / 2 - 0.5, TRACK + 14, 1, 2); }
     if (width >= 8) {
-      g.font = `${width >= 11 ? 12 : 10}px ${style("--jp-code-font-family") || "monospace"}`; g.fillStyle = text;
+      g.font = `${width >= 11 ? 12 : 10}px ${style("--cm-code") || "monospace"}`; g.fillStyle = text;
       for (let i = from; i < to; i++) g.fillText(protein.wild_type[i], x(i) + width / 2, TRACK + 23);
     }
     // maps
@@ -247,7 +286,7 @@ function render({ model, el }) {
     }
     g.restore();
     // letters on the left
-    g.textAlign = "center"; g.font = `11px ${style("--jp-code-font-family") || "monospace"}`;
+    g.textAlign = "center"; g.font = `11px ${style("--cm-code") || "monospace"}`;
     for (const top of measured ? [mapTop, measuredTop] : [mapTop]) [...ORDER].forEach((a, r) => { g.fillStyle = spot && spot.r === r ? accent : allowed.has(a) ? text : faint; g.fillText(a, MARGIN - 10, top + (r + 0.5) * ROW); });
     g.fillStyle = faint; g.font = "9px sans-serif"; g.textAlign = "right";
     g.fillText("mean", MARGIN - 4, 7); g.fillText("effect", MARGIN - 4, 17); g.fillText("entropy", MARGIN - 2, 36);
@@ -353,11 +392,13 @@ function render({ model, el }) {
     $.cancel.hidden = part === 1 && !waiting && !now.cancelled; $.cancel.textContent = now.cancelled ? "Go on" : "Cancel";
     root.dataset.busy = now.busy;
   }
-  const complain = text => { $.error.textContent = text; $.error.hidden = !text; };
+  function complain(text) { $.error.textContent = gone ? GONE : text; $.error.hidden = !$.error.textContent; }
 
   // ---- messages ----------------------------------------------------------------------------------------------------------------------------
   const asArray = (Kind, buffer) => new Kind(buffer.buffer ? buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength) : buffer);
-  function receive(message, buffers) {
+  function receive(message, buffers) { heard(); guarded(() => take(message, buffers)); }
+  function take(message, buffers) {
+    if (message.kind === "heard") return;
     if (message.kind === "error") { complain(message.text); $.count.textContent = $.count.textContent.replace(/^loading .*/, ""); if (protein) chosen(); return; }
     if (message.kind === "opening") { $.count.textContent = `loading ${message.text}`; return; }
     if (message.kind === "file") return save(message.name, buffers[0]);
@@ -462,13 +503,19 @@ function render({ model, el }) {
   // ---- life --------------------------------------------------------------------------------------------------------------------------------
   const redress = () => { readTheme(); repaint(); draw(); paintStructure(); };
   const themed = new MutationObserver(() => { redress(); setTimeout(redress, 400); });   // the attribute changes before the style sheet has arrived
-  themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
+  themed.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "data-vscode-theme-kind", "data-theme", "class"] });
+  themed.observe(document.documentElement, { attributes: true, attributeFilter: ["theme", "data-theme"] });
+  const machine = matchMedia("(prefers-color-scheme: dark)");
+  machine.addEventListener("change", redress);
   const sized = new ResizeObserver(() => { if (now) view(first, whole ? 0 : width); });   // what was seen whole stays whole
   sized.observe($.left);
   readTheme();
   model.on("msg:custom", receive);
+  model.on("comm_live_update", lookForKernel);   // JupyterLab and others tell when the connection ends
+  model.on("comm:close", lookForKernel);
   say("hello");
-  return () => { model.off("msg:custom", receive); themed.disconnect(); sized.disconnect(); if (structure) structure.end(); };
+  lookForKernel();
+  return () => { model.off("msg:custom", receive); model.off("comm_live_update", lookForKernel); model.off("comm:close", lookForKernel); clearTimeout(silence); clearTimeout(watch); themed.disconnect(); machine.removeEventListener("change", redress); sized.disconnect(); if (structure) structure.end(); };
 }
 
 export default { render };

@@ -32,7 +32,7 @@ async function cartoon(box, pdb, library) {
 
 function renderStructures({ model, el }) {
   const made = (parent, tag, text, look) => { const e = document.createElement(tag); e.textContent = text; e.style.cssText = look; parent.append(e); return e; };
-  const root = made(el, "div", "", "font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--jp-ui-font-color1, #1d1d1f)");
+  const root = made(el, "div", "", "font: 13px/1.45 var(--vscode-font-family, var(--jp-ui-font-family, system-ui, sans-serif)); color: var(--vscode-editor-foreground, var(--jp-ui-font-color1, inherit))");
   root.className = "cm-structures";
   let views = [];
   async function receive(message, [pdb, library]) {
