@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Protein', 'Mutants', 'SkipBad', 'SkipRecords', 'Measured',
-           'Direction', 'ScoreFile', 'Offset', 'Method', 'Share', 'RunFolder', 'Size', 'TrainSet', 'ValidSet',
-           'RunName', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup', 'Cooldown', 'Accumulate',
-           'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots', 'Query',
-           'Database', 'Family', 'EValue', 'Coverage', 'Identity', 'models', 'verify', 'fetch', 'score', 'embed',
-           'split', 'corpus', 'pretrain', 'plan', 'notebooks', 'homologs']
+           'Direction', 'ScoreFile', 'Offset', 'Method', 'MapFile', 'Share', 'RunFolder', 'Size', 'TrainSet',
+           'ValidSet', 'RunName', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup', 'Cooldown',
+           'Accumulate', 'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots',
+           'Query', 'Database', 'Family', 'EValue', 'Coverage', 'Identity', 'models', 'verify', 'fetch', 'score',
+           'map_protein', 'embed', 'split', 'corpus', 'pretrain', 'plan', 'notebooks', 'homologs']
 
 # %% ../nbs/library/87_cli.ipynb #6af66793
 import sys
@@ -322,6 +322,35 @@ def score(
     _give_scores(table, output, given, scorer.name)
     print_comparison(table, rows, measurements, bool(output))
     _say_how_read(scan, proteins, offset)
+
+# %% ../nbs/library/87_cli.ipynb #5dbabca4
+MapFile = Annotated[
+    Path,
+    Option(
+        "--output",
+        "-o",
+        help="a page that works offline (.html, several proteins), or a picture (.png, .svg)",
+    ),
+]
+
+
+@app.command("map")
+def map_protein(
+    protein: Protein,
+    output: MapFile,
+    model: Model = "carp_600k_sprot50",
+    offset: Offset = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    batch_tokens: BatchTokens = 16384,
+    skip_bad: SkipRecords = False,
+) -> None:
+    "Draw every single substitution as a map: one file to send, which needs no Python and no network."
+    from carp_nb.page import map_page
+
+    maps = map_page(protein, output, model, offset, dtype, device, batch_tokens, skip_bad, True)
+    names = ", ".join(e.label for e in maps[:5]) + " ..." * (len(maps) > 5)
+    print(f"{names} by {maps[0].model.name}: {output}")
 
 # %% ../nbs/library/87_cli.ipynb #a94c1842
 @app.command()
