@@ -7,12 +7,15 @@ __all__ = ['trust_line', 'page_text', 'MutationMap', 'StructureView']
 
 # %% ../nbs/library/82_widget.ipynb #c3d78356
 import json
+import os
+import sys
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Sequence
 from datetime import date
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from string import Template
 
@@ -223,6 +226,34 @@ def page_text(
         script="\n".join(scripts),
     )
 
+# %% ../nbs/library/82_widget.ipynb #373cdd1c
+_PICTURE_RESIDUES = 360
+
+
+def _draw_picture(e: Explorer) -> bytes:  # png
+    "Draw a map as it is now, at most its first 360 residues."
+    m = e.mutant
+    if len(m.wild_type) > _PICTURE_RESIDUES:
+        begin = Mutant(m.wild_type[:_PICTURE_RESIDUES], m.offset)
+        label = f"{e.label}, the first {_PICTURE_RESIDUES} of {len(m.wild_type):,} residues,"
+        part = Explorer(e.model, begin, label=label)
+        part.map.values[:] = e.map.values[:_PICTURE_RESIDUES]
+        e = part
+    buffer = BytesIO()
+    e.figure().savefig(buffer, format="png", bbox_inches="tight", dpi=100)
+    return buffer.getvalue()
+
+# %% ../nbs/library/82_widget.ipynb #6b862577
+def _is_watched() -> bool:
+    "Whether somebody may look at this notebook while it runs."
+    # IPython is there if a notebook runs, but is no requirement of a script
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython and ipython.get_ipython(), "kernel", None)
+    # voila runs a notebook as papermill does, and shows it
+    is_voila = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+    # a front end with a person answers questions, such as those of `input`
+    return is_voila or bool(getattr(kernel, "_allow_stdin", False))
+
 # %% ../nbs/library/82_widget.ipynb #de75b24c
 def _is_on_disk(scan: str) -> bool:
     "Whether a text is the name of measurements that need no download."
@@ -251,6 +282,9 @@ def _named_in_state(
     return model
 
 # %% ../nbs/library/82_widget.ipynb #5029934a
+_UNWATCHED_SECONDS = 60.0  # that the picture waits for the map where nobody clicks
+
+
 class MutationMap(anywidget.AnyWidget):
     "The view of an `Explorer`: a heat map to click on. In a script, call `wait` before reading it."
 
@@ -279,6 +313,20 @@ class MutationMap(anywidget.AnyWidget):
         self._sent = np.zeros(len(explorer.mutant.wild_type), bool)  # rows that the page has
         self.on_msg(lambda _, message, buffers: self.receive(message))
         self._start_work()
+
+    def __repr__(self) -> str:
+        return f"{self.explorer.label}: run this cell to see the map"
+
+    def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
+        "Show the map, and beside it a picture for where no widget can be."
+        is_watched = _is_watched()
+        # the first second fills the map of a short protein
+        self.wait(1.0 if is_watched else _UNWATCHED_SECONDS)
+        bundle, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
+        if not is_watched:
+            bundle = {"text/plain": repr(self)}
+        bundle["image/png"] = b64encode(_draw_picture(self.explorer)).decode()
+        return bundle, metadata
 
     def receive(
         self,

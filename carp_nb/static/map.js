@@ -82,7 +82,7 @@ const TEMPLATE = `
       </details>
       <details data-is="sequencebox"><summary>Sequence</summary><div class="cm-sequence" data-is="sequence"></div></details>
       <div class="cm-title">Export</div>
-      <div class="cm-row"><button data-is="csv">CSV</button><button data-is="fasta">FASTA</button><button data-is="png">PNG</button><button data-is="svg">SVG</button><button data-is="copy">Copy state</button></div>
+      <div class="cm-row"><button data-is="csv">CSV</button><button data-is="fasta">FASTA</button><button data-is="png">PNG</button><button data-is="svg">SVG</button><button data-is="html" title="the map as a page to send: it needs no Python and no network">HTML</button><button data-is="copy">Copy state</button></div>
     </div>
   </div>`;
 
@@ -491,7 +491,7 @@ function render({ model, el }) {
   click("givenwt", () => say("given", "wild type")); click("givenmut", () => say("given", "mutant"));
   click("cancel", () => say(now.cancelled ? "resume" : "cancel"));
   click("in", () => zoom(1.4)); click("out", () => zoom(1 / 1.4)); click("all", () => view(0, least()));
-  for (const kind of ["csv", "fasta", "png", "svg"]) click(kind, () => say("export", kind));
+  for (const kind of ["csv", "fasta", "png", "svg", "html"]) click(kind, () => say("export", kind));
   click("copy", () => { navigator.clipboard && navigator.clipboard.writeText(now.state); $.drawer.hidden = false; $.paste.value = now.state; $.paste.select(); });
   click("other", () => { $.drawer.hidden = !$.drawer.hidden; $.other.setAttribute("aria-expanded", !$.drawer.hidden); if (!$.drawer.hidden) $.paste.focus(); });
   const HEAD_OF_STATE = "carp-nb-mutant-";

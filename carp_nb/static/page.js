@@ -40,13 +40,16 @@ function csv() {
   return lines.join("\n") + "\n";
 }
 
+const NOTHING_NEW = [new Uint8Array(), new Uint8Array(), new Uint8Array()];   // no rows
 const kernel = {
-  on: (_, receive) => { answer = receive; },
+  on: (event, receive) => { if (event === "msg:custom") answer = receive; },
   off: () => {},
-  send({ do: word, with: words }) {
+  // a kernel answers each message, and later
+  send: ({ do: word, with: words }) => setTimeout(() => {
     if (word === "hello") show(open);
+    else answer(open.messages[1][0], NOTHING_NEW);
     if (word === "add") go(words[0]);
-  },
+  }),
 };
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
