@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN
 from .contents import open_npz
 from .errors import CarpError, reading
 from .files import atomic_path, claim, read_record
+from .progress import tqdm
 
 # %% ../nbs/library/41_batching.ipynb #3796bed9
 def _checksum(tokens: np.ndarray, offsets: np.ndarray) -> str:

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN, list_rare
 from .arrays import ARRAY_SUFFIXES, Arrays, NamedArrays, check_ids, import_h5py, write_arrays
@@ -32,6 +31,7 @@ from .errors import CarpError, check_file, reading, writing
 from .esm import ESM
 from .files import atomic_path, claim, publish, tensors_sha256
 from .identity import shape_sha256
+from .progress import tqdm
 from .readers import SKIP_BAD, first_five, keep_short, read_fasta
 from .tensors import open_tensors
 

@@ -24,11 +24,11 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 from platformdirs import user_cache_dir
-from tqdm.auto import tqdm
 
 from .contents import content_fault
 from .errors import CarpError
 from .files import claim, file_sha256, package_folder, publish
+from .progress import tqdm
 
 # %% ../nbs/library/20_fetch.ipynb #b27d32eb
 def cache_dir() -> Path:

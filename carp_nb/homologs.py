@@ -24,7 +24,6 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .charts import carp_style, finish_figure, save_figure
@@ -42,6 +41,7 @@ from carp_nb.files import (
     write_table,
     write_text,
 )
+from .progress import tqdm
 from .readers import Alignment, fasta_record, read_alignment, read_fasta, write_fasta
 
 # %% ../nbs/library/46_homologs.ipynb #00b3863f

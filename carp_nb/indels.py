@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .carp import CARP
@@ -35,6 +34,7 @@ from carp_nb.mutants import (
     parse_mutant,
     place_mutant,
 )
+from .progress import tqdm
 
 # %% ../nbs/library/19_indels.ipynb #a6abf0da
 _SITE = r"([A-Z]{3}|[A-Z])(-?\d{1,9})"

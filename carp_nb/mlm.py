@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN, Alphabet
 from .errors import CarpError
+from .progress import tqdm
 
 # %% ../nbs/library/40_mlm.ipynb #b16dd6f2
 def _select(

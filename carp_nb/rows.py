@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
 from .alphabet import PROTEIN, Alphabet
 from .batching import bucketed_batches
@@ -29,6 +28,7 @@ from .errors import CarpError, reading
 from .esm import ESM
 from .files import atomic_path
 from .identity import model_sha256
+from .progress import tqdm
 from .targets import Labels, Targets, pad_maps
 from .training import processes
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from .carp import n_parameters
 from .errors import CarpError
 from .files import write_table
 from .metrics import interval
+from .progress import tqdm
 from .timing import ModelProcess, random_model
 
 # %% ../nbs/library/78_scaling.ipynb #a3cf8511

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .alphabet import AMINO_ACIDS, PROTEIN, list_rare
 from .datasets import SOURCES, Scan, load_scan
@@ -47,6 +46,7 @@ from carp_nb.mutants import (
     parse_mutant,
     place_mutant,
 )
+from .progress import tqdm
 from .readers import first_five, keep_short, read_fasta
 from .tasks import subsample
 

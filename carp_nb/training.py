@@ -26,12 +26,12 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from tqdm.auto import tqdm
 
 from .errors import CarpError
 from .files import atomic_path, claim, write_table
 from .identity import refuse_other_content
 from .optimizers import make_optimizer
+from .progress import tqdm
 from .tensors import load_pt
 
 # %% ../nbs/library/42_training.ipynb #0132f4be
