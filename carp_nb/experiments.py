@@ -253,7 +253,6 @@ def _fit_encoder(
         config=config,
         folder=folder,
         device=compute.device,
-        progress=False,
         shared=shared,
     )
 

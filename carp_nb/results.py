@@ -48,6 +48,7 @@ from carp_nb.files import (
     write_text,
 )
 from .identity import code_sha256, file_name, file_names, settings_sha256
+from .progress import tell_terminal
 from .readers import find_column
 
 # %% ../nbs/library/71_results.ipynb #7f3b0862
@@ -517,7 +518,12 @@ class Run:
         if len(self.results.rows):
             named = {"results.parquet": self.results.rows, **named}
         drawn = {f"{file_name(name)}.svg": figure for name, figure in figures.items()}
-        return _write_outputs(self.folder, record, named, drawn)
+        paths = _write_outputs(self.folder, record, named, drawn)
+        # a run that goes on saves its rows without tables or figures
+        if tables or figures:
+            names_written = ", ".join(path.name for path in paths)
+            tell_terminal(f"{self.section}: {names_written} in {self.folder}")
+        return paths
 
 # %% ../nbs/library/71_results.ipynb #8ca7adeb
 def rows_so_far(

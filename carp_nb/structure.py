@@ -410,7 +410,6 @@ def fit_structure(
         config=config,
         folder=folder,
         device=compute.device,
-        progress=False,
         shared=shared,
     )
     model, tested, metrics = run_task(fit_rows, task, budget.n_boot, fit.seed, evaluate_structure)
