@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATABASES', 'Thresholds', 'Database', 'find_database', 'prepare_database', 'Hit', 'sequence_weights', 'Family',
-           'describe_family', 'coverage_figure', 'find_homologs']
+           'describe_family', 'coverage_figure', 'find_homologs', 'PSSM']
 
 # %% ../nbs/library/46_homologs.ipynb #a08e5d62
 import json
@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .charts import carp_style, finish_figure, save_figure
@@ -520,3 +521,72 @@ def find_homologs(
         record |= {"database_sha256": _remembered_sha256(source), **asdict(thresholds)}
         record |= {"iterations": iterations, "mmseqs": run_mmseqs("version", folder=path.parent)}
         return _write_family(_a3m_text(name, sequence, chosen), path, record)
+
+# %% ../nbs/library/46_homologs.ipynb #5f41a5c5
+def _column_frequencies(
+    aligned: np.ndarray,  # uint8 [N, L]
+    weights: np.ndarray,  # float64 [N]
+    pseudocount: float,  # effective sequences of average composition
+) -> np.ndarray:  # float64 [L, 20]
+    "Return the frequency of each amino acid in each column."
+    n = len(AMINO_ACIDS)
+    # what is no amino acid is counted last, and left out
+    columns = [np.bincount(column, weights, n + 1)[:-1] for column in aligned.T]
+    counts = np.stack(columns)  # [L, 20]
+    # one more of each, because a letter that the alignment lacks would have no logarithm
+    background = (counts.sum(0) + 1) / (counts.sum() + n)
+    smoothed = counts + pseudocount * background
+    return smoothed / (counts.sum(1, keepdims=True) + pseudocount)
+
+# %% ../nbs/library/46_homologs.ipynb #61bbb9fe
+class PSSM:
+    "Column frequencies of an alignment as a scorer: the profile of Figure 2."
+
+    max_length = None
+
+    def __init__(
+        self,
+        alignment: Alignment,
+        identity: float = 0.8,  # of `sequence_weights`
+        pseudocount: float = 1.0,  # effective sequences of average composition added to each column
+        name: str = "pssm",
+    ):
+        self.name = name
+        self.query = alignment.query
+        weights = sequence_weights(alignment.rows, identity)
+        self.effective = float(weights.sum())  # sequences
+        frequencies = _column_frequencies(alignment.rows, weights, pseudocount)
+        self._log_probs = torch.from_numpy(np.log(frequencies)).float()
+
+    @classmethod
+    def from_alignment(
+        cls, path: str | Path, identity: float = 0.8, pseudocount: float = 1.0, name: str = "pssm"
+    ) -> "PSSM":
+        "Build the profile of an a3m, a2m or aligned FASTA. Raises CarpError as `read_alignment`."
+        return cls(read_alignment(path), identity, pseudocount, name)
+
+    def log_probs(
+        self,
+        wild_type: str,  # the query, or a protein that contains it
+        masked: list[tuple[int, ...]],  # 0-based positions; what is masked makes no difference here
+        at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
+    ) -> list[Tensor]:  # float32 [len(at_i), 20]
+        """Return the log-frequencies of the columns, in nats. Raises CarpError for another
+        protein, or a position that the alignment does not cover."""
+        if at is None:
+            at = masked
+        length = len(self.query)
+        start = wild_type.find(self.query)
+        if start < 0:
+            raise CarpError(
+                f"{self.name}: the query of the alignment ({length} residues) is not part of the "
+                "wild type; give the alignment of this protein."
+            )
+        covered = range(start, start + length)
+        outside = sorted(set().union(*at) - set(covered))
+        if outside:
+            raise CarpError(
+                f"{self.name}: {len(outside)} positions lie outside the alignment, which covers "
+                f"residues {start + 1} to {start + length}; the first is {outside[0] + 1}."
+            )
+        return [self._log_probs[np.array(positions, int) - start] for positions in at]

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
-from carp_nb.baselines import PSSM
 from carp_nb.carp import CARP, CARPConfig
 from carp_nb.errors import CarpError
 from carp_nb.esm import ESM, ESMConfig
+from carp_nb.homologs import PSSM
 from carp_nb.indels import mutated_sequence, pseudo_log_likelihood
 from carp_nb.mutant_tables import read_mutant_table, score_table
 from carp_nb.scorers import Blosum62
