@@ -174,7 +174,13 @@ def fetch(
 
 # %% ../nbs/library/87_cli.ipynb #27a06f0d
 Model = Annotated[
-    str, Option(help="a name out of `carp-nb models`, blosum62, a file of weights or its folder")
+    str,
+    Option(
+        help=(
+            "a name out of `carp-nb models`, a file of weights or its folder; to score also "
+            "blosum62, an alignment (family.a3m: its profile), NAME+family.a3m (both mixed)"
+        )
+    ),
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1")]
 Dtype = Annotated[

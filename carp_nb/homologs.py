@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ from carp_nb.files import (
     write_table,
     write_text,
 )
+from .mutants import count_fits
 from .progress import tqdm
 from .readers import Alignment, fasta_record, read_alignment, read_fasta, write_fasta
 
@@ -538,11 +540,62 @@ def _column_frequencies(
     smoothed = counts + pseudocount * background
     return smoothed / (counts.sum(1, keepdims=True) + pseudocount)
 
+# %% ../nbs/library/46_homologs.ipynb #92b7952f
+def _differences(
+    query: str,
+    wild_type: str,
+) -> str:
+    "Say where two proteins differ, in the placement without gaps where they differ least."
+    fits = count_fits(wild_type, set(enumerate(query)))
+    start = int(fits.index.to_numpy()[fits.to_numpy().argmax()])
+    places = range(max(0, -start), min(len(wild_type), len(query) - start))
+    differing = [i for i in places if wild_type[i] != query[i + start]]
+    # the query goes on where the wild type ends
+    outside = f"they share only {len(places)} residues"
+    if not differing:
+        return outside
+    i = differing[0]
+    return (
+        f"{len(differing)} of {len(places)} residues differ, first number {i + 1} of the wild "
+        f"type, {wild_type[i]}, where the alignment has {query[i + start]}"
+    )
+
+# %% ../nbs/library/46_homologs.ipynb #92b7e799
+def _find_query(
+    query: str,
+    wild_type: str,
+    name: str,  # for messages
+) -> int:  # 0-based position of the query's first residue; negative if the wild type is its part
+    "Place the query on the wild type. Raises CarpError for another protein, or two places."
+    sign = 1
+    longer = wild_type
+    shorter = query
+    if len(query) > len(wild_type):
+        sign = -1
+        longer = query
+        shorter = wild_type
+    first = longer.find(shorter)
+    if first < 0:
+        raise CarpError(
+            f"{name}: its alignment is of another protein than the wild type: "
+            f"{_differences(query, wild_type)}; the first sequence of the alignment has to be "
+            "the wild type or a part of it."
+        )
+    again = longer.find(shorter, first + 1)
+    if again >= 0:
+        raise CarpError(
+            f"{name}: the alignment fits at residue {first + 1} and at residue {again + 1}; "
+            "give the alignment of the whole wild type."
+        )
+    return sign * first
+
 # %% ../nbs/library/46_homologs.ipynb #61bbb9fe
 class PSSM:
     "Column frequencies of an alignment as a scorer: the profile of Figure 2."
 
     max_length = None
+    config = SimpleNamespace(receptive_field=0)  # residues on each side, where a model says it
+    batch_tokens = 16384  # as a model has it; nothing here depends on it
 
     def __init__(
         self,
@@ -551,7 +604,13 @@ class PSSM:
         pseudocount: float = 1.0,  # effective sequences of average composition added to each column
         name: str = "pssm",
     ):
+        if len(alignment.names) < 2:
+            raise CarpError(
+                f"{name}: the alignment holds no homolog of {alignment.name}, so it says nothing "
+                "about mutations; search a larger database."
+            )
         self.name = name
+        self.path: Path | None = None  # of the alignment, where it was read from a file
         self.query = alignment.query
         weights = sequence_weights(alignment.rows, identity)
         self.effective = float(weights.sum())  # sequences
@@ -560,14 +619,19 @@ class PSSM:
 
     @classmethod
     def from_alignment(
-        cls, path: str | Path, identity: float = 0.8, pseudocount: float = 1.0, name: str = "pssm"
+        cls, path: str | Path, identity: float = 0.8, pseudocount: float = 1.0, name: str = ""
     ) -> "PSSM":
-        "Build the profile of an a3m, a2m or aligned FASTA. Raises CarpError as `read_alignment`."
-        return cls(read_alignment(path), identity, pseudocount, name)
+        """Build the profile of an a3m, a2m, Stockholm or aligned FASTA file, named after the file
+        unless a name is given. Raises CarpError as `read_alignment`."""
+        path = Path(path).expanduser()
+        name = name or Path(path.name.removesuffix(".gz")).stem
+        pssm = cls(read_alignment(path), identity, pseudocount, name)
+        pssm.path = path
+        return pssm
 
     def log_probs(
         self,
-        wild_type: str,  # the query, or a protein that contains it
+        wild_type: str,  # the query, a protein that contains it, or a part of it
         masked: list[tuple[int, ...]],  # 0-based positions; what is masked makes no difference here
         at: list[tuple[int, ...]] | None = None,  # positions to read; None: the masked ones
     ) -> list[Tensor]:  # float32 [len(at_i), 20]
@@ -575,18 +639,12 @@ class PSSM:
         protein, or a position that the alignment does not cover."""
         if at is None:
             at = masked
-        length = len(self.query)
-        start = wild_type.find(self.query)
-        if start < 0:
-            raise CarpError(
-                f"{self.name}: the query of the alignment ({length} residues) is not part of the "
-                "wild type; give the alignment of this protein."
-            )
-        covered = range(start, start + length)
+        start = _find_query(self.query, wild_type, self.name)
+        covered = range(max(start, 0), min(start + len(self.query), len(wild_type)))
         outside = sorted(set().union(*at) - set(covered))
         if outside:
             raise CarpError(
                 f"{self.name}: {len(outside)} positions lie outside the alignment, which covers "
-                f"residues {start + 1} to {start + length}; the first is {outside[0] + 1}."
+                f"residues {covered[0] + 1} to {covered[-1] + 1}; the first is {outside[0] + 1}."
             )
         return [self._log_probs[np.array(positions, int) - start] for positions in at]
