@@ -528,17 +528,14 @@ def find_homologs(
 def _column_frequencies(
     aligned: np.ndarray,  # uint8 [N, L]
     weights: np.ndarray,  # float64 [N]
-    pseudocount: float,  # effective sequences of average composition
+    pseudocount: float,  # effective sequences, of each amino acid
 ) -> np.ndarray:  # float64 [L, 20]
     "Return the frequency of each amino acid in each column."
     n = len(AMINO_ACIDS)
     # what is no amino acid is counted last, and left out
     columns = [np.bincount(column, weights, n + 1)[:-1] for column in aligned.T]
-    counts = np.stack(columns)  # [L, 20]
-    # one more of each, because a letter that the alignment lacks would have no logarithm
-    background = (counts.sum(0) + 1) / (counts.sum() + n)
-    smoothed = counts + pseudocount * background
-    return smoothed / (counts.sum(1, keepdims=True) + pseudocount)
+    counts = np.stack(columns) + pseudocount  # [L, 20]
+    return counts / counts.sum(1, keepdims=True)
 
 # %% ../nbs/library/46_homologs.ipynb #92b7952f
 def _differences(
@@ -601,7 +598,7 @@ class PSSM:
         self,
         alignment: Alignment,
         identity: float = 0.8,  # of `sequence_weights`
-        pseudocount: float = 1.0,  # effective sequences of average composition added to each column
+        pseudocount: float = 1.0,  # of each amino acid in each column, in effective sequences
         name: str = "pssm",
     ):
         if len(alignment.names) < 2:
