@@ -292,6 +292,7 @@ def _run_stage(
     "Compute one stage of a block for all positions."
     sums = sums or {}
     library = compiled_block()
+    assert library is not None
     kind = {torch.float32: "float", torch.float64: "double"}[tensors["x"].dtype]
     function = getattr(library, f"{stage}_{kind}")
     tiles = len(tensors["x"]) // shape.L * -(-shape.L // library.tile())
@@ -344,8 +345,8 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g):
-        tensors = dict(zip(_KEPT + _WEIGHTS, ctx.saved_tensors, strict=True))
+    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
+        tensors: dict[str, Tensor] = dict(zip(_KEPT + _WEIGHTS, ctx.saved_tensors, strict=True))
         weights = {name: tensors[name] for name in _WEIGHTS}
         threads = torch.get_num_threads()
         # Sums over positions, as [in, out] like the products that make them

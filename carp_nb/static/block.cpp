@@ -30,6 +30,7 @@ static inline void micro(int64_t K, const S* A, int64_t ai, int64_t ak, const S*
         c0[i] = *(const V*)(C + i * ldc);
         c1[i] = *(const V*)(C + i * ldc + W);
     }
+#pragma GCC unroll 4
     for (int64_t k = 0; k < K; k++) {
         const V b0 = *(const V*)(B + 2 * W * k), b1 = *(const V*)(B + 2 * W * k + W);
 #pragma GCC unroll 8
