@@ -20,7 +20,6 @@ import numpy as np
 from biotite.sequence import ProteinSequence
 from biotite.structure import AtomArray, concatenate, info, spread_residue_wise
 from biotite.structure.io.pdb import PDBFile
-from biotite.structure.io.pdb.hybrid36 import decode_hybrid36
 from biotite.structure.io.pdbx import (
     BinaryCIFBlock,
     BinaryCIFFile,
@@ -260,6 +259,8 @@ def _name_chains(path: Path, atoms: AtomArray) -> tuple[AtomArray, dict[str, str
 
 # %% ../nbs/library/32_atoms.ipynb #edc958d5
 _ATOM = ("ATOM  ", "HETATM")
+# of a residue; from 10,000 on hybrid-36, which begins with a letter
+_RESIDUE_NUMBER = re.compile(r" *([-+]?[0-9]+|[A-Z][0-9A-Z]*|[a-z][0-9a-z]*) *")
 
 
 def _checked_atom(line: str, path: Path, number: int) -> str:
@@ -267,7 +268,8 @@ def _checked_atom(line: str, path: Path, number: int) -> str:
     try:
         # the third coordinate ends there
         line[53]
-        decode_hybrid36(line[22:26])
+        if not _RESIDUE_NUMBER.fullmatch(line[22:26]):
+            raise ValueError(line[22:26])
         for start in (30, 38, 46):
             float(line[start : start + 8])
     except (ValueError, IndexError) as error:

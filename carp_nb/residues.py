@@ -11,10 +11,9 @@ __all__ = ['select_atoms', 'atom_column', 'has_column', 'atom_positions', 'resid
 # %% ../nbs/library/31_residues.ipynb #2fd40761
 import csv
 from collections.abc import Container, Iterable
-from typing import cast
 
 import numpy as np
-from biotite.sequence import LetterAlphabet, ProteinSequence
+from biotite.sequence import ProteinSequence
 
 # a compiled function, which type checkers do not see
 from biotite.sequence.align import (
@@ -28,7 +27,7 @@ from biotite.structure import (
     spread_residue_wise,
 )
 
-from .alphabet import PROTEIN
+from .alphabet import AMINO_ACIDS, PROTEIN
 from .errors import CarpError
 from .files import package_folder
 
@@ -188,8 +187,8 @@ def find_amino_acids(
     return known | backbone & linked
 
 # %% ../nbs/library/31_residues.ipynb #3deac933
-# declared as a property of every sequence, which it is not on the class
-_LETTERS = cast(LetterAlphabet, ProteinSequence.alphabet)
+# what BLOSUM62 of every version of biotite scores: without J, U and O
+_SCORED = set(AMINO_ACIDS + "BZX*")
 
 
 def _only(letters: Container[str], text: str) -> str:
@@ -202,10 +201,8 @@ def align_letters(
     other: str,
 ) -> np.ndarray:  # int [columns, 2]: places in both, -1 for a gap
     "Align two sequences by BLOSUM62; gaps at the ends are free."
-    # the matrix has no J, U and O
-    scored = set(_LETTERS.get_symbols())
-    first = ProteinSequence(_only(scored, sequence))
-    second = ProteinSequence(_only(scored, other))
+    first = ProteinSequence(_only(_SCORED, sequence))
+    second = ProteinSequence(_only(_SCORED, other))
     matrix = SubstitutionMatrix.std_protein_matrix()
     best = align_optimal(first, second, matrix, (-10, -1), terminal_penalty=False, max_number=1)
     return best[0].trace
