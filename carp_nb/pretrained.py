@@ -11,7 +11,7 @@ __all__ = ['ORIGINS', 'PUBLISHED', 'ENSEMBLES', 'MATRIX', 'ALIGNMENT_SUFFIXES', 
 import difflib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -457,9 +457,24 @@ _PROTBERT_SIZE = _Size(
 )
 
 # %% ../nbs/library/21_pretrained.ipynb #17d46ee5
+def _file_bytes(
+    parameters: int,
+    file: Path | None = None,  # None: not on this disk
+    url: str = "",
+) -> int:
+    """Return the size of a file of weights: as it is here, or as it is stated.
+
+    If nobody states it, that of the weights in float32, which is the least.
+    """
+    if file is not None:
+        return file.stat().st_size
+    return stated(url).bytes or 4 * parameters
+
+
 def _row(
     name: str,
     size: _Size,
+    n_bytes: int,  # of its file
     origin: str,
     verified: bool,  # its checksum is known
     cached: bool,  # on this disk
@@ -468,32 +483,45 @@ def _row(
     return {
         "name": name,
         **size._asdict(),
-        "size_mb": round(4 * size.parameters / 1e6, 1),
+        "size_mb": round(n_bytes / 1e6, 1),
         "origin": origin,
         "verified": verified,
         "cached": cached,
     }
 
 # %% ../nbs/library/21_pretrained.ipynb #22218d7f
-def _holds_protbert(folder: Path) -> bool:
-    "Whether a folder has the weights of ProtBERT-BFD."
-    return hugging_face_weights(folder) is not None
+def _protbert_file(folders: Iterable[Path]) -> Path | None:
+    "Return the weights of ProtBERT-BFD in the first of several folders that has them."
+    return next(filter(None, map(hugging_face_weights, folders)), None)
 
 # %% ../nbs/library/21_pretrained.ipynb #3210cea0
+def _cached_file(model: Published) -> Path | None:
+    "Return the download of a model, if it is here."
+    file = cache_dir() / "weights" / model.file
+    if file.is_file():
+        return file
+    return None
+
+
 def _published_rows(user_weights: dict[str, Path]) -> list[dict[str, Any]]:
     "Return the rows of published models and of their ensembles."
     rows = []
-    cached = {}
+    files = {}
+    sizes = {}
     for name, model in PUBLISHED.items():
-        cached[name] = name in user_weights or (cache_dir() / "weights" / model.file).is_file()
+        files[name] = user_weights.get(name) or _cached_file(model)
+        size = _size(_SHAPES[name])
+        sizes[name] = _file_bytes(size.parameters, files[name], model.url)
         # of the user's own files, only those with a published SHA-256 are compared
         verified = bool(model.sha256 if name in user_weights else model.checksum)
-        rows.append(_row(name, _size(_SHAPES[name]), model.origin, verified, cached[name]))
+        here = files[name] is not None
+        rows.append(_row(name, size, sizes[name], model.origin, verified, here))
     for name, members in ENSEMBLES.items():
         member = _size(_SHAPES[members[0]])
         size = member._replace(parameters=len(members) * member.parameters)
-        is_cached = all(cached[member] for member in members)
-        rows.append(_row(name, size, "fair-esm", False, is_cached))
+        here = all(files[member] is not None for member in members)
+        n_bytes = sum(sizes[member] for member in members)
+        rows.append(_row(name, size, n_bytes, "fair-esm", False, here))
     return rows
 
 # %% ../nbs/library/21_pretrained.ipynb #e8d957b5
@@ -504,7 +532,7 @@ _GOOD_FOR = dict(zip(_MODELS["name"], _MODELS["good_for"], strict=True))
 def list_models() -> pd.DataFrame:
     """List every model that `load_model` knows by name.
 
-    Columns: size in MB, receptive field in residues on each side, longest sequence in
+    Columns: size of the file in MB, receptive field in residues on each side, longest sequence in
     residues, whether the checksum is verified, whether the model is on this disk, and what
     it is good for.
     """
@@ -512,15 +540,18 @@ def list_models() -> pd.DataFrame:
     shipped = shipped_weights()
     rows = []
     for name, path in shipped.items():
-        rows.append(_row(name, _size(read_config(path)), "shipped", True, True))
+        size = _size(read_config(path))
+        rows.append(_row(name, size, _file_bytes(0, path), "shipped", True, True))
     rows += _published_rows(user_weights)
-    is_cached = any(map(_holds_protbert, _protbert_folders()))
-    rows.append(_row(_PROTBERT, _PROTBERT_SIZE, "Hugging Face", False, is_cached))
+    file = _protbert_file(_protbert_folders())
+    n_bytes = _file_bytes(_PROTBERT_SIZE.parameters, file)
+    rows.append(_row(_PROTBERT, _PROTBERT_SIZE, n_bytes, "Hugging Face", False, file is not None))
     for name in sorted(user_weights.keys() - shipped.keys() - PUBLISHED.keys()):
         # the folder may also hold files of other programs, or some that cannot be opened now
         with suppress(CarpError, OSError):
             size = _size(read_config(user_weights[name]))
-            rows.append(_row(name, size, "CARP_NB_WEIGHTS", False, True))
+            n_bytes = _file_bytes(0, user_weights[name])
+            rows.append(_row(name, size, n_bytes, "CARP_NB_WEIGHTS", False, True))
     # with the default type, an empty cell would turn the lengths into floats
     table = pd.DataFrame(rows).astype({"max_length": "Int64"})
     # empty for the user's own models
