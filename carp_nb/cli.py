@@ -113,22 +113,31 @@ def models() -> None:
 def verify(
     sets: Annotated[
         list[str] | None,
-        Argument(metavar="[SET...]", help="datasets and models by name; left out: all"),
+        Argument(
+            metavar="[SET...]",
+            help="datasets and models by name, or: all; left out: those that are here",
+        ),
     ] = None,
 ) -> None:
     "Say what is on this machine: where, how large, and whether its checksum is right."
     from carp_nb.errors import CarpError
-    from carp_nb.inventory import STATES, inventory, inventory_table, items_of, registry_names
+    from carp_nb.inventory import (
+        STATES,
+        describe_missing,
+        inventory,
+        inventory_table,
+        items_of,
+        registry_names,
+    )
 
     items = items_of(registry_names(sets)) if sets else inventory()
-    missing = [item.name for item in items if item.checksum == "missing"]
     shown = [item for item in items if sets or item.checksum != "missing"]
     if shown:
         _show(inventory_table(shown))
     counts = Counter(item.checksum for item in items)
     print(", ".join(f"{counts[state]} {state}" for state in STATES))
-    if missing:
-        print(f"not here; `carp-nb fetch NAME` downloads it: {', '.join(missing)}")
+    if absent := describe_missing(items):
+        print(absent)
     unverified = [
         f"{item.name} ({item.where})" for item in items if item.checksum == "not verified"
     ]

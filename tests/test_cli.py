@@ -167,9 +167,12 @@ def test_what_computes_nothing_imports_nothing_heavy(words):
 
 def test_verify_without_names_shows_what_is_here_and_names_the_rest():
     said = typed("verify").stdout
-    table, rest = said.split("not here; `carp-nb fetch NAME` downloads it: ")
+    table, rest = said.split("not here: ")
     assert " abeta42 " in f" {table}" and "missing" not in table.rsplit("\n", 2)[0]
     assert "carp_640m" in rest and "carp_640m" not in table
+    # a hundred names would hide those that matter
+    assert " tasks" in rest and "flip_" not in rest and len(rest.splitlines()[0]) < 300
+    assert "flip_gb1_one_vs_rest" in typed("verify", "all").stdout
 
 
 def test_verify_of_names_reads_nothing_else(monkeypatch):
