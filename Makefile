@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 RUN := outputs/zero_shot/carp_600k_sprot50
 
-.PHONY: help demo test check format style mutants bench gpu lab docs sync readme clean
+.PHONY: help demo scans test check format style mutants bench gpu lab docs sync readme clean
 help:  ## this list
 	@awk -F ' *## *' '/^[a-z]+:.*##/ {sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2}' Makefile
 
@@ -27,7 +27,10 @@ endif
 	@mkdir -p .venv/etc/ipython && echo 'c.IPKernelApp.log_level = "ERROR"' > .venv/etc/ipython/ipython_kernel_config.py
 	@touch $@
 
-demo: $(STAMP)  ## environment, then score the shipped mutational scans: a table and a figure
+demo: $(STAMP)  ## environment, then a map of mutations before and after adapting a model to a family
+	$(BIN)/python scripts/demo.py
+
+scans: $(STAMP)  ## score the shipped mutational scans: a table and a figure
 	@mkdir -p $(RUN)
 	@touch $(RUN)/.started
 	$(BIN)/papermill nbs/zero_shot.ipynb $(RUN)/notebook.ipynb

@@ -7,7 +7,9 @@ __all__ = ['load_model', 'load_scorer', 'list_models', 'score_mutants', 'mutatio
            'read_fasta', 'CARP', 'CarpError']
 
 # %% ../nbs/library/90_init.ipynb #8cf8bf0c
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # %% ../nbs/library/90_init.ipynb #44a96b8a
@@ -66,3 +68,17 @@ if not TYPE_CHECKING:
 def __dir__() -> list[str]:
     "List the public names beside what the module holds."
     return sorted({*globals(), *_MODULES})
+
+# %% ../nbs/library/90_init.ipynb #c34c316c
+class _Package(ModuleType):
+    "A package whose modules get the comments of their parameters into their docstrings."
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, ModuleType):
+            from carp_nb.docstrings import add_comments
+
+            add_comments(value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -3,7 +3,9 @@
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
-project = author = "carp_nb"
+project = "carp_nb"
+author = "The carp_nb authors"
+copyright = f"2026, {author}"
 extensions = ["myst_nb"]
 exclude_patterns = ["conf.py"]
 myst_enable_extensions = ["dollarmath"]

@@ -20,7 +20,7 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-HOW_TO = "score embed finetune pretrain cluster cite".split()
+HOW_TO = "score homologs embed finetune pretrain cluster cite".split()
 PAPER = "pretraining_loss scaling structure zero_shot flip in_domain checkpoints report".split()
 OWN = "mutate finetune pretrain".split()
 NOTE = (
@@ -42,8 +42,53 @@ def markdown(text: str) -> str:
     )
 
 
+def settings(name: str) -> str:
+    "What settings.ini says."
+    return re.search(rf"^{name} = (.*)$", (ROOT / "settings.ini").read_text(), re.M)[1]
+
+
 def code(text: str) -> str:
     return f"`{text}`".replace("|", "\\|") if text else ""
+
+
+def call(name: str, parts: list[str], returns: str = "") -> str:
+    "A block of code that shows how to call a name; one parameter a line where it would be long."
+    line = f"{name}({', '.join(parts)}){returns}"
+    if len(line) > 90:
+        line = f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){returns}"
+    return f"```python\n{line}\n```"
+
+
+def signature(name: str, node: ast.FunctionDef, method: bool = False) -> str:
+    "How a function, a method or a property is called."
+    decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    if "property" in decorators:
+        return f"```python\n{name}{returns}\n```"
+    parts = split_arguments(node.args)
+    # self and cls are not given by who calls
+    return call(name, parts[method and "staticmethod" not in decorators :], returns)
+
+
+def split_arguments(arguments: ast.arguments) -> list[str]:
+    "The parameters of a signature one by one, as they are written."
+    parts = []
+    plain = arguments.posonlyargs + arguments.args
+    defaults = [None] * (len(plain) - len(arguments.defaults)) + arguments.defaults
+    pairs = list(zip(plain, defaults))
+    if arguments.vararg:
+        parts.append("*" + ast.unparse(arguments.vararg))
+    elif arguments.kwonlyargs:
+        parts.append("*")
+    named = list(zip(arguments.kwonlyargs, arguments.kw_defaults))
+    texts = [
+        ast.unparse(arg) + (f" = {ast.unparse(default)}" if default else "")
+        for arg, default in pairs + named
+    ]
+    parts = texts[: len(pairs)] + parts + texts[len(pairs) :]
+    if arguments.kwarg:
+        parts.append("**" + ast.unparse(arguments.kwarg))
+    return parts
 
 
 class Module:
@@ -51,6 +96,13 @@ class Module:
 
     def __init__(self, path: Path):
         text = path.read_text()
+        self.path = path.relative_to(ROOT).as_posix()
+        # where the cell of each name begins, to find what the notebook shows behind it
+        self.cells = [
+            (number, line.rpartition("#")[2])
+            for number, line in enumerate(text.splitlines(), 1)
+            if line.startswith("# %% ../nbs/") and "#" in line[4:]
+        ]
         self.name, self.tree = path.stem, ast.parse(text)
         self.comments = {
             t.start[0]: t.string.lstrip("# ")
@@ -58,6 +110,7 @@ class Module:
             if t.type == tokenize.COMMENT and not t.string.startswith(("# %%", "#|"))
         }
         self.notebook = re.search(r"File to edit: \.\./nbs/(\S+)\.ipynb", text)[1]
+        self.shown = nbformat.read(ROOT / f"nbs/{self.notebook}.ipynb", as_version=4).cells
         self.named = {
             t.id: n
             for n in self.tree.body
@@ -120,18 +173,49 @@ class Module:
                     ),
                 ]
             )
-        return [f"{'#' * level} {markdown(owner + node.name)}", self.doc(node), self.table(rows)]
+        return [
+            f"{'#' * level} {markdown(owner + node.name)}",
+            signature(owner + node.name, node, method=bool(owner)),
+            self.doc(node),
+            self.table(rows),
+        ]
+
+    def example(self, name: str, line: int) -> str:
+        """A cell of the notebook that uses a name, behind the one where it is defined: the first that
+        shows more than errors, or else the first.
+        """
+        cell = max((place for place in self.cells if place[0] <= line), default=(0, ""))[1]
+        ids = [shown.id for shown in self.shown]
+        if cell not in ids:
+            return ""
+        uses = [
+            shown.source
+            for shown in self.shown[ids.index(cell) + 1 :]
+            if shown.cell_type == "code"
+            and not shown.source.startswith("#|")
+            and shown.source.count("\n") < 20
+            and re.search(rf"\b{name}\b[(\[.]", shown.source)
+        ]
+        fine = [text for text in uses if not text.startswith("test_fail")]
+        return "".join(f"Example:\n\n```python\n{text}\n```" for text in (fine or uses)[:1])
+
+    def source(self, node: ast.FunctionDef | ast.ClassDef) -> str:
+        "Links to where a name is defined: the line of the module, and the notebook."
+        address = f"{settings('git_url')}/blob/{settings('branch')}/{self.path}#L{node.lineno}"
+        return f"[source]({address}), [notebook](../nbs/{self.notebook}.ipynb)"
 
     def cls(self, node: ast.ClassDef) -> list[str]:
         fields = [
-            self.row(n.target.id, n.annotation, n.value, n.end_lineno)
-            for n in node.body
-            if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")
+            n for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")
         ]
-        parts = [f"## {markdown(node.name)}", self.doc(node), self.table(fields)]
+        rows = [self.row(n.target.id, n.annotation, n.value, n.end_lineno) for n in fields]
+        parts = [f"## {markdown(node.name)}", self.doc(node), self.table(rows)]
+        if fields:
+            parts.insert(1, call(node.name, [ast.unparse(n) for n in fields]))
         for n in node.body:
             if isinstance(n, ast.FunctionDef) and n.name == "__init__":
-                parts.append(self.function(n, 3)[2])
+                parts.insert(1, signature(node.name, n, method=True))
+                parts.append(self.function(n, 3)[3])
             elif isinstance(n, ast.FunctionDef) and not n.name.startswith("_"):
                 parts += self.function(n, 3, f"{node.name}.")
         return parts
@@ -158,10 +242,12 @@ class Module:
         ]
         for name in self.public:
             node = self.named.get(name)
-            if isinstance(node, ast.FunctionDef):
-                parts += self.function(node, 2)
-            elif isinstance(node, ast.ClassDef):
-                parts += self.cls(node)
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                if isinstance(node, ast.FunctionDef):
+                    parts += self.function(node, 2)
+                else:
+                    parts += self.cls(node)
+                parts += [self.example(name, node.lineno), self.source(node)]
             elif node:
                 value = ast.unparse(node.value)
                 parts += [

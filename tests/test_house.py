@@ -191,7 +191,7 @@ def test_package_names_are_imported_when_first_used():
 
 
 def test_version_is_one():
-    namespace = {}
+    namespace = {"__name__": "carp_nb"}
     exec((ROOT / "carp_nb/__init__.py").read_text(), namespace)
     assert namespace["__version__"] == SETTINGS["version"]
     # the export writes the module's line anew; that of the notebook should not say something else
