@@ -22,10 +22,9 @@ readme = re.sub(
     r"\]\((?!https?:|#)",
     f"]({cfg['git_url']}/blob/{cfg['branch']}/",
     (ROOT / "README.md").read_text(encoding="utf-8"),
-).replace(
-    f"![png]({cfg['git_url']}/blob/",
-    f"![png]({cfg['git_url']}/raw/",
 )
+# an image is the file itself, not the page that shows it
+readme = re.sub(rf"(!\[[^\]]*\]\({cfg['git_url']})/blob/", r"\1/raw/", readme)
 setup(
     version=cfg["version"],
     description=cfg["description"],

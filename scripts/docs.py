@@ -20,9 +20,9 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-HOW_TO = "score homologs embed finetune pretrain cluster cite".split()
+HOW_TO = "score homologs adapt embed finetune pretrain cluster cite".split()
 PAPER = "pretraining_loss scaling structure zero_shot flip in_domain checkpoints report".split()
-OWN = "mutate finetune pretrain".split()
+OWN = "mutate adapt finetune pretrain".split()
 NOTE = (
     "*This page shows the notebook without its output. `mkdir -p "
     "outputs/{0}/mine && papermill nbs/{0}.ipynb "

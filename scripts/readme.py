@@ -5,6 +5,7 @@ python scripts/readme.py --check   # exit 1 if they are not what the notebook gi
 """
 
 import argparse
+import configparser
 import posixpath
 import re
 import sys
@@ -15,6 +16,13 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = "README_files"
+# only here: the notebook is opened where there is no network, and the docs load nothing from outside
+BADGES = """\
+[![Python {min_python} or newer](https://img.shields.io/badge/python-{min_python}+-blue)](settings.ini)
+[![Code MIT](https://img.shields.io/badge/code-MIT-green)](LICENSE)
+[![Paper](https://img.shields.io/badge/paper-10.1016/j.cels.2024.01.008-orange)](https://doi.org/10.1016/j.cels.2024.01.008)
+[![Open a map in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{user}/{repo}/blob/{branch}/nbs/mutate.ipynb)
+"""
 
 
 def from_root(match: re.Match) -> str:
@@ -41,6 +49,13 @@ def prepare(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return nb
 
 
+def badges() -> str:
+    "The badges, with what settings.ini says of the project."
+    settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    return BADGES.format(**settings["DEFAULT"])
+
+
 def render(nb: nbformat.NotebookNode) -> dict[str, bytes]:
     "The files to write, by path from the root."
     resources = {"unique_key": "README", "output_files_dir": FIGURES}
@@ -48,6 +63,8 @@ def render(nb: nbformat.NotebookNode) -> dict[str, bytes]:
     text = re.sub(r"<style.*?</style>\n?", "", text, flags=re.S)  # GitHub shows its content as text
     text = re.sub(r"[ \t]+$", "", text, flags=re.M)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    title, _, rest = text.partition("\n\n")
+    text = f"{title}\n\n{badges()}\n{rest}"
     return {"README.md": text.encode(), **resources["outputs"]}
 
 
