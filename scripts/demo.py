@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from carp_nb import load_model, mutation_scan
-from carp_nb.adaptation import adapt, save_adapted
+from carp_nb.adaptation import AdaptConfig, adapt, save_adapted
 from carp_nb.charts import carp_style
 from carp_nb.files import atomic_path, in_project
 from carp_nb.maps import compare_scans_figure
@@ -32,11 +32,12 @@ def find_motifs(sequence: str) -> dict[str, tuple[int, int]]:  # first and last 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("picture", nargs="?", type=Path, help="a .png to write as well")
-    picture = parser.parse_args().picture
+    parser.add_argument("--updates", type=int, default=AdaptConfig.updates, help="at most")
+    options = parser.parse_args()
     family = in_project(FAMILY)
     protein = read_alignment(family).query
     model = load_model("carp_600k_sprot50", device="cpu")
-    adapted = adapt(model, family)
+    adapted = adapt(model, family, AdaptConfig(updates=options.updates))
     card = adapted.card
     scans = {
         f"before: {model.name}": mutation_scan(model, protein, progress=sys.stderr.isatty()),
@@ -51,8 +52,8 @@ def main():
     with atomic_path(made) as temporary, carp_style():
         figure.savefig(temporary, format="png", dpi=160)
     weights = save_adapted(adapted, folder / "adapted.safetensors")
-    if picture:
-        shutil.copy(made, picture)
+    if options.picture:
+        shutil.copy(made, options.picture)
     print(card.describe())
     print(f"Done. The picture is {made}, the adapted model {weights}.")
 
