@@ -766,7 +766,7 @@ def load_dataset(
     return load_scan(name, duplicates, check)
 
 # %% ../nbs/library/36_datasets.ipynb #fbcb291e
-_SHIPPED_FOLDERS = ("scans/", "sequences/", "chains/")
+_SHIPPED_FOLDERS = ("scans/", "sequences/", "homologs/", "chains/")
 
 
 def _describe_source(source: Source) -> dict:

@@ -1,10 +1,13 @@
-"""Make the small real inputs under data/scans and data/sequences.
+"""Make the small real inputs under data/.
 
     python data/make_shipped.py scans        # needs the PyPI package mavenn (read as files, never imported)
     python data/make_shipped.py sequences    # needs CARP_NB_DATA with pretrain/
     python data/make_shipped.py wild_types   # needs CARP_NB_DATA with proteingym/DMS_substitutions.csv
     python data/make_shipped.py chains       # needs CARP_NB_DATA with structures/
+    python data/make_shipped.py homologs     # needs Debian's mmseqs2-examples, and MMseqs2
+    python data/make_shipped.py choose       # needs the same; says why it is this protein, in minutes
 
+Debian's package is found where it installs; MMSEQS2_EXAMPLES names another folder with its files.
 The same inputs always give the same content. `--out FOLDER` writes elsewhere, which is how the test compares.
 """
 
@@ -13,7 +16,11 @@ import gzip
 import importlib.util
 import io
 import os
+import re
 import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +43,9 @@ SAMPLES = [
     ("sprot_valid_sample", "valid", 200),
     ("sprot_heldout_sample", "test", 400),
 ]
+# accession and name of the protein whose homologs ship: `choose` says why
+PROTEIN, FAMILY = "P0C8F3", "pk1_asfwa"
+EXAMPLES = "/usr/share/doc/mmseqs2/example-data"
 
 
 def official(path: str) -> Path:
@@ -158,13 +168,90 @@ def chains(out: Path):
     write_gz(out / "chains" / "pdb_chains_sample.tar.gz", packed.getvalue())
 
 
+def example_entries() -> dict[str, tuple[str, str]]:  # accession -> header, sequence
+    "The entries of Debian's mmseqs2-examples that UniProt does not call fragments."
+    entries = {}
+    for name in ("DB", "QUERY"):
+        path = Path(os.environ.get("MMSEQS2_EXAMPLES", EXAMPLES)) / f"{name}.fasta.gz"
+        if not path.exists():
+            raise SystemExit(f"{path} is not here; apt-get install mmseqs2-examples.")
+        with gzip.open(path, "rt") as file:
+            records = file.read()[1:].split("\n>")
+        for header, _, sequence in (record.partition("\n") for record in records):
+            # the package numbers the pieces of an entry; all are whole
+            header, piece = re.fullmatch(r"(.*?) Split=(\d+) *", header).groups()
+            assert piece == "0", header
+            if not re.search(r"\(Fragments?\)", header):
+                entries[header.split("|")[1]] = header, "".join(sequence.split())
+    return entries
+
+
+def write_entries(path: Path, names: Iterable[str], entries: dict[str, tuple[str, str]]):
+    "A FASTA file whose headers are accessions."
+    path.write_text("".join(f">{name}\n{entries[name][1]}\n" for name in names))
+
+
+def search_homologs(folder: Path, name: str, entries: dict[str, tuple[str, str]]) -> Path:
+    "Search the homologs of an entry among all of them, with the settings of `carp-nb homologs`."
+    from carp_nb.homologs import find_homologs
+
+    database, query = folder / "entries.fasta", folder / f"{name}.fasta"
+    write_entries(database, entries, entries)
+    write_entries(query, [name], entries)
+    find_homologs(query, database, folder / f"{name}.a3m", progress=False)
+    return folder / f"{name}.a3m"
+
+
+def homologs(out: Path):
+    "The homologs of one protein: whole entries as they stand in UniProt, and their alignment."
+    entries = example_entries()
+    with tempfile.TemporaryDirectory() as folder:
+        alignment = search_homologs(Path(folder), PROTEIN, entries).read_text()
+    names = re.findall(r"^>(\S+)", alignment, re.M)
+    assert names[0] == PROTEIN
+    whole = "".join(f">{header}\n{sequence}\n" for header, sequence in map(entries.get, names))
+    write_gz(out / "homologs" / f"{FAMILY}.fasta.gz", whole)
+    write_gz(out / "homologs" / f"{FAMILY}.a3m.gz", alignment)
+
+
+def choose(_: Path):
+    """Print the reviewed proteins of 80 to 300 residues with the most homologs. One search for all
+    ranks them, and those of the first five are then counted as `carp-nb homologs` counts them.
+    """
+    from carp_nb.clusters import run_mmseqs
+
+    entries = example_entries()
+    candidates = [
+        name
+        for name, (header, sequence) in entries.items()
+        if header.startswith("sp|") and 80 <= len(sequence) <= 300
+    ]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_entries(folder / "all.fasta", entries, entries)
+        write_entries(folder / "some.fasta", candidates, entries)
+        for kind in ("all", "some"):
+            run_mmseqs("createdb", f"{kind}.fasta", kind, folder=folder)
+        words = ["some", "all", "found", "work", "-s", 7.5, "--num-iterations", 3, "-e", 1e-3]
+        run_mmseqs("search", *words, "--cov-mode", 2, "-c", 0.5, folder=folder)
+        run_mmseqs("convertalis", "some", "all", "found", "found.tsv", folder=folder)
+        lines = (folder / "found.tsv").read_text().splitlines()
+        pairs = {tuple(line.split("\t")[:2]) for line in lines}
+        ranked = Counter(query for query, target in pairs if query != target).most_common(5)
+        print(f"{len(candidates):,} candidates among {len(entries):,} entries")
+        for name, _ in ranked:
+            rows = search_homologs(folder, name, entries).read_text().count(">")
+            print(f"{rows - 1} homologs: {entries[name][0]}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     makers = {"scans": scans, "sequences": sequences, "wild_types": wild_types, "chains": chains}
-    parser.add_argument("what", nargs="*", choices=[*makers, []], help="default: all")
+    makers["homologs"] = homologs
+    parser.add_argument("what", nargs="*", choices=[*makers, "choose", []], help="default: all")
     parser.add_argument("--out", type=Path, default=HERE)
     chosen = parser.parse_args()
     for what in chosen.what or makers:
-        makers[what](chosen.out)
+        {**makers, "choose": choose}[what](chosen.out)

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from carp_nb import datasets
+from carp_nb.clusters import find_mmseqs
 from carp_nb.datasets import load_dataset, read_fasta
 from carp_nb.files import content_sha256
+from carp_nb.readers import read_aligned
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 MAKER = DATA / "make_shipped.py"
@@ -28,6 +30,17 @@ def official(path: str) -> Path:
     if not found.exists():
         pytest.skip(f"{path} is not below CARP_NB_DATA")
     return found
+
+
+def needs_examples() -> None:
+    "Skip a test, and say so, without Debian's mmseqs2-examples or MMseqs2."
+    place = os.environ.get("MMSEQS2_EXAMPLES", "/usr/share/doc/mmseqs2/example-data")
+    if not Path(place, "DB.fasta.gz").exists():
+        pytest.skip("Debian's package mmseqs2-examples is not installed")
+    try:
+        find_mmseqs()
+    except FileNotFoundError:
+        pytest.skip("MMseqs2 is not installed")
 
 
 def test_no_heldout_sequence_is_in_the_training_set():
@@ -56,9 +69,29 @@ def test_samples_hold_only_entries_that_may_ship():
         }
 
 
+def test_the_alignment_that_ships_is_of_the_whole_entries_that_ship():
+    "Each row of it is a piece of the entry of that name, as it stands in the FASTA file."
+    whole = {name.split("|")[1]: entry for name, entry in load_dataset("pk1_asfwa_homologs")}
+    rows = list(read_aligned(DATA / "homologs/pk1_asfwa.a3m.gz"))
+    assert len(rows) == len(whole) == 352
+    for name, row in rows:
+        assert re.sub("[^A-Za-z]", "", row).upper() in whole[name], name
+    assert rows[0] == ("P0C8F3", whole["P0C8F3"])
+    with gzip.open(DATA / "homologs/pk1_asfwa.fasta.gz", "rt") as file:
+        headers = [line for line in file if line.startswith(">")]
+    assert all(re.match(r">(sp|tr)\|\w+\|\w+ .+ OS=.+ PE=\d SV=\d+$", line) for line in headers)
+    assert not any("Fragment" in line for line in headers)
+
+
 @pytest.mark.parametrize(
     "what,folder",
-    [("scans", "scans"), ("wild_types", "scans"), ("sequences", "sequences"), ("chains", "chains")],
+    [
+        ("scans", "scans"),
+        ("wild_types", "scans"),
+        ("sequences", "sequences"),
+        ("chains", "chains"),
+        ("homologs", "homologs"),
+    ],
 )
 def test_makers_give_the_shipped_content(what, folder, tmp_path):
     if what in ("scans", "wild_types") and importlib.util.find_spec("mavenn") is None:
@@ -69,6 +102,8 @@ def test_makers_give_the_shipped_content(what, folder, tmp_path):
         official("pretrain/train.fasta.gz")
     if what == "chains":
         official("structures/chains.tsv.gz")
+    if what == "homologs":
+        needs_examples()
     subprocess.run([sys.executable, MAKER, what, "--out", tmp_path], check=True)
     made = sorted((tmp_path / folder).iterdir())
     assert made and all(content_sha256(p) == content_sha256(DATA / folder / p.name) for p in made)

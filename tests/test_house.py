@@ -483,7 +483,9 @@ def test_wheel_holds_modules_and_weights(wheel):
 
 def test_wheel_carries_what_the_package_reads_of_the_project(wheel):
     "Each file once in git, copied into the wheel as it is: small data, notebooks, plan, licences."
-    folders = [ROOT / "data" / name for name in ("chains", "paper", "scans", "sequences")]
+    folders = [
+        ROOT / "data" / name for name in ("chains", "homologs", "paper", "scans", "sequences")
+    ]
     files = [path for folder in folders for path in folder.iterdir()]
     files += [*SECTIONS, ROOT / "profiles" / "runs.toml"]
     expected = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in files if p.is_file()}
