@@ -119,7 +119,8 @@ def compare_scans_figure(
     for axes, (name, scan) in zip(panels, scans.items()):
         image = _draw_scan_row(axes, scan, wild_type, len(scan), limit)
         # a dot is as wide as a column
-        axes.collections[0].set_sizes([min(3.0, 600 / len(scan))])
+        axes.collections[0].set_sizes([min(3.0, 400 / len(scan))])
+        axes.tick_params(axis="x", labelsize=8)
         axes.set_title(name, loc="left", fontsize=9)
     _mark_stretches(panels[-1], marks or {})
     panels[-1].set_xlabel("residue number")

@@ -18,6 +18,8 @@ from carp_nb.maps import compare_scans_figure
 from carp_nb.readers import read_alignment
 
 FAMILY = "data/homologs/pk1_asfwa.a3m.gz"
+# a third of what `carp-nb adapt` makes, so that two cores need about a minute
+UPDATES = 100
 PROTEIN = "protein kinase 1 of the African swine fever virus"
 # where a kinase holds ATP and its magnesium: PROSITE PS00108, and the motif that is called DFG
 MOTIFS = {"catalytic loop": "[LIVMFYC].[HY].D[LIVMFY]K..N[LIVMFYCT]{3}", "DFG": "DFG"}
@@ -32,7 +34,7 @@ def find_motifs(sequence: str) -> dict[str, tuple[int, int]]:  # first and last 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("picture", nargs="?", type=Path, help="a .png to write as well")
-    parser.add_argument("--updates", type=int, default=AdaptConfig.updates, help="at most")
+    parser.add_argument("--updates", type=int, default=UPDATES, help="at most")
     options = parser.parse_args()
     family = in_project(FAMILY)
     protein = read_alignment(family).query
