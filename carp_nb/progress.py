@@ -128,7 +128,9 @@ class tqdm(text_bar):
         if not self.in_notebook:
             super().display(msg, pos)
             return
-        # not before: a bar that is switched off has no output
+        # a loop over nothing has no output, nor has a bar that is switched off
+        if self.total == 0:
+            return
         if self.output is None:
             self.output = _output_of(self)
         self.output.show(self, str(self) if msg is None else msg)

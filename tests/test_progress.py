@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 CELLS = (
     "import time\n"
     "from carp_nb.progress import tell_terminal, tqdm\n"
@@ -46,7 +48,7 @@ def papermill_run(tmp_path_factory) -> tuple[list, str]:  # cells, what the term
     # under a test a kernel leaves its streams as they are
     of_test = ("PYTEST_CURRENT_TEST", "TQDM_DISABLE")
     environment = {name: value for name, value in os.environ.items() if name not in of_test}
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+    environment["PYTHONPATH"] = str(ROOT)
     shown = run_at_terminal(
         *(Path(sys.executable).with_name("papermill"), "toy.ipynb", "made.ipynb"),
         cwd=folder,
@@ -72,3 +74,15 @@ def test_bars_move_at_the_terminal(papermill_run):
     for moving in ("fits:  33%", "fits: 100%", "updates:   0%"):
         assert moving in shown
     assert "toy: results.parquet in outputs/toy\r\n" in shown
+
+
+def test_kept_notebooks_show_no_bar_at_its_beginning():
+    "What GitHub draws of a kept notebook: how a loop ended."
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    kept = subprocess.check_output(["git", "ls-files", "-z", "outputs"], cwd=ROOT, text=True)
+    notebooks = [ROOT / name for name in kept.split("\0") if name.endswith(".ipynb")]
+    assert notebooks
+    for path in notebooks:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\b0%\||\b0it \[", text), path
