@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_model', 'load_scorer', 'list_models', 'score_mutants', 'mutation_scan', 'embed', 'load_dataset', 'list_datasets',
-           'read_fasta', 'CARP', 'CarpError']
+           'read_fasta', 'adapt', 'CARP', 'CarpError']
 
 # %% ../nbs/library/90_init.ipynb #8cf8bf0c
 import sys
@@ -26,6 +26,7 @@ _all_ = [
     "load_dataset",
     "list_datasets",
     "read_fasta",
+    "adapt",
     "CARP",
     "CarpError",
 ]
@@ -41,12 +42,14 @@ _MODULES = {  # name -> the module it comes from
     "load_dataset": "datasets",
     "list_datasets": "datasets",
     "read_fasta": "datasets",
+    "adapt": "adaptation",
     "CARP": "carp",
     "CarpError": "errors",
 }
 
 # %% ../nbs/library/90_init.ipynb #f08d4ccb
 if TYPE_CHECKING:
+    from carp_nb.adaptation import adapt
     from carp_nb.carp import CARP
     from carp_nb.datasets import list_datasets, load_dataset, read_fasta
     from carp_nb.embedding import embed

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CARD', 'Model', 'AdaptConfig', 'Relatives', 'read_relatives', 'weigh_and_cluster', 'hold_out', 'FamilyBatches',
-           'AdaptationStopped', 'AdaptationCard', 'card_text', 'save_adapted', 'read_card', 'starting_model', 'adapt']
+           'AdaptationStopped', 'AdaptationCard', 'card_text', 'check_output', 'save_adapted', 'read_card',
+           'starting_model', 'adapt']
 
 # %% ../nbs/library/47_adaptation.ipynb #81fc9209
 import json
@@ -29,7 +30,7 @@ from .alphabet import AMINO_ACIDS, PROTEIN
 from .batching import Corpus, pad_rows, random_window
 from .carp import CARP
 from .devices import pick_device
-from .errors import CarpError
+from .errors import CarpError, check_writable
 from .esm import ESM
 from .files import markdown_text, text_sha256, write_text
 from carp_nb.identity import (
@@ -508,14 +509,20 @@ def card_text(card: AdaptationCard) -> str:  # markdown
     return CARD.format(**{**card.settings, **facts}, loss=loss, other=other)
 
 # %% ../nbs/library/47_adaptation.ipynb #708a8dc0
+def check_output(path: Path) -> None:
+    "Raises CarpError for another suffix, OSError for a file that cannot be written."
+    if path.suffix != ".safetensors":
+        raise CarpError(f"{path.name}: an adapted model is saved as .safetensors, with its card.")
+    check_writable(path)
+
+
 def save_adapted(
     model: CARP | ESM,  # from `adapt`
     path: str | Path,  # .safetensors; the card comes beside it, as .md
 ) -> Path:  # of the weights
     "Write an adapted model and its card. Raises CarpError for another suffix."
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise CarpError(f"{path.name}: an adapted model is saved as .safetensors, with its card.")
+    check_output(path)
     save_checkpoint(model, path)
     write_text(path.with_suffix(".md"), card_text(cast(Any, model).card))
     return path

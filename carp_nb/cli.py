@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Protein', 'Mutants', 'SkipBad', 'SkipRecords', 'Measured',
            'Direction', 'ScoreFile', 'Offset', 'Method', 'MapFile', 'Share', 'RunFolder', 'Size', 'TrainSet',
-           'ValidSet', 'RunName', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup', 'Cooldown',
+           'ValidSet', 'RunName', 'Init', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup', 'Cooldown',
            'Accumulate', 'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots',
            'Query', 'Database', 'Family', 'EValue', 'Coverage', 'Identity', 'models', 'verify', 'fetch', 'score',
            'map_protein', 'embed', 'split', 'corpus', 'pretrain', 'plan', 'notebooks', 'homologs']
@@ -23,6 +23,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 import carp_nb
+from .family_commands import adapt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -475,6 +476,10 @@ TrainSet = Annotated[
 ]
 ValidSet = Annotated[str, Option(help="held-out sequences: a dataset or a FASTA file")]
 RunName = Annotated[str, Option(help="of the model; left out: the size")]
+Init = Annotated[
+    str,
+    Option(help="weights to begin with: a model of this size by name or file; left out: random"),
+]
 
 # %% ../nbs/library/87_cli.ipynb #13d60075
 Tokens = Annotated[float, Option(help="residues to train on")]
@@ -564,10 +569,11 @@ def pretrain(
     restart_with: RestartWith = "",
     seed: int = 0,
     name: RunName = "",
+    init: Init = "",
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
-    "Train a CARP or an ESM from scratch; a model card and a learning curve are written at the end."
+    "Train a CARP or an ESM, from scratch or from given weights; writes a model card and its curve."
     if restart_with:
         _restart_and_describe(output, restart_with, device)
         return
@@ -590,6 +596,7 @@ def pretrain(
         skip_non_finite=skip_non_finite,
         optimizer=optimizer,
         masking=masking,
+        init=init,
     )
     _train_and_describe(output, config, train, valid, device)
 
@@ -688,6 +695,9 @@ def homologs(
     thresholds = Thresholds(evalue, coverage, identity, most)
     family = find_homologs(query, database, output, thresholds, iterations)
     print(f"{family.describe()}: {output}")
+
+
+app.command()(adapt)
 
 # %% ../nbs/library/87_cli.ipynb #32566512
 #| eval: false

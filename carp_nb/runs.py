@@ -23,14 +23,16 @@ from .carp import CARP, n_parameters
 from .datasets import list_datasets
 from .esm import ESM
 from .files import markdown_text, read_columns, read_record, split_commas
-from .identity import defaults_of
+from .identity import model_sha256
 from .metrics import bootstrap, interval
 from .mlm import Evaluation, evaluate, evaluate_ngram
 from carp_nb.pretrain import (
+    PRETRAIN_DEFAULTS,
     SAME_UPDATES,
     PretrainConfig,
     choose_lr,
     differing_settings,
+    first_model,
     held_out_sha256,
     pretrain,
     shipped_models,
@@ -125,7 +127,7 @@ def _is_alike(
 ) -> bool:
     "Whether a run was trained and measured as the runs of a series are."
     previous = read_record(folder / "config.json", _RERUN, "config")["config"]
-    return not differing_settings(previous, settings, defaults_of(PretrainConfig), _FREE)
+    return not differing_settings(previous, settings, PRETRAIN_DEFAULTS, _FREE)
 
 
 def _series_so_far(
@@ -134,6 +136,8 @@ def _series_so_far(
     "Find the finished runs of a series: same settings, sequences and length, rate chosen by trials."
     runs = find_runs(folder)
     settings = {**asdict(config), "valid_sha256": held_out_sha256(valid_set)}
+    if config.init:
+        settings["init_sha256"] = model_sha256(first_model(config))
     # as an array, because an empty list would choose columns
     runs = runs[np.array([_is_alike(place, settings) for place in runs.folder], bool)]
     # the last update of a run exceeds its tokens by up to one batch
@@ -554,6 +558,11 @@ def _training_facts(record: dict, last: pd.Series, train_set: Corpus) -> dict:
     if config["cooldown"]:
         cooldown += f", falling to zero over the last {config['cooldown']:.0%}"
     resumed = ""
+    if config.get("init"):
+        # the weights themselves, whatever they are called
+        resumed = (
+            f"; began with {markdown_text(config['init'])}, sha256 {config['init_sha256'][:16]}"
+        )
     for later in record.get("resumed", []):
         commit = markdown_text(later.get("commit", "not recorded"))
         device = markdown_text(later.get("device", "not recorded"))
