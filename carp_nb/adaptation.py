@@ -33,6 +33,7 @@ from carp_nb.identity import (
     defaults_of,
     file_name,
     model_sha256,
+    refuse_other_content,
     settings_sha256,
 )
 from .layouts import empty_model, save_checkpoint
@@ -233,6 +234,7 @@ class AdaptationCard:
     pretraining: str  # what a share of the batches came from; empty: nothing else
     settings: dict[str, Any]  # `AdaptConfig`
     history: list[list[float]]  # update, held-out loss
+    run: str  # checksum of all that the weights depend on
 
     def describe(self) -> str:
         "Say in one sentence what was trained on, and what it brought."
@@ -439,7 +441,7 @@ def _make_task(
     return _Task(start, relatives, weights, clusters, held_out, config, cast(Any, others), called)
 
 # %% ../nbs/library/48_adaptation.ipynb #dda9a382
-def _describe(task: _Task, watch: _Watch, metrics: pd.DataFrame) -> AdaptationCard:
+def _describe(task: _Task, watch: _Watch, metrics: pd.DataFrame, run: str) -> AdaptationCard:
     "Write down what was done and what it brought."
     memory = watch.memory
     updates = int(metrics.step.iloc[-1])
@@ -472,6 +474,7 @@ def _describe(task: _Task, watch: _Watch, metrics: pd.DataFrame) -> AdaptationCa
         pretraining=task.pretraining,
         settings=asdict(task.config),
         history=history,
+        run=run,
     )
 
 
@@ -498,7 +501,7 @@ def _train_task(
         ) from None
     if task.held_out.any():
         model.load_state_dict(watch.memory.get("weights", task.start.state_dict()))
-    vars(model)["card"] = _describe(task, watch, metrics)
+    vars(model)["card"] = _describe(task, watch, metrics, run)
     return model.eval()
 
 # %% ../nbs/library/48_adaptation.ipynb #1bebbb33
@@ -534,6 +537,8 @@ def adapt(
         if not saved.exists():
             write_text(place / "config.json", json.dumps({"config": settings}, indent=1))
             save_adapted(_train_task(task, place, run, progress, stop), saved)
+        card = read_card(saved)
+        refuse_other_content(saved, {"run": card.run}, run)
         finished = cast(CARP | ESM, load_model(saved, device))
-        vars(finished)["card"] = read_card(saved)
+        vars(finished)["card"] = card
         return finished

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .errors import CarpError
@@ -45,6 +44,9 @@ class Relatives:
         return text_sha256("\n".join(self.sequences))
 
 # %% ../nbs/library/47_relatives.ipynb #1d4db846
+_ALIGNED = (".a3m", ".a2m", ".sto", ".stk")
+
+
 def _are_aligned(
     rows: list[str],  # as they stand in a file
 ) -> bool:
@@ -68,7 +70,8 @@ def _read_file(path: Path, most: int) -> Relatives:
     first = list(islice(records, most))
     more = sum(1 for _ in records)
     aligned = None
-    if _are_aligned([row for _, row in first]):
+    ending = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if ending in _ALIGNED or _are_aligned([row for _, row in first]):
         aligned = read_alignment(path, most).rows
     names = [name for name, _ in first]
     sequences = [_without_gaps(row) for _, row in first]
@@ -154,33 +157,56 @@ def _of_protein(family: Relatives, wild_type: str) -> Relatives:
     return replace(family, sequences=[protein, *family.sequences[1:]])
 
 # %% ../nbs/library/47_relatives.ipynb #7e04301c
-def _words(sequence: str) -> np.ndarray:  # int64, which of the 8,000 words of three occur
-    "List the words of three amino acids in a sequence."
+_WORD = 4  # residues; 160,000 words, of which a protein of usual length has few
+
+
+def _words(sequence: str) -> np.ndarray:  # int64, which words occur
+    "List the words of amino acids in a sequence."
     ids = PROTEIN.to_ids(sequence).astype(np.int64)
-    plain = ids < len(AMINO_ACIDS)
-    words = (ids[:-2] * 20 + ids[1:-1]) * 20 + ids[2:]
-    return np.unique(words[plain[:-2] & plain[1:-1] & plain[2:]])
+    last = len(ids) - _WORD + 1
+    words = np.zeros(max(0, last), np.int64)
+    plain = np.ones(len(words), bool)
+    for i in range(_WORD):
+        letters = ids[i : i + len(words)]
+        words = words * len(AMINO_ACIDS) + letters
+        plain &= letters < len(AMINO_ACIDS)
+    return np.unique(words[plain])
 
 
-def _features(family: Relatives) -> tuple[Callable[[int, int], Tensor], np.ndarray, int]:
-    "Return what makes ones and zeros of rows i to j, float32 [j - i, F]; the ones of each; F."
-    if family.rows is not None:
-        rows = family.rows
-        one_hot = np.eye(len(AMINO_ACIDS) + 1, dtype=np.float32)
+def _share_words(family: Relatives) -> tuple[Callable[[int, int], np.ndarray], np.ndarray]:
+    "Return what counts the words that rows i to j share with every sequence; the words of each."
+    words = [_words(sequence) for sequence in family.sequences]
+    sizes = np.array([len(found) for found in words])
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    shape = (len(words), len(AMINO_ACIDS) ** _WORD)
+    ones = np.ones(ends[-1], np.float32)
+    table = csr_array((ones, np.concatenate(words), ends), shape=shape)
+    others = table.T.tocsr()
 
-        def residues(start: int, stop: int) -> Tensor:
-            columns = one_hot[rows[start:stop]][..., :-1]
-            return torch.from_numpy(columns.reshape(len(columns), -1))
+    def count(start: int, stop: int) -> np.ndarray:  # float32 [rows, N]
+        return (table[start:stop] @ others).toarray()
 
-        return residues, (rows < len(AMINO_ACIDS)).sum(1), rows.shape[1] * len(AMINO_ACIDS)
-    present = np.zeros((len(family.sequences), 20**3), bool)
-    for row, sequence in zip(present, family.sequences):
-        row[_words(sequence)] = True
+    return count, sizes
 
-    def words(start: int, stop: int) -> Tensor:
-        return torch.from_numpy(present[start:stop].astype(np.float32))
+# %% ../nbs/library/47_relatives.ipynb #d1c53364
+def _share_residues(family: Relatives) -> tuple[Callable[[int, int], np.ndarray], np.ndarray]:
+    "Return what counts the residues that rows i to j share with every sequence; those of each."
+    rows = family.rows
+    assert rows is not None
+    # what is no amino acid has no one
+    one_hot = np.eye(len(AMINO_ACIDS) + 1, dtype=np.float32)[:, :-1]
 
-    return words, present.sum(1), 20**3
+    def encode(start: int, stop: int) -> torch.Tensor:  # float32 [rows, 20 L]
+        columns = one_hot[rows[start:stop]]
+        return torch.from_numpy(columns.reshape(len(columns), -1))
+
+    def count(start: int, stop: int) -> np.ndarray:  # float32 [rows, N]
+        chosen = encode(start, stop)
+        step = max(1, stop - start)
+        shared = [chosen @ encode(j, j + step).T for j in range(0, len(rows), step)]
+        return torch.cat(shared, 1).numpy()
+
+    return count, (rows < len(AMINO_ACIDS)).sum(1)
 
 # %% ../nbs/library/47_relatives.ipynb #7795f4a0
 def _near_blocks(
@@ -188,19 +214,20 @@ def _near_blocks(
     identity: float,
 ) -> Iterator[tuple[int, np.ndarray]]:  # number of the first row, bool [rows, N]
     "Yield, for some rows at a time, which sequences share enough with each of them."
-    block, ones, width = _features(family)
-    share = identity
     if family.rows is None:
-        share = identity**3
+        count, sizes = _share_words(family)
+        share = identity**_WORD
+        width = len(family.sequences)
+    else:
+        count, sizes = _share_residues(family)
+        share = identity
+        width = len(AMINO_ACIDS) * family.rows.shape[1]
     # the margin keeps exactly 80 % on the near side, whatever the rounding of 0.8 * n
-    needed = torch.from_numpy(np.maximum(ones, 1) * share - 1e-6)[:, None]
-    n = len(family.sequences)
-    # some 64 MB at a time, however long the query is
-    step = max(1, min(2048, 2**24 // width))
-    for i in range(0, n, step):
-        rows = block(i, i + step)
-        shared = [rows @ block(j, j + step).T for j in range(0, n, step)]
-        yield i, (torch.cat(shared, 1) >= needed[i : i + step]).numpy()
+    needed = np.maximum(sizes, 1)[:, None] * share - 1e-6
+    # some 64 MB at a time, however long the query is and however many its relatives are
+    step = max(1, min(2048, 2**24 // max(width, len(family.sequences))))
+    for i in range(0, len(family.sequences), step):
+        yield i, count(i, i + step) >= needed[i : i + step]
 
 # %% ../nbs/library/47_relatives.ipynb #ac3879f8
 def weigh_and_cluster(
