@@ -47,7 +47,13 @@ from carp_nb.pretrain import (
 )
 from .pretrained import load_model
 from .readers import Alignment
-from .relatives import Relatives, hold_out, read_relatives, weigh_and_cluster
+from carp_nb.relatives import (
+    Relatives,
+    draw_relatives,
+    hold_out,
+    read_relatives,
+    weigh_and_cluster,
+)
 from .tensors import read_header
 from .training import TrainConfig, claim_run, train
 
@@ -74,6 +80,7 @@ class AdaptConfig:
     patience: int = 6  # measurements without a lower loss after which the training ends
     identity: float = 0.8  # share of its residues that makes a sequence one with another
     most: int = 10_000  # sequences that are read, from the first
+    homologs: int = 0  # of those, drawn at random; 0: all
     max_length: int = 1022  # longer sequences are cropped to a random window
     optimizer: str = "adam"  # or muon for the matrices of the blocks
     dtype: str = "float32"  # or bfloat16 (autocast)
@@ -85,6 +92,7 @@ class AdaptConfig:
         for name in ("updates", "batch_tokens", "every", "patience", "max_length"):
             _must_be(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         _must_be("lr", self.lr, 0 < self.lr < np.inf, "a number above 0")
+        _must_be("homologs", self.homologs, self.homologs >= 0, "0 or more")
         _must_be("most", self.most, self.most >= 2, "2 or more sequences")
         for name in ("mix", "cooldown"):
             value = getattr(self, name)
@@ -427,6 +435,7 @@ def _make_task(
 ) -> _Task:
     "Read, weigh and split a family, and load what it is learned with."
     relatives = read_relatives(family, config.most, wild_type)
+    relatives = draw_relatives(relatives, config.homologs, config.seed)
     start = starting_model(model, config, device)
     others = None
     called = ""

@@ -22,6 +22,7 @@ class Budget:
     """
 
     tokens: float = 0  # residues to pretrain on
+    updates: int = 300  # of an adaptation to a family
     seconds: int | None = None  # to wait for the mutation map
     shapes: str = ""  # models to measure, comma-separated
     lengths: tuple[int, ...] = ()  # residues
