@@ -15,8 +15,10 @@ import carp_nb
 from carp_nb.adaptation import AdaptationStopped, AdaptConfig, FamilyBatches, adapt, read_card
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
 from carp_nb.batching import Corpus
+from carp_nb.budgets import get_budget
 from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.cli import app
+from carp_nb.datasets import load_scan
 from carp_nb.embedding import embed
 from carp_nb.errors import CarpError
 from carp_nb.esm import ESM, TABLE_S2
@@ -26,6 +28,7 @@ from carp_nb.pretrain import PretrainConfig, pretrain
 from carp_nb.pretrained import load_model
 from carp_nb.readers import read_alignment
 from carp_nb.relatives import hold_out, read_relatives, weigh_and_cluster
+from carp_nb.results import notebook_parameters
 from carp_nb.scorers import load_scorer
 from carp_nb.scoring import mutation_scan, score_mutants
 
@@ -379,3 +382,37 @@ def test_given_weights_of_another_size(tmp_path):
     with pytest.raises(CarpError, match="a model of the size carp_600k, and the size of this run"):
         pretrained(tmp_path, "carp_600k_sprot50")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_notebook(papermill, tmp_path):
+    wild_type = load_scan("abeta42").wild_type
+    rng = np.random.default_rng(0)
+    rows = [wild_type]
+    for _ in range(45):
+        changed = rng.random(len(wild_type)) < 0.4
+        letters = rng.choice(list(AMINO_ACIDS), len(wild_type))
+        rows.append("".join(np.where(changed, letters, list(wild_type))))
+    done = papermill(
+        "adapt",
+        model="random:carp_4k",
+        family=write_a3m(tmp_path / "abeta42.a3m", rows),
+        scan="abeta42",
+        homologs="42,45",
+        updates="2,4",
+        batch_tokens=400,
+    )
+    assert done.status == 0, done.shown
+    results = pd.read_parquet(done.out / "results.parquet")
+    spearman = results[results.metric == "spearman"]
+    assert spearman.method.value_counts().to_dict() == {"adapted": 4, "unadapted": 1}
+    assert set(spearman.split) >= {"0 homologs, 0 updates", "45 homologs, 4 updates"}
+    assert (results.metric == "held-out loss after").sum() == 4
+    for name in ("loss.svg", "map.svg", "homologs.svg", "updates.svg", "after.csv", "cards.csv"):
+        assert (done.out / name).exists()
+
+
+def test_the_notebook_proposes_the_settings_that_were_chosen():
+    proposed = notebook_parameters("adapt")
+    for name in ("lr", "masking", "mix", "batch_tokens"):
+        assert proposed[name].default == getattr(AdaptConfig(), name)
+    assert get_budget("adapt", "laptop").updates == AdaptConfig().updates
