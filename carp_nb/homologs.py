@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATABASES', 'Thresholds', 'Database', 'find_database', 'prepare_database', 'Hit', 'sequence_weights', 'Family',
-           'describe_family', 'coverage_figure', 'find_homologs', 'PSSM']
+           'describe_family', 'coverage_figure', 'NoHomologs', 'find_homologs', 'place_query', 'PSSM']
 
 # %% ../nbs/library/46_homologs.ipynb #a08e5d62
 import json
@@ -481,12 +481,16 @@ def _write_family(
     return family
 
 # %% ../nbs/library/46_homologs.ipynb #78348132
-def _no_homolog(name: str, database: str | Path, hits: list[Hit], limits: Thresholds) -> CarpError:
+class NoHomologs(CarpError):
+    "There is no relative from which anything could be learned."
+
+
+def _no_homolog(name: str, database: str | Path, hits: list[Hit], limits: Thresholds) -> NoHomologs:
     "The error for a search that has found nothing that counts."
     beside = "nothing was found at all"
     if hits:
         beside = f"{len(hits):,} matches are the query itself or miss a threshold"
-    return CarpError(
+    return NoHomologs(
         f"{database} holds no homolog of {name} at e-value {limits.evalue:g}, coverage "
         f"{limits.coverage:g} and identity {limits.identity:g} ({beside}); search a larger "
         "database, or allow a higher e-value or a lower coverage."
@@ -558,10 +562,11 @@ def _differences(
     )
 
 # %% ../nbs/library/46_homologs.ipynb #92b7e799
-def _find_query(
+def place_query(
     query: str,
     wild_type: str,
-    name: str,  # for messages
+    name: str,  # of the alignment, for messages
+    protein: str = "the wild type",  # likewise
 ) -> int:  # 0-based position of the query's first residue; negative if the wild type is its part
     "Place the query on the wild type. Raises CarpError for another protein, or two places."
     sign = 1
@@ -574,15 +579,15 @@ def _find_query(
     first = longer.find(shorter)
     if first < 0:
         raise CarpError(
-            f"{name}: its alignment is of another protein than the wild type: "
-            f"{_differences(query, wild_type)}; the first sequence of the alignment has to be "
-            "the wild type or a part of it."
+            f"{name}: its query ({len(query)} residues) is not {protein} ({len(wild_type)} "
+            f"residues) or a part of it: {_differences(query, wild_type)}; the first sequence of "
+            "an alignment has to be the protein itself."
         )
     again = longer.find(shorter, first + 1)
     if again >= 0:
         raise CarpError(
             f"{name}: the alignment fits at residue {first + 1} and at residue {again + 1}; "
-            "give the alignment of the whole wild type."
+            f"give the alignment of the whole of {protein}."
         )
     return sign * first
 
@@ -602,7 +607,7 @@ class PSSM:
         name: str = "pssm",
     ):
         if len(alignment.names) < 2:
-            raise CarpError(
+            raise NoHomologs(
                 f"{name}: the alignment holds no homolog of {alignment.name}, so it says nothing "
                 "about mutations; search a larger database."
             )
@@ -636,7 +641,7 @@ class PSSM:
         protein, or a position that the alignment does not cover."""
         if at is None:
             at = masked
-        start = _find_query(self.query, wild_type, self.name)
+        start = place_query(self.query, wild_type, self.name)
         covered = range(max(start, 0), min(start + len(self.query), len(wild_type)))
         outside = sorted(set().union(*at) - set(covered))
         if outside:
