@@ -151,11 +151,14 @@ def _draw_protein_means(axes: Axes, means: pd.DataFrame, roles: Sequence[str]) -
             axes.vlines(x, line.lo, line.hi, color=edge, lw=1.5)
             style = {"edgecolor": edge, "facecolor": face, "marker": mark, "s": 36, "zorder": 3}
             axes.scatter(x, line["mean"], **style)
-    counts = [int(means[means.proteins == group].n.iloc[0]) for group in groups]
-    labels = [f"{g.replace(', ', ',' + chr(10))}\n{n} proteins" for g, n in zip(groups, counts)]
+    counts = means.groupby("proteins", sort=False).n.first()
+    # the longest label stands on two lines
+    labels = [
+        f"{g.replace('containing ', 'containing' + chr(10))}\nn = {counts[g]}" for g in groups
+    ]
     axes.set_xticks(range(len(groups)), labels, fontsize=8)
     draw_zero(axes)
-    axes.set(xlim=(-0.6, len(groups) - 0.4), ylabel="mean Spearman correlation, 95 % interval")
+    axes.set(xlim=(-0.6, len(groups) - 0.4), ylabel="mean over proteins, 95 % interval")
 
 # %% ../nbs/library/58_family_results.ipynb #b4a6ecb1
 @carp_style()
@@ -166,9 +169,10 @@ def protein_figure(
     "Correlations by protein, and their means with intervals that resample proteins."
     roles = [role for role in ROLES if role in table]
     groups = max(1, means.proteins.nunique())
-    size = (5.2 + 1.5 * groups, max(3.0, 1.2 + 0.24 * len(table)))
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=[3.0, 1.3 * groups])
+    size = (6.0 + 1.4 * groups, max(3.0, 1.2 + 0.24 * len(table)))
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, width_ratios=[4.0, 1.4 * groups])
     _draw_proteins(left, table, roles)
     _draw_protein_means(right, means, roles)
-    above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": len(roles), "fontsize": 8}
-    return finish_figure(figure, [left], **above)
+    handles, _ = left.get_legend_handles_labels()
+    above = {"loc": "outside upper center", "ncols": len(roles), "fontsize": 8}
+    return finish_figure(figure, [figure], handles=handles, **above)

@@ -614,6 +614,7 @@ class PSSM:
         self.name = name
         self.path: Path | None = None  # of the alignment, where it was read from a file
         self.query = alignment.query
+        self.homologs = len(alignment.names) - 1
         weights = sequence_weights(alignment.rows, identity)
         self.effective = float(weights.sum())  # sequences
         frequencies = _column_frequencies(alignment.rows, weights, pseudocount)
