@@ -40,7 +40,6 @@ class Budget:
     epochs_cnn: int = 1000  # at most, for the small CNN
     epochs_pairs: int | None = None  # at most, for the contact head; None: as for other heads
     patience: int | None = None  # epochs without a gain on the validation rows; None: the method's
-    updates: int | None = None  # of an adaptation to a family; None: its default
     seeds: int = 3  # fits of each combination of task, model and method
     n_boot: int = 2000  # bootstrap samples of an interval
     crop: int = 256  # residues per window of the contact head

@@ -262,7 +262,7 @@ class FamilyFits:
     models: Sequence[AnyScorer]
     adapt: bool = True  # False: profiles and mixtures alone
     seeds: Sequence[int] = (0,)  # one adaptation each
-    updates: int | None = None  # of an adaptation; None: the default
+    updates: int = 300  # of an adaptation
     method: str = "masked"
     dtype: str = "float32"
     mutants: int | None = None  # of each scan, drawn at random; None: all
@@ -295,12 +295,9 @@ def _adapt(
     "Adapt a model to a family."
     from carp_nb.adaptation import AdaptConfig, adapt
 
-    settings = {"seed": seed}
-    if fits.updates:
-        settings["updates"] = fits.updates
     name = model if isinstance(model, str) else model.name
     place = folder / file_name(f"{family.protein}-{name}-seed{seed}")
-    config = AdaptConfig(**settings)
+    config = AdaptConfig(seed=seed, updates=fits.updates)
     return adapt(model, family.path, config, folder=place, device=fits.device)
 
 
