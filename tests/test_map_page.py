@@ -67,7 +67,7 @@ def full(sequence: str, label: str = "") -> Explorer:
 
 def log_odds(recorded: dict) -> tuple[dict, np.ndarray]:
     "The message of a page that says what is on screen, and its rows [L, 22]."
-    now, (_, rows) = recorded["messages"][1]
+    now, (_, rows, _) = recorded["messages"][1]
     return now, np.frombuffer(b64decode(rows), np.float32).reshape(-1, 22)
 
 
