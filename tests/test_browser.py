@@ -374,6 +374,8 @@ def test_sequence_two_clicks_score_export_and_both_themes(page, lab, tmp_path):
             return dark === (middle[0] + middle[1] + middle[2] < 3 * 128); }""",
             arg=theme == "Dark",
         )  # zero is the middle colour of the theme
+        # JupyterLab covers the page with its own picture while a theme loads
+        page.wait_for_selector("#jupyterlab-splash", state="detached")
         page.locator(".cm-root").screenshot(path=pictures(tmp_path) / f"map-{theme.lower()}.png")
         assert (pictures(tmp_path) / f"map-{theme.lower()}.png").stat().st_size > 20_000
 
@@ -446,6 +448,7 @@ def test_structure_is_coloured_by_mean_effect_and_by_state(lab, tmp_path):
         for theme in ("Light", "Dark"):
             menu(page, "Settings", "Theme", f"JupyterLab {theme}")
             page.wait_for_timeout(2000)
+            page.wait_for_selector("#jupyterlab-splash", state="detached")
             page.locator("[data-is=structurebox]").scroll_into_view_if_needed()
             page.locator("[data-is=structurebox]").screenshot(
                 path=pictures(tmp_path) / f"structure-{theme.lower()}.png"
