@@ -8,6 +8,7 @@ __all__ = ['summarise_positions', 'MapAgreement', 'MutantSummary', 'Explorer', '
 # %% ../nbs/library/81_explorer.ipynb #99ff2184
 import io
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -95,20 +96,38 @@ class _StepSize:
 
     def __init__(self):
         self.positions = _TRIAL_SIZES[0]
-        self._seconds: list[float] = []
+        self._trials: list[float] = []  # seconds
+        self._longest = 1.0  # seconds that a step may take
+        self._recent: deque[float] = deque(maxlen=5)  # seconds per position
 
     def record(self, seconds: float) -> None:
         "Take the time of a step into account."
-        self._seconds.append(seconds)
-        steps = len(self._seconds)
-        if steps < len(_TRIAL_SIZES):
-            self.positions = _TRIAL_SIZES[steps]
-        elif steps == len(_TRIAL_SIZES):
-            _, one, eight = self._seconds
-            self.positions = _positions_per_step(one, eight)
-        elif seconds > 1:
+        if len(self._trials) < len(_TRIAL_SIZES):
+            self._record_trial(seconds)
+            return
+        self._recent.append(seconds / self.positions)
+        if seconds > self._longest:
             # the machine has got other work
             self.positions = max(min(8, self.positions), self.positions // 2)
+        elif seconds < self._longest / 4:
+            self.positions = min(64, 2 * self.positions)
+
+    def _record_trial(self, seconds: float) -> None:
+        "Take the time of a trial into account; the last one sets the size."
+        self._trials.append(seconds)
+        if len(self._trials) < len(_TRIAL_SIZES):
+            self.positions = _TRIAL_SIZES[len(self._trials)]
+            return
+        _, one, eight = self._trials
+        self.positions = _positions_per_step(one, eight)
+        # a step is meant to take twice the fixed cost, which is at most that of one position
+        self._longest = max(1.0, 4 * min(one, eight))
+
+    def seconds_for(self, positions: int) -> float | None:
+        "Estimate how long some positions will take; None before the trials have ended."
+        if not self._recent:
+            return None
+        return positions * float(np.median(self._recent))
 
 # %% ../nbs/library/81_explorer.ipynb #1dedfe63
 def _index_measurements(
@@ -347,9 +366,16 @@ class _Answers:
         self.model = model
         self.map = _PartialScan(wild_type)
         self.mutant_scan: _PartialScan | None = None
+        self.preview: np.ndarray | None = None  # [L, 20] nats, with nothing masked
         # nats; the wild type's is 0 by definition and never computed
         self.scores: dict[Changes, float] = {(): 0.0}
         self.step_size = _StepSize()
+
+    def draw_preview(self) -> None:
+        "Compute the whole map in one forward pass over the unmasked wild type."
+        wild_type = self.map.sequence
+        scan = mutation_scan(self.model, wild_type, range(len(wild_type)), 0, "wild-type")
+        self.preview = scan.to_numpy()
 
     def score(self, mutant: Mutant) -> None:
         "Compute the score of a mutant."
@@ -458,6 +484,8 @@ class Explorer:
             return partial(answers.fill, self.map, mutated)
         if self.cancelled:
             return None
+        if answers.preview is None and not self.map.done.all():
+            return answers.draw_preview
         if self.given == "mutant" and mutant.mutations:
             scan = answers.begin_scan(mutant)
             missing = scan.missing(0, most)
@@ -473,6 +501,28 @@ class Explorer:
     def _compare(self, measured: np.ndarray) -> None:
         "Compute how far the map agrees with the measurements."
         self.agreement = _measure_agreement(self.map.values, measured)
+
+    @property
+    def shown(self) -> np.ndarray:  # [L, 20] nats
+        "The log-odds on screen: a preview where nothing is computed yet. NaN before there is one."
+        if self._answers.preview is None:
+            return self.map.values
+        return np.where(self.map.done[:, None], self.map.values, self._answers.preview)
+
+    @property
+    def previewed(self) -> np.ndarray:  # bool [L]
+        "Where the map on screen is a preview."
+        if self._answers.preview is None:
+            return np.zeros_like(self.map.done)
+        return ~self.map.done
+
+    @property
+    def seconds_left(self) -> float | None:
+        "Estimate how long the rest of the map will take; None where it cannot be told yet."
+        left = int((~self.map.done).sum())
+        if self.given == "mutant" and self.mutant.mutations:
+            left += round((1 - self.additions_done) * len(self.map.done))
+        return self._answers.step_size.seconds_for(left)
 
     @property
     def summary(self) -> MutantSummary:

@@ -89,6 +89,16 @@ def _pack_rows(
     packed = np.column_stack([values[rows], summary]).astype(np.float32)
     return [rows.astype(np.int32).tobytes(), packed.tobytes()]
 
+# %% ../nbs/library/82_widget.ipynb #8ddc4a91
+_PREVIEW = 1
+_MASKED = 2
+
+
+def _stages(e: Explorer) -> np.ndarray:  # uint8 [L]: 0 nothing, 1 preview, 2 masked
+    "Tell how far each row on screen is."
+    stages = _PREVIEW * e.previewed + _MASKED * e.map.done
+    return stages.astype(np.uint8)
+
 # %% ../nbs/library/82_widget.ipynb #3932dc90
 def _colour_limit(values: np.ndarray) -> int:  # nats
     "Choose the log-odds at which the colours end."
@@ -121,7 +131,8 @@ def _describe_state(e: Explorer) -> dict:
         "given": e.given,
         "given_done": e.additions_done,
         "additions": e.additions().to_dict("records"),
-        "limit": _colour_limit(e.map.values),
+        "limit": _colour_limit(e.shown),
+        "seconds_left": e.seconds_left,
         "agreement": agreement,
         "busy": e.pending,
     }
@@ -312,7 +323,7 @@ class MutationMap(anywidget.AnyWidget):
         self._thread: threading.Thread | None = None
         self._requests: list[dict] = []  # proteins, states and models to open
         self._models: list[str] = []  # offered so far
-        self._sent = np.zeros(len(explorer.mutant.wild_type), bool)  # rows that the page has
+        self._sent = np.zeros(len(explorer.mutant.wild_type), np.uint8)  # stages that the page has
         self.on_msg(lambda _, message, buffers: self.receive(message))
         self._start_work()
 
@@ -355,7 +366,7 @@ class MutationMap(anywidget.AnyWidget):
         "Do what a message asks for: a word for the map itself, or an action on the mutant."
         e = self.explorer
         if word == "hello":
-            self._sent[:] = False
+            self._sent[:] = 0
         elif word == "ping":
             pass
         elif word == "look":
@@ -405,10 +416,11 @@ class MutationMap(anywidget.AnyWidget):
         "Send the numbers on screen, and the rows that the browser does not have."
         with self._lock:
             e = self.explorer
-            rows = np.flatnonzero(e.map.done & ~self._sent)
-            buffers = _pack_rows(e.map.values, rows)
+            stage = _stages(e)
+            rows = np.flatnonzero(stage > self._sent)
+            buffers = [*_pack_rows(e.shown, rows), stage[rows].tobytes()]
             self.send(_describe_state(e), buffers)
-            self._sent[rows] = True
+            self._sent[rows] = stage[rows]
 
     def _start_work(self) -> None:
         "Start the thread if it is not running."
@@ -468,7 +480,7 @@ class MutationMap(anywidget.AnyWidget):
             if new.mutant.wild_type != old.mutant.wild_type:
                 self._structure = []
             self.explorer = new
-            self._sent = np.zeros(len(new.mutant.wild_type), bool)
+            self._sent = np.zeros(len(new.mutant.wild_type), np.uint8)
             self._send_protein()
             self._send_update()
 

@@ -24,8 +24,8 @@ class Context {
   createImageData(width, height) { return { width, height, data: new Uint8ClampedArray(4 * width * height) }; }
   putImageData(image, x) {
     for (const value of image.data) if (Number.isNaN(value)) throw new Error("not a number in an image");
-    this.canvas.painted ??= {};
-    if (image.width === 1) this.canvas.painted[x] = [...image.data]; else this.canvas.image = image;
+    if (image.width > 1 || !page.pixels) { page.pixels = image; return; }
+    for (let row = 0; row < image.height; row++) page.pixels.data.set(image.data.subarray(4 * row, 4 * row + 4), 4 * (row * page.pixels.width + x));
   }
 }
 for (const name of ["setTransform", "fillRect", "strokeRect", "beginPath", "moveTo", "lineTo", "stroke", "fill", "arc", "rect", "drawImage", "setLineDash"])
@@ -155,6 +155,7 @@ for (const step of steps) {
     words, errors: page.errors.splice(0), sent: page.sent, root: { ...root.dataset },
     error: parts.error.hidden ? "" : parts.error.textContent,
     inert: root.children.filter(part => part.inert).map(part => part.className),
+    pixels: page.pixels && page.pixels.width < 100 ? [...page.pixels.data] : null,
     map: drawn("map").texts, legend: drawn("legend").texts, open: drawn("map").stack.length,
     width: { map: parseFloat(parts.map.style.width), legend: parseFloat(parts.legend.style.width) },
   });

@@ -161,3 +161,46 @@ def test_theme_follows_a_switch(full):
         [*full, {"body": {"class": "vscode-light"}}, {"body": {"class": "vscode-dark"}}]
     )
     assert (light["root"]["theme"], dark["root"]["theme"]) == ("light", "dark")
+
+
+def test_a_preview_is_pale_and_replaced_column_by_column():
+    e = Explorer(Blosum62(), Mutant(WILD_TYPE))
+    told = []
+    for steps in (1, 1, 60):  # the preview, two positions, the rest
+        e.cancelled = False
+        for _ in range(steps):
+            e.step()
+        e.cancelled = True
+        told.append(messages(e))
+    at_the_end = {"hover": [34 + 13 * 20, 200]}
+    *_, preview, hovered = show([*told[0], at_the_end])
+    *_, partial = show([*told[0], *told[1]])
+    *_, full = show([*told[0], *told[2], at_the_end])
+    assert preview["words"]["count"] == "0 of 56 positions; pale: preview"
+    assert "(preview)" in hovered["words"]["status"]
+    assert "(preview)" not in full["words"]["status"] and "nats" in full["words"]["status"]
+    assert partial["words"]["count"] == "2 of 56 positions; pale: preview"
+    assert full["words"]["count"] == "56 positions"
+    opaque = [
+        [image[4 * i + 3] for i in range(56)]
+        for image in (preview["pixels"], partial["pixels"], full["pixels"])
+    ]
+    assert set(opaque[0]) == {127} and set(opaque[2]) == {255}
+    assert opaque[1] == [255, 255] + [127] * 54
+    # nothing but the colours comes from a preview
+    assert preview["words"]["additions"] != full["words"]["additions"]
+    assert "of 0 singles so far" in preview["words"]["numbers"]
+
+
+def test_time_left_is_said_while_the_map_fills(full):
+    now = full[-1]["message"]
+    for seconds, words in [
+        (4, "about 5 s left"),
+        (61, "about 60 s left"),
+        (400, "about 7 min left"),
+        (9000, "about 2.5 h left"),
+    ]:
+        busy = {**full[-1], "message": {**now, "busy": True, "done": 10, "seconds_left": seconds}}
+        assert words in show([*full, busy])[-1]["words"]["count"]
+    waiting = {**full[-1], "message": {**now, "busy": True, "done": 10, "seconds_left": None}}
+    assert "left" not in show([*full, waiting])[-1]["words"]["count"]

@@ -4,6 +4,7 @@ const LETTERS = "ACDEFGHIKLMNPQRSTVWY";     // columns of a row as it arrives
 const ORDER = "GAVLIMPCFWYSTNQHKRDE";       // rows on screen: kinds of residue together
 const ROW_OF = Object.fromEntries([...LETTERS].map((a, k) => [k, ORDER.indexOf(a)]));
 const KINDS = [8, 11, 15, 18];              // lines after small and aliphatic, aromatic, polar, positive
+const PREVIEW = 1, PALE = 0.5;              // a row as the unmasked wild type gives it, and how strongly it is drawn; 2 is a masked row
 const ROW = 15, MARGIN = 34, TRACK = 46, HEAD = 30, OVERVIEW = 30;
 
 // Red is less likely than the wild type, blue more likely; the middle colour is zero in both themes. Red and blue stay apart in all common kinds of colour blindness.
@@ -21,6 +22,7 @@ const colour = (value, limit, theme) => {
 const css = c => `rgb(${c[0]},${c[1]},${c[2]})`;
 const ink = c => (0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2] > 140 ? "#000" : "#fff");
 const number = (x, digits = 2) => x === null || x === undefined || Number.isNaN(x) ? "…" : (x < 0 ? "−" : "") + Math.abs(x).toFixed(digits);
+const duration = s => s < 90 ? `about ${Math.max(5, 5 * Math.round(s / 5))} s` : s < 5400 ? `about ${Math.round(s / 60)} min` : `about ${(s / 3600).toFixed(1)} h`;
 const signed = x => x === null || x === undefined || Number.isNaN(x) ? "…" : (x > 0 ? "+" : "") + number(x);
 
 // JupyterLab, VS Code, Colab and Sphinx each tell the theme in their own way; elsewhere it is that of the machine.
@@ -171,13 +173,13 @@ function render({ model, el }) {
   const looked = () => { clearTimeout(lookTimer); lookTimer = setTimeout(() => say("look", Math.floor(first)), 150); };
 
   // ---- the image: one pixel per cell ---------------------------------------------------------------------------------------------------
-  function paint(canvas, value, limit, only) {
+  function paint(canvas, value, limit, only, solid = () => true) {
     const g = canvas.getContext("2d");
     const image = only ? null : g.createImageData(length(), 20);
     const column = only ? g.createImageData(1, 20) : null;
     for (const i of only || Array(length()).keys()) {
       for (let k = 0; k < 20; k++) {
-        (image || column).data.set([...colour(value(i, k), limit, theme), 255], image ? 4 * (ROW_OF[k] * length() + i) : 4 * ROW_OF[k]);
+        (image || column).data.set([...colour(value(i, k), limit, theme), solid(i) ? 255 : PALE * 255], image ? 4 * (ROW_OF[k] * length() + i) : 4 * ROW_OF[k]);
       }
       if (only) g.putImageData(column, i, 0);
     }
@@ -188,7 +190,7 @@ function render({ model, el }) {
   function repaint(only) {
     if (!protein) return;
     if (!pixels || pixels.width !== length()) { pixels = element("canvas", { width: length(), height: 20 }); only = null; }
-    paint(pixels, at, now ? now.limit : 1, only);
+    paint(pixels, at, now ? now.limit : 1, only, i => known[i] !== PREVIEW);
     if (measured && !only) {
       measuredPixels = element("canvas", { width: length(), height: 20 });
       paint(measuredPixels, (i, k) => LETTERS[k] === protein.wild_type[i] ? 0 : measured[20 * i + k], 1, null);
@@ -224,8 +226,10 @@ function render({ model, el }) {
     for (let i = from; i < to; i++) if (hasMean(i)) {
       const mean = rows[22 * i + 20], h = Math.max(0.5, Math.min(1, Math.abs(mean) / meanLimit) * 20);
       g.fillStyle = css(colour(Math.sign(mean) * Math.max(Math.abs(mean), 0.25 * now.limit), now.limit, theme));
-      g.fillRect(x(i), mean < 0 ? 2 : 2, Math.max(width - (width > 4 ? 1 : 0), 0.7), h);
+      g.globalAlpha = known[i] === PREVIEW ? PALE : 1;
+      g.fillRect(x(i), 2, Math.max(width - (width > 4 ? 1 : 0), 0.7), h);
     }
+    g.globalAlpha = 1;
     g.beginPath(); g.strokeStyle = text; g.lineWidth = 1.2; let open = false;
     for (let i = from; i < to; i++) {
       if (!known[i] || Number.isNaN(rows[22 * i + 21])) { open = false; continue; }
@@ -357,7 +361,7 @@ function render({ model, el }) {
     const wt = protein.wild_type[spot.i], letter = ORDER[spot.r], k = LETTERS.indexOf(letter), v = at(spot.i, k), name = `${wt}${spot.i + now.offset}${letter}`;
     const mean = hasMean(spot.i) ? `; position: mean effect ${number(rows[22 * spot.i + 20])} nats, entropy ${number(rows[22 * spot.i + 21])} bits` : "";
     const value = wt === letter ? "the wild type" : !known[spot.i] ? "not computed yet" : Number.isNaN(v) ? `has no odds: ${wt} is none of the 20 amino acids` : `${signed(v)} nats`;
-    $.status.textContent = `${name}  ${value}${mean}`;
+    $.status.textContent = `${name}  ${value}${mean}${known[spot.i] === PREVIEW ? " (preview)" : ""}`;
   }
 
   function words() {
@@ -388,7 +392,10 @@ function render({ model, el }) {
     $.sequence.replaceChildren(...(length() > 6000 ? [now.sequence] : [...now.sequence].map((a, i) => changed.has(i) ? element("mark", {}, a) : a)));
     const part = now.done / length();
     $.fill.style.width = 100 * part + "%"; $.progress.dataset.full = part === 1;
-    $.count.textContent = part === 1 ? `${length().toLocaleString("en")} positions` : `${now.done.toLocaleString("en")} of ${length().toLocaleString("en")} positions`;
+    const computed = part === 1 ? `${length().toLocaleString("en")} positions` : `${now.done.toLocaleString("en")} of ${length().toLocaleString("en")} positions`;
+    const left = now.busy && !now.cancelled && now.seconds_left > 1 ? `, ${duration(now.seconds_left)} left` : "";
+    $.count.textContent = computed + left + (known.includes(PREVIEW) ? "; pale: preview" : "");
+    $.count.title = known.includes(PREVIEW) ? "Pale columns are a preview: one pass over the unmasked wild type. The masked values of equation 1 replace them one by one; no score, list or export is taken from a preview." : "";
     $.cancel.hidden = part === 1 && !waiting && !now.cancelled; $.cancel.textContent = now.cancelled ? "Go on" : "Cancel";
     root.dataset.busy = now.busy;
   }
@@ -414,8 +421,8 @@ function render({ model, el }) {
     }
     if (!protein) return;
     const limit = now && now.limit; now = message;
-    const places = asArray(Int32Array, buffers[0]), values = asArray(Float32Array, buffers[1]);
-    places.forEach((i, n) => { rows.set(values.subarray(22 * n, 22 * n + 22), 22 * i); known[i] = 1; });
+    const places = asArray(Int32Array, buffers[0]), values = asArray(Float32Array, buffers[1]), stages = asArray(Uint8Array, buffers[2]);
+    places.forEach((i, n) => { rows.set(values.subarray(22 * n, 22 * n + 22), 22 * i); known[i] = stages[n]; });
     repaint(limit === now.limit && pixels ? places : null);
     words(); view(first, width); paintStructure();
   }
