@@ -185,8 +185,8 @@ def test_a_preview_is_pale_and_replaced_column_by_column():
         [image[4 * i + 3] for i in range(56)]
         for image in (preview["pixels"], partial["pixels"], full["pixels"])
     ]
-    assert set(opaque[0]) == {127} and set(opaque[2]) == {255}
-    assert opaque[1] == [255, 255] + [127] * 54
+    assert set(opaque[0]) == {128} and set(opaque[2]) == {255}
+    assert opaque[1] == [255, 255] + [128] * 54
     # nothing but the colours comes from a preview
     assert preview["words"]["additions"] != full["words"]["additions"]
     assert "of 0 singles so far" in preview["words"]["numbers"]
