@@ -31,7 +31,13 @@ from .coordinates import pdb_text, placed_chain
 from .datasets import find_file, list_datasets
 from .editing import format_positions, read_state
 from .errors import CarpError
-from .explorer import Explorer, explore, summarise_positions
+from carp_nb.explorer import (
+    Explorer,
+    centre_measurements,
+    colour_limit,
+    explore,
+    summarise_positions,
+)
 from .files import package_folder
 from .identity import file_name
 from .pretrained import list_models
@@ -66,19 +72,6 @@ def _describe_protein(e: Explorer, models: list[str], structure: bool) -> dict:
         "models": models,
     }
 
-# %% ../nbs/library/82_widget.ipynb #e771ee40
-def _centre_measurements(
-    measured: np.ndarray,  # [L, 20], NaN where not measured
-) -> np.ndarray:  # [L, 20], from -1 to 1 for 98 % of them
-    "Shift measurements to a median of 0 and scale them."
-    if not np.isfinite(measured).any():
-        return measured
-    centred = measured - np.nanmedian(measured)
-    if not np.isfinite(centred).any():
-        return centred
-    # if most measurements are equal, the percentile is 0 and cannot be divided by
-    return centred / (np.nanpercentile(np.abs(centred), 98) or 1.0)
-
 # %% ../nbs/library/82_widget.ipynb #f4d009c5
 def _pack_rows(
     values: np.ndarray,  # [L, 20] log-odds
@@ -98,14 +91,6 @@ def _stages(e: Explorer) -> np.ndarray:  # uint8 [L]: 0 nothing, 1 preview, 2 ma
     "Tell how far each row on screen is."
     stages = _PREVIEW * e.previewed + _MASKED * e.map.done
     return stages.astype(np.uint8)
-
-# %% ../nbs/library/82_widget.ipynb #3932dc90
-def _colour_limit(values: np.ndarray) -> int:  # nats
-    "Choose the log-odds at which the colours end."
-    sizes = np.abs(values[np.isfinite(values)])
-    if not len(sizes):
-        return 1
-    return int(np.ceil(np.percentile(sizes, 98))) or 1
 
 # %% ../nbs/library/82_widget.ipynb #292c6c71
 def _describe_state(e: Explorer) -> dict:
@@ -131,7 +116,7 @@ def _describe_state(e: Explorer) -> dict:
         "given": e.given,
         "given_done": e.additions_done,
         "additions": e.additions().to_dict("records"),
-        "limit": _colour_limit(e.shown),
+        "limit": colour_limit(e.shown),
         "seconds_left": e.seconds_left,
         "agreement": agreement,
         "busy": e.pending,
@@ -407,7 +392,7 @@ class MutationMap(anywidget.AnyWidget):
         self._models = list(dict.fromkeys(offered))
         buffers = []
         if e.measured_map is not None:
-            centred = _centre_measurements(e.measured_map)
+            centred = centre_measurements(e.measured_map)
             buffers.append(centred.astype(np.float32).tobytes())
         message = _describe_protein(e, self._models, bool(self._structure))
         self.send(message, buffers + self._structure)
