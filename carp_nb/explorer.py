@@ -236,8 +236,10 @@ def _summarise_mutant(
 
 # %% ../nbs/library/81_explorer.ipynb #a9019440
 def _find_addable(mutant: Mutant) -> np.ndarray:  # bool [L, 20]
-    "Find the substitutions that may be added to a mutant."
+    "Find the substitutions that may be offered for a mutant; any other can still be put in by hand."
     addable = _mark_substitutions(mutant.wild_type)
+    # whole proteins begin with M, so a model puts it first in any fragment, whatever it does
+    addable[0, AMINO_ACIDS.index("M")] = False
     addable &= np.array([letter in mutant.allowed for letter in AMINO_ACIDS])
     mutated = {i for i, _ in mutant.mutations}
     addable[sorted(mutant.frozen | mutated)] = False
@@ -329,26 +331,33 @@ def colour_limit(values: np.ndarray) -> int:  # nats
 
 # %% ../nbs/library/81_explorer.ipynb #61a57a7e
 _ROW_LENGTH = 120  # positions in a row of the picture
+_ROW_ORDER = "GAVLIMPCFWYSTNQHKRDE"  # as in static/map.js
 
 
-def _draw_map(mutant: Mutant, values: np.ndarray, label: str) -> Figure:
-    "Draw a map with the mutations in boxes."
-    scan = pd.DataFrame(
-        values, index=range(mutant.offset, mutant.last + 1), columns=list(AMINO_ACIDS)
-    )
-    figure = scan_figure(scan, mutant.wild_type, _ROW_LENGTH)
-    # rounded up
-    rows = -(-len(scan) // _ROW_LENGTH)
-    # the axes after those of the rows are the colour bar's
-    for row, axes in enumerate(figure.axes[:rows]):
-        boxes = [
-            (i + mutant.offset, AMINO_ACIDS.index(letter))
-            for i, letter in mutant.mutations
-            if i // _ROW_LENGTH == row
-        ]
-        if boxes:
-            x, y = zip(*boxes)
-            axes.scatter(x, y, s=30, marker="s", facecolor="none", edgecolor="black", lw=1.2)
+def _frame_map(mutant: Mutant, values: np.ndarray) -> pd.DataFrame:
+    "Return a map as a table, in the order of the picture."
+    numbers = range(mutant.offset, mutant.last + 1)
+    return pd.DataFrame(values, numbers, list(AMINO_ACIDS))[list(_ROW_ORDER)]
+
+
+def _draw_map(
+    mutant: Mutant,
+    values: np.ndarray,  # [L, 20] nats
+    label: str,
+    measured: np.ndarray | None = None,  # [L, 20], higher is fitter
+) -> Figure:
+    "Draw a map with the mutations in boxes, and measurements below it."
+    scan = _frame_map(mutant, values)
+    below = None
+    if measured is not None:
+        below = _frame_map(mutant, centre_measurements(measured))
+    limit = colour_limit(values)
+    figure = scan_figure(scan, mutant.wild_type, _ROW_LENGTH, limit, below)
+    panels_per_row = 1 if measured is None else 2
+    for i, letter in mutant.mutations:
+        axes = figure.axes[i // _ROW_LENGTH * panels_per_row]
+        x, y = i + mutant.offset, _ROW_ORDER.index(letter)
+        axes.scatter(x, y, s=30, marker="s", facecolor="none", edgecolor="black", lw=1.2)
     # a longer name would run off the page
     title = f"{label}  {mutant.text}"
     if len(mutant.text) >= 60:
@@ -605,8 +614,8 @@ class Explorer:
         )
 
     def figure(self) -> Figure:
-        "Draw the map, with the mutations in boxes."
-        return _draw_map(self.mutant, self.map.values, self.label)
+        "Draw the map with the mutations in boxes, and the measurements."
+        return _draw_map(self.mutant, self.map.values, self.label, self.measured_map)
 
     def export(
         self,

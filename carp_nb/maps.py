@@ -44,47 +44,60 @@ def _draw_scan_row(
     image = axes.imshow(
         block.T,
         aspect="auto",
-        cmap="RdBu",
+        # grey: not computed, not measured, or a residue such as X
+        cmap=plt.get_cmap("RdBu").with_extremes(bad="0.85"),
         norm=TwoSlopeNorm(0, -limit, limit),
         extent=(left, left + len(block), len(AMINO_ACIDS) - 0.5, -0.5),
     )
+    letters = list(block.columns)
     # X, U ... have no line in the map
-    dots = [(i, AMINO_ACIDS.index(a)) for i, a in enumerate(residues) if a in AMINO_ACIDS]
+    dots = [(i, letters.index(a)) for i, a in enumerate(residues) if a in letters]
     axes.scatter([left + 0.5 + i for i, _ in dots], [y for _, y in dots], s=3, color="black")
-    axes.set_yticks(range(len(AMINO_ACIDS)), list(AMINO_ACIDS), fontsize=6)
+    axes.set_yticks(range(len(letters)), letters, fontsize=6)
     # rows share one scale, the last one too
     axes.set(xlim=(left, left + width), ylabel="amino acid")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[:].set_visible(False)
     return image
 
+# %% ../nbs/library/68_maps.ipynb #a3ea352c
+def _limit_colours(scan: pd.DataFrame) -> float:  # nats
+    "Choose the log-odds at the ends of the colours."
+    sizes = np.abs(scan.to_numpy())
+    if not np.isfinite(sizes).any():
+        return 1.0
+    # the 98th percentile, so that one extreme mutant does not pale all others
+    return float(np.nanpercentile(sizes, 98)) or 1.0
+
 # %% ../nbs/library/68_maps.ipynb #d7c3e116
 @carp_style()
 def scan_figure(
-    scan: pd.DataFrame,  # as scoring.mutation_scan gives it
+    scan: pd.DataFrame,  # as scoring.mutation_scan gives it; its columns are the rows from the top
     wild_type: str,  # residues, one per row of the scan
     per_row: int = 120,  # positions in a row of the figure
+    limit: float | None = None,  # nats at the ends of the colours; None: the 98th percentile
+    measured: pd.DataFrame | None = None,  # as `scan`, about 0; colours end at -1 and 1
 ) -> Figure:
     """Heat map of a mutation scan: red is worse than the wild type, blue better, white equal;
-    dots mark the wild type.
+    dots mark the wild type. Measurements, if given, stand below each row.
     """
-    sizes = np.abs(scan.to_numpy())
-    limit = 1.0
-    if np.isfinite(sizes).any():
-        # the 98th percentile, so that one extreme mutant does not pale all others
-        limit = float(np.nanpercentile(sizes, 98)) or 1.0
+    layers = [(scan, limit or _limit_colours(scan), "log-odds against the wild type (nats)")]
+    if measured is not None:
+        layers.append((measured, 1.0, "measured, higher is fitter (white: median)"))
     starts = range(0, len(scan), per_row)
     width = min(per_row, len(scan))
-    size = (2.2 + 0.085 * width, 2.4 * len(starts) + 0.4)
-    figure, grid = plt.subplots(len(starts), figsize=size, squeeze=False)
+    rows = len(starts) * len(layers)
+    # a protein of a few residues has room for its colour bar and title too
+    size = (2.2 + 0.085 * max(width, 30), 2.4 * rows + 0.4)
+    figure, grid = plt.subplots(rows, figsize=size, squeeze=False)
     panels = list(grid[:, 0])
-    images = []
-    for i, axes in zip(starts, panels):
-        block = scan.iloc[i : i + per_row]
-        images.append(_draw_scan_row(axes, block, wild_type[i : i + per_row], width, limit))
+    for k, (values, ends, label) in enumerate(layers):
+        own = panels[k :: len(layers)]
+        for i, axes in zip(starts, own):
+            part = slice(i, i + per_row)
+            image = _draw_scan_row(axes, values.iloc[part], wild_type[part], width, ends)
+        figure.colorbar(image, ax=own, label=label, shrink=0.9, extend="both")
     panels[-1].set_xlabel("residue number")
-    label = "log-odds against the wild type (nats)"
-    figure.colorbar(images[-1], ax=panels, label=label, shrink=0.9, extend="both")
     return finish_figure(figure)
 
 # %% ../nbs/library/68_maps.ipynb #88b7c386

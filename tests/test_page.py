@@ -204,3 +204,20 @@ def test_time_left_is_said_while_the_map_fills(full):
         assert words in show([*full, busy])[-1]["words"]["count"]
     waiting = {**full[-1], "message": {**now, "busy": True, "done": 10, "seconds_left": None}}
     assert "left" not in show([*full, waiting])[-1]["words"]["count"]
+
+
+def test_exported_picture_has_the_rows_of_the_map(full):
+    drawn = letters(show(full)[-1])
+    e = Explorer(Blosum62(), Mutant(WILD_TYPE))
+    ticks = [t.get_text() for t in e.figure().axes[0].get_yticklabels()]
+    assert drawn == ticks == list(ROWS)
+
+
+def test_first_residue_of_a_fragment_is_not_offered_as_methionine(full):
+    e = Explorer(Blosum62(), Mutant(WILD_TYPE[1:], offset=2))
+    *_, shown = show(messages(e))
+    assert "Q2M is not offered" in shown["words"]["additions"]
+    assert "Q2M" not in e.additions(2000).mutation.tolist()
+    e.history.do("add", "Q2M")  # by hand it can be put in
+    assert e.mutant.text == "Q2M"
+    assert "not offered" not in show(full)[-1]["words"]["additions"]

@@ -385,6 +385,8 @@ function render({ model, el }) {
     const most = Math.max(...now.additions.map(a => Math.abs(a.effect)), 0.01);
     $.additions.replaceChildren(...now.additions.map(a => element("button", { className: "cm-addition", title: `add ${a.mutation}`, onclick: () => say("add", a.mutation) },
       element("span", {}, a.mutation), element("span", { className: "cm-barbox" }, element("span", { className: a.effect < 0 ? "cm-less" : "cm-more", style: `width:${100 * Math.abs(a.effect) / most}%` })), element("span", {}, signed(a.effect)))));
+    const start = protein.wild_type[0];
+    if (now.additions.length && start !== "M") $.additions.append(element("div", { className: "cm-note" }, `${start}${now.offset}M is not offered: whole proteins begin with M, so models put it first in any fragment.`));
     const waiting = now.given === "mutant" ? now.given_done < 1 : !now.done;
     if (!now.additions.length) $.additions.textContent = !waiting ? "nothing can be added" : now.cancelled ? "cancelled: Go on computes them" : "";
     for (const b of $.letters.children) b.setAttribute("aria-pressed", now.allowed.includes(b.textContent));
