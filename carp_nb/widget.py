@@ -339,7 +339,10 @@ class MutationMap(anywidget.AnyWidget):
         except Exception as error:
             self.send({"kind": "error", "text": _error_text(error)})
         if word == "hello":
-            self._send_protein()
+            # together, because a page drops rows that come before their protein
+            with self._lock:
+                self._send_protein()
+                self._sent[:] = 0
         if word in ("look", "ping"):
             # scrolling changes no number on screen
             self.send({"kind": "heard"})
@@ -350,9 +353,8 @@ class MutationMap(anywidget.AnyWidget):
     def _act(self, word: str, arguments: list) -> None:
         "Do what a message asks for: a word for the map itself, or an action on the mutant."
         e = self.explorer
-        if word == "hello":
-            self._sent[:] = 0
-        elif word == "ping":
+        if word in ("hello", "ping"):
+            # they change nothing
             pass
         elif word == "look":
             e.focus = int(arguments[0])
@@ -386,7 +388,7 @@ class MutationMap(anywidget.AnyWidget):
         return f"{file_name(f'{e.label}-{e.model.name}')}.html", page_text([e]).encode()
 
     def _send_protein(self) -> None:
-        "Send what does not change while a protein is open."
+        "Send what does not change while a protein is open; every row follows after it."
         e = self.explorer
         offered = [*self._models, e.source, *list_models().query("cached").name]
         self._models = list(dict.fromkeys(offered))

@@ -6,18 +6,18 @@
 
 import { readFileSync } from "node:fs";
 
-const TEXT_WIDTH = 6; // pixels of a letter
+const LETTER = 0.6; // width of a letter, in heights of its font
 
 class Context {
-  constructor(canvas) { this.canvas = canvas; this.reset(); this.fillStyle = "#000"; }
+  constructor(canvas) { this.canvas = canvas; this.reset(); this.fillStyle = "#000"; this.font = "10px sans-serif"; }
   reset() { this.stack = []; this.clips = 0; this.texts = []; this.textAlign = "left"; this.globalAlpha = 1; }
   clearRect() { this.texts = []; }
   save() { this.stack.push(this.clips); }
   restore() { if (this.stack.length) this.clips = this.stack.pop(); }
   clip() { this.clips += 1; }
-  measureText(text) { return { width: TEXT_WIDTH * String(text).length }; }
+  measureText(text) { return { width: LETTER * parseFloat(/([\d.]+)px/.exec(this.font)[1]) * String(text).length }; }
   fillText(text, x, y) {
-    const wide = TEXT_WIDTH * String(text).length;
+    const wide = this.measureText(text).width;
     const left = { left: x, start: x, center: x - wide / 2, right: x - wide, end: x - wide }[this.textAlign];
     this.texts.push({ text: String(text), left, right: left + wide, y, clips: this.clips });
   }

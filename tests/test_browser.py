@@ -199,9 +199,9 @@ def click_cell(page, number: int, letter: str, offset: int) -> None:
     page.locator("[data-is=map]").scroll_into_view_if_needed()
     page.wait_for_timeout(300)
     box, length = page.locator("[data-is=map]").bounding_box(), len(WILD_TYPE)
-    width = min(26, (box["width"] - 34) / length)
+    width = min(26, (box["width"] - 42) / length)
     page.mouse.click(
-        box["x"] + 34 + (number - offset + 0.5) * width,
+        box["x"] + 42 + (number - offset + 0.5) * width,
         box["y"] + 76 + ("GAVLIMPCFWYSTNQHKRDE".index(letter) + 0.5) * 15,
     )
 
@@ -369,7 +369,7 @@ def test_sequence_two_clicks_score_export_and_both_themes(page, lab, tmp_path):
         page.wait_for_selector(f".cm-root[data-theme={theme.lower()}]")
         page.wait_for_function(
             """dark => { const map = document.querySelector('[data-is=legend]'), pixels = map.getContext('2d');
-                const x = 184 * map.width / map.clientWidth, y = 9 * map.height / map.clientHeight;
+                const x = map.dataset.middle * map.width / map.clientWidth, y = 9 * map.height / map.clientHeight;
                 const middle = pixels.getImageData(x, y, 1, 1).data;
             return dark === (middle[0] + middle[1] + middle[2] < 3 * 128); }""",
             arg=theme == "Dark",

@@ -6,8 +6,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from carp_nb.alphabet import AMINO_ACIDS
+from carp_nb.datasets import Scan
 from carp_nb.editing import Mutant
 from carp_nb.explorer import Explorer
 from carp_nb.files import package_folder
@@ -27,6 +31,13 @@ class Told(MutationMap):
     def send(self, content, buffers=None):
         kept = [base64.b64encode(bytes(b)).decode() for b in buffers or []]
         self.__dict__.setdefault("told", []).append({"message": content, "buffers": kept})
+
+
+def scan_of(wild_type: str, offset: int = 1000) -> Scan:
+    "Made-up measurements of its first residue."
+    names = [f"{wild_type[0]}{offset}{a}" for a in AMINO_ACIDS if a != wild_type[0]]
+    table = pd.DataFrame({"mutant": names, "score": np.arange(19.0)})
+    return Scan(table, wild_type, offset)
 
 
 def messages(explorer: Explorer) -> list[dict]:
@@ -85,7 +96,7 @@ def test_any_letters_are_drawn_and_the_next_protein_too(name):
 
 
 def test_a_residue_without_odds_says_so():
-    at_x = [{"hover": [34 + 26 * 2 + 13, 76 + 20]}]
+    at_x = [{"hover": [42 + 26 * 2 + 13, 76 + 20]}]
     *_, shown = show([*messages(Explorer(Blosum62(), Mutant("MKXAYI"))), {"click": "all"}, *at_x])
     assert (
         "X3" in shown["words"]["status"]
@@ -100,7 +111,7 @@ def full():
 
 
 def test_a_page_says_that_it_is_starting(full):
-    opened, late, answered = show([{"wait": 9000}, full[0]])
+    opened, late, _, answered = show([{"wait": 9000}, *full[:2]])
     assert opened["root"]["life"] == "starting" and opened["words"]["count"] == "starting …"
     assert late["root"]["life"] == "silent" and "No answer from the kernel" in late["error"]
     assert answered["root"]["life"] == "open" and not answered["error"]
@@ -172,7 +183,7 @@ def test_a_preview_is_pale_and_replaced_column_by_column():
             e.step()
         e.cancelled = True
         told.append(messages(e))
-    at_the_end = {"hover": [34 + 13 * 20, 200]}
+    at_the_end = {"hover": [42 + 13 * 20, 200]}
     *_, preview, hovered = show([*told[0], at_the_end])
     *_, partial = show([*told[0], *told[1]])
     *_, full = show([*told[0], *told[2], at_the_end])
@@ -221,3 +232,15 @@ def test_first_residue_of_a_fragment_is_not_offered_as_methionine(full):
     e.history.do("add", "Q2M")  # by hand it can be put in
     assert e.mutant.text == "Q2M"
     assert "not offered" not in show(full)[-1]["words"]["additions"]
+
+
+@pytest.mark.parametrize("width", [300, 500, 760, 1400])
+@pytest.mark.parametrize("length", [1, 56, 1100])
+def test_no_label_is_cut_off(width, length):
+    wild_type = (WILD_TYPE * 20)[:length]
+    e = Explorer(Blosum62(), Mutant(wild_type, offset=1000), scan_of(wild_type))
+    *_, shown = show([*messages(e), {"click": "all"}], width=width)
+    for canvas in ("map", "legend"):
+        for label in shown[canvas]:
+            if not label["clips"]:
+                assert label["left"] >= 0 and label["right"] <= shown["width"][canvas], label

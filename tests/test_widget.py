@@ -173,6 +173,32 @@ def test_clicks_from_several_threads_are_all_answered():
     )
 
 
+def test_a_page_that_opens_while_rows_arrive_gets_them_all():
+    class Slow(Kept):
+        def _send_protein(self):
+            # an update by the thread at work, while the protein is being described
+            thread = threading.Thread(target=self._send_update)
+            thread.start()
+            thread.join(0.5)
+            super()._send_protein()
+
+        def send(self, content, buffers=None):
+            rows = 0
+            if content["kind"] == "now" and buffers:
+                rows = len(buffers[0]) // 4
+            super().send({**content, "rows": rows})
+
+    view = Slow(Explorer(Blosum62(), Mutant(WILD_TYPE)))
+    view.wait(MINUTE)
+    view.sent.clear()
+    view.receive({"do": "hello"})
+    view.wait(MINUTE)
+    kinds = [m["kind"] for m in view.sent]
+    # the page knows no protein before that message, and forgets all rows with it
+    after = view.sent[kinds.index("protein") :]
+    assert sum(m["rows"] for m in after) == len(WILD_TYPE)
+
+
 def test_a_failing_model_is_told_once_and_ends():
     class Broken(Blosum62):
         def log_probs(self, wild_type, masked, at=None):

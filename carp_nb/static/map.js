@@ -5,7 +5,7 @@ const ORDER = "GAVLIMPCFWYSTNQHKRDE";       // rows on screen: kinds of residue 
 const ROW_OF = Object.fromEntries([...LETTERS].map((a, k) => [k, ORDER.indexOf(a)]));
 const KINDS = [8, 11, 15, 18];              // lines after small and aliphatic, aromatic, polar, positive
 const PREVIEW = 1, PALE = 0.5;              // a row as the unmasked wild type gives it, and how strongly it is drawn; 2 is a masked row
-const ROW = 15, MARGIN = 34, TRACK = 46, HEAD = 30, OVERVIEW = 30;
+const ROW = 15, MARGIN = 42, TRACK = 46, HEAD = 30, OVERVIEW = 30;
 
 // Red is less likely than the wild type, blue more likely; the middle colour is zero in both themes. Red and blue stay apart in all common kinds of colour blindness.
 const STOPS = {
@@ -109,7 +109,7 @@ function render({ model, el }) {
   function heard() {
     clearTimeout(silence); clearTimeout(watch); silence = null; heardAt = Date.now();
     if (root.dataset.life === "silent") complain("");
-    root.dataset.life = "open";
+    root.dataset.life = now ? "open" : "starting";
     watch = setTimeout(() => { if (now && now.busy) say("ping"); }, WATCH);
   }
   function lose(is) {
@@ -142,8 +142,23 @@ function render({ model, el }) {
   const least = () => Math.min(26, inner() / Math.max(1, length()));
   const shown = () => Math.min(length(), inner() / width);
   const mapTop = TRACK + HEAD, mapBottom = mapTop + 20 * ROW;
-  const measuredTop = mapBottom + 26;
+  let measuredTitle = [], measuredTop = mapBottom + 26;
   const height = () => (protein && protein.measured ? measuredTop + 20 * ROW : mapBottom) + 6;
+  function wrap(g, text, room) {   // lines of words that fit
+    const lines = [];
+    for (const word of text.split(" ")) {
+      const longer = lines.length ? lines.at(-1) + " " + word : word;
+      if (lines.length && g.measureText(longer).width <= room) lines[lines.length - 1] = longer; else lines.push(word);
+    }
+    return lines;
+  }
+  function titleMeasurements() {
+    const g = $.map.getContext("2d"), found = now.agreement;
+    g.font = "11px sans-serif";
+    const agreement = found ? ` Spearman ${number(found[0])} (95 % ${number(found[1])} to ${number(found[2])}), n = ${found[3].toLocaleString("en")} single mutants.` : "";
+    measuredTitle = wrap(g, "Measured, higher is fitter; the middle colour is the median." + agreement, inner());
+    measuredTop = mapBottom + 12 + 14 * measuredTitle.length;
+  }
 
   function fit(canvas, w, h) {
     const scale = window.devicePixelRatio || 1;
@@ -216,6 +231,7 @@ function render({ model, el }) {
   }
 
   function drawMap() {
+    if (measured) titleMeasurements();
     const w = MARGIN + inner(), g = fit($.map, w, height()), L = length();
     const text = style("--cm-text"), faint = style("--cm-faint"), line = style("--cm-line"), accent = style("--cm-accent");
     const from = Math.max(0, Math.floor(first)), to = Math.min(L, Math.ceil(first + inner() / width));
@@ -239,8 +255,10 @@ function render({ model, el }) {
     g.stroke();
     // numbers and letters
     const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find(s => s * width >= 44) || 1000;
+    const numbered = []; for (let i = from; i < to; i++) if ((i + now.offset) % step === 0) numbered.push(i);
+    if (!numbered.length) numbered.push(from);
     g.textAlign = "center"; g.fillStyle = faint;
-    for (let i = from; i < to; i++) if ((i + now.offset) % step === 0) { g.fillText(i + now.offset, x(i) + width / 2, TRACK + 8); g.fillRect(x(i) + width / 2 - 0.5, TRACK + 14, 1, 2); }
+    for (const i of numbered) g.fillRect(x(i) + width / 2 - 0.5, TRACK + 14, 1, 2);
     if (width >= 8) {
       g.font = `${width >= 11 ? 12 : 10}px ${style("--cm-code") || "monospace"}`; g.fillStyle = text;
       for (let i = from; i < to; i++) g.fillText(protein.wild_type[i], x(i) + width / 2, TRACK + 23);
@@ -289,6 +307,9 @@ function render({ model, el }) {
       const wide = Math.max(width, 4); g.strokeRect(x(spot.i) + width / 2 - wide / 2, top + spot.r * ROW, wide, ROW); g.setLineDash([]);
     }
     g.restore();
+    // numbers stay whole at both ends
+    g.textAlign = "center"; g.fillStyle = faint;
+    for (const i of numbered) { const text = String(i + now.offset), half = g.measureText(text).width / 2; g.fillText(text, Math.max(MARGIN + half - 6, Math.min(w - half, x(i) + width / 2)), TRACK + 8); }
     // letters on the left
     g.textAlign = "center"; g.font = `11px ${style("--cm-code") || "monospace"}`;
     for (const top of measured ? [mapTop, measuredTop] : [mapTop]) [...ORDER].forEach((a, r) => { g.fillStyle = spot && spot.r === r ? accent : allowed.has(a) ? text : faint; g.fillText(a, MARGIN - 10, top + (r + 0.5) * ROW); });
@@ -296,8 +317,7 @@ function render({ model, el }) {
     g.fillText("mean", MARGIN - 4, 7); g.fillText("effect", MARGIN - 4, 17); g.fillText("entropy", MARGIN - 2, 36);
     if (measured) {
       g.textAlign = "left"; g.font = "11px sans-serif"; g.fillStyle = text;
-      const found = now.agreement ? `   Spearman ${number(now.agreement[0])} (95 % ${number(now.agreement[1])} to ${number(now.agreement[2])}), n = ${now.agreement[3].toLocaleString("en")} single mutants` : "";
-      g.fillText("Measured, higher is fitter; the middle colour is the median" + found, MARGIN, mapBottom + 13);
+      measuredTitle.forEach((line, n) => g.fillText(line, MARGIN, mapBottom + 13 + 14 * n));
     }
   }
 
@@ -319,11 +339,17 @@ function render({ model, el }) {
   }
 
   function drawLegend() {
-    const g = fit($.legend, Math.min(430, MARGIN + inner()), 34), limit = now.limit, wide = 180, left = MARGIN + 60;
-    for (let p = 0; p < wide; p++) { g.fillStyle = css(colour((p / (wide - 1) * 2 - 1) * limit, limit, theme)); g.fillRect(left + p, 4, p < wide - 1 ? 1.6 : 1, 10); }
-    g.fillStyle = style("--cm-text"); g.textAlign = "center"; g.font = "11px sans-serif";
-    g.fillText("−" + limit, left, 24); g.fillText("0", left + wide / 2, 24); g.fillText("+" + limit, left + wide, 24);
-    g.fillStyle = style("--cm-faint"); g.textAlign = "right"; g.fillText("less likely", left - 8, 9); g.textAlign = "left"; g.fillText("more likely than the wild type", left + wide + 8, 9); g.fillText("nats", left + wide + 16, 24);
+    const room = MARGIN + inner(), g = fit($.legend, room, 34), limit = now.limit, less = "less likely";
+    g.font = "11px sans-serif";
+    const wide = text => g.measureText(text).width, left = MARGIN + wide(less) + 8;
+    const more = ["more likely than the wild type", "more likely"].find(text => left + 116 + wide(text) <= room) || "";   // at least 100 pixels of colour
+    const bar = Math.min(180, room - left - wide(more) - 16);
+    $.legend.dataset.middle = left + bar / 2;
+    for (let p = 0; p < bar; p++) { g.fillStyle = css(colour((p / (bar - 1) * 2 - 1) * limit, limit, theme)); g.fillRect(left + p, 4, p < bar - 1 ? 1.6 : 1, 10); }
+    g.fillStyle = style("--cm-text"); g.textAlign = "center";
+    g.fillText("−" + limit, left, 24); g.fillText("0", left + bar / 2, 24); g.fillText("+" + limit, left + bar, 24);
+    g.fillStyle = style("--cm-faint"); g.textAlign = "right"; g.fillText(less, left - 8, 9); g.fillText("nats", left - 16, 24);
+    g.textAlign = "left"; g.fillText(more, left + bar + 8, 9);
   }
 
   // The ribbon is laid anew when its colours change, at most three times a second; the marks of the mutant and of the cursor move at once.
@@ -405,7 +431,7 @@ function render({ model, el }) {
 
   // ---- messages ----------------------------------------------------------------------------------------------------------------------------
   const asArray = (Kind, buffer) => new Kind(buffer.buffer ? buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength) : buffer);
-  function receive(message, buffers) { heard(); guarded(() => take(message, buffers)); }
+  function receive(message, buffers) { heard(); guarded(() => take(message, buffers)); if (now && !gone) root.dataset.life = "open"; }
   function take(message, buffers) {
     if (message.kind === "heard") return;
     if (message.kind === "error") { complain(message.text); $.count.textContent = $.count.textContent.replace(/^loading .*/, ""); if (protein) chosen(); return; }
