@@ -8,7 +8,6 @@ __all__ = ['summarise_positions', 'MapAgreement', 'MutantSummary', 'centre_measu
 # %% ../nbs/library/81_explorer.ipynb #99ff2184
 import io
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from .identity import file_name
 from .maps import scan_figure
 from .metrics import spearman_interval
 from .mutants import parse_mutant, place_mutant
+from .pacing import StepSize
 from .pretrained import own_weights, shipped_weights
 from .protbert import ProtBert, hugging_face_weights
 from .readers import fasta_record
@@ -75,59 +75,6 @@ def summarise_positions(
     # 0 log 0 counts as 0
     table.loc[is_known, "entropy"] = -(p * np.log2(np.maximum(p, 1e-300))).sum(1)
     return table
-
-# %% ../nbs/library/81_explorer.ipynb #6225e230
-_TRIAL_SIZES = (2, 1, 8)  # positions of the first three steps
-
-
-def _positions_per_step(
-    one: float,  # seconds for one position
-    eight: float,  # seconds for eight
-) -> int:
-    "Fit positions into a quarter of a second, and no fewer than cost as much as the call itself."
-    # a noisy clock may find eight faster than one
-    each = max((eight - one) / 7, 1e-4)
-    call = one - each
-    return int(np.clip(round(max(0.25, call) / each), 1, 64))
-
-# %% ../nbs/library/81_explorer.ipynb #477891d6
-class _StepSize:
-    "How many positions the next step takes, from the seconds that the last ones took."
-
-    def __init__(self):
-        self.positions = _TRIAL_SIZES[0]
-        self._trials: list[float] = []  # seconds
-        self._longest = 1.0  # seconds that a step may take
-        self._recent: deque[float] = deque(maxlen=5)  # seconds per position
-
-    def record(self, seconds: float) -> None:
-        "Take the time of a step into account."
-        if len(self._trials) < len(_TRIAL_SIZES):
-            self._record_trial(seconds)
-            return
-        self._recent.append(seconds / self.positions)
-        if seconds > self._longest:
-            # the machine has got other work
-            self.positions = max(min(8, self.positions), self.positions // 2)
-        elif seconds < self._longest / 4:
-            self.positions = min(64, 2 * self.positions)
-
-    def _record_trial(self, seconds: float) -> None:
-        "Take the time of a trial into account; the last one sets the size."
-        self._trials.append(seconds)
-        if len(self._trials) < len(_TRIAL_SIZES):
-            self.positions = _TRIAL_SIZES[len(self._trials)]
-            return
-        _, one, eight = self._trials
-        self.positions = _positions_per_step(one, eight)
-        # a step is meant to take twice the fixed cost, which is at most that of one position
-        self._longest = max(1.0, 4 * min(one, eight))
-
-    def seconds_for(self, positions: int) -> float | None:
-        "Estimate how long some positions will take; None before the trials have ended."
-        if not self._recent:
-            return None
-        return positions * float(np.median(self._recent))
 
 # %% ../nbs/library/81_explorer.ipynb #1dedfe63
 def _index_measurements(
@@ -343,7 +290,7 @@ def _frame_map(mutant: Mutant, values: np.ndarray) -> pd.DataFrame:
 def _draw_map(
     mutant: Mutant,
     values: np.ndarray,  # [L, 20] nats
-    label: str,
+    label: str,  # of the protein and the model
     measured: np.ndarray | None = None,  # [L, 20], higher is fitter
 ) -> Figure:
     "Draw a map with the mutations in boxes, and measurements below it."
@@ -399,7 +346,7 @@ class _Answers:
         self.preview: np.ndarray | None = None  # [L, 20] nats, with nothing masked
         # nats; the wild type's is 0 by definition and never computed
         self.scores: dict[Changes, float] = {(): 0.0}
-        self.step_size = _StepSize()
+        self.step_size = StepSize()
 
     def draw_preview(self) -> None:
         "Compute the whole map in one forward pass over the unmasked wild type."
@@ -615,7 +562,8 @@ class Explorer:
 
     def figure(self) -> Figure:
         "Draw the map with the mutations in boxes, and the measurements."
-        return _draw_map(self.mutant, self.map.values, self.label, self.measured_map)
+        label = f"{self.label}, {self.model.name}"
+        return _draw_map(self.mutant, self.map.values, label, self.measured_map)
 
     def export(
         self,

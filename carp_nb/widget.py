@@ -44,6 +44,7 @@ from .pretrained import list_models
 from .readers import first_five
 from .scorers import Blosum62, load_scorer
 from .scoring import Scorer
+from .trust import describe_trust
 
 # %% ../nbs/library/82_widget.ipynb #835ce387
 _STATIC = package_folder("static")
@@ -63,6 +64,7 @@ def _describe_protein(e: Explorer, models: list[str], structure: bool) -> dict:
         "wild_type": e.mutant.wild_type,
         "label": e.label,
         "model": e.source,
+        "trust": describe_trust(e.model, e.source),
         "measured": e.measured_map is not None,
         "structure": structure,
         # a matrix has no probabilities

@@ -60,6 +60,7 @@ const TEMPLATE = `
   </div>
   <div class="cm-error" data-is="error" role="alert" hidden></div>
   <div class="cm-progress" data-is="progress"><div class="cm-rail"><div data-is="fill"></div></div><span data-is="count"></span><button data-is="cancel">Cancel</button></div>
+  <div class="cm-trust" data-is="trust" title="How far this model has agreed with experiments, from what is recorded. A mean over other proteins does not say how good it is for this one."></div>
   <div class="cm-body">
     <div class="cm-left" data-is="left">
       <canvas data-is="overview" class="cm-overview" role="img" aria-label="Mean effect along the whole protein; drag the window"></canvas>
@@ -155,7 +156,7 @@ function render({ model, el }) {
   function titleMeasurements() {
     const g = $.map.getContext("2d"), found = now.agreement;
     g.font = "11px sans-serif";
-    const agreement = found ? ` Spearman ${number(found[0])} (95 % ${number(found[1])} to ${number(found[2])}), n = ${found[3].toLocaleString("en")} single mutants.` : "";
+    const agreement = found ? ` Spearman ${number(found[0])} (95 % ${number(found[1])} to ${number(found[2])}), n\u00a0=\u00a0${found[3].toLocaleString("en")} single mutants.` : "";
     measuredTitle = wrap(g, "Measured, higher is fitter; the middle colour is the median." + agreement, inner());
     measuredTop = mapBottom + 12 + 14 * measuredTitle.length;
   }
@@ -460,6 +461,7 @@ function render({ model, el }) {
     select.replaceChildren(...options);
   }
   function chosen() {   // what is open, whatever was asked for
+    $.trust.textContent = protein.trust || "";
     choose($.protein, protein.proteins, protein.proteins.includes(protein.label) ? protein.label : "", protein.label);
     choose($.model, protein.models, protein.model);
   }
