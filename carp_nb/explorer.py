@@ -336,6 +336,9 @@ def _check_length(model: Scorer, wild_type: str) -> None:
         )
 
 # %% ../nbs/library/81_explorer.ipynb #837833d2
+_ENOUGH_TO_LEVEL = 8  # masked positions
+
+
 class _Answers:
     "What a model has said of a protein and its mutants so far."
 
@@ -344,6 +347,7 @@ class _Answers:
         self.map = _PartialScan(wild_type)
         self.mutant_scan: _PartialScan | None = None
         self.preview: np.ndarray | None = None  # [L, 20] nats, with nothing masked
+        self.is_levelled = False  # is the preview on the level of the masked values?
         # nats; the wild type's is 0 by definition and never computed
         self.scores: dict[Changes, float] = {(): 0.0}
         self.step_size = StepSize()
@@ -354,6 +358,17 @@ class _Answers:
         scan = mutation_scan(self.model, wild_type, range(len(wild_type)), 0, "wild-type")
         self.preview = scan.to_numpy()
 
+    def level_preview(self) -> None:
+        "Shift the preview to the masked values that are there, once there are enough of them."
+        done = self.map.done
+        if self.preview is None or self.is_levelled or done.sum() < _ENOUGH_TO_LEVEL:
+            return
+        is_changed = _mark_substitutions(self.map.sequence)
+        difference = (self.map.values - self.preview)[is_changed & done[:, None]]
+        if np.isfinite(difference).any():
+            self.preview = self.preview + is_changed * np.nanmedian(difference)
+            self.is_levelled = True
+
     def score(self, mutant: Mutant) -> None:
         "Compute the score of a mutant."
         scores = score_mutants(self.model, mutant.wild_type, [mutant.text], mutant.offset)
@@ -363,6 +378,7 @@ class _Answers:
         "Compute some positions of a scan."
         began = time.perf_counter()
         scan.fill(self.model, positions)
+        self.level_preview()
         # a smaller step says nothing about how long a full one takes
         if len(positions) == self.step_size.positions:
             self.step_size.record(time.perf_counter() - began)
@@ -492,6 +508,11 @@ class Explorer:
         if self._answers.preview is None:
             return np.zeros_like(self.map.done)
         return ~self.map.done
+
+    @property
+    def is_levelled(self) -> bool:
+        "Whether the preview has been shifted to the level of the masked values."
+        return self._answers.is_levelled
 
     @property
     def seconds_left(self) -> float | None:

@@ -4,7 +4,7 @@ const LETTERS = "ACDEFGHIKLMNPQRSTVWY";     // columns of a row as it arrives
 const ORDER = "GAVLIMPCFWYSTNQHKRDE";       // rows on screen: kinds of residue together
 const ROW_OF = Object.fromEntries([...LETTERS].map((a, k) => [k, ORDER.indexOf(a)]));
 const KINDS = [8, 11, 15, 18];              // lines after small and aliphatic, aromatic, polar, positive
-const PREVIEW = 1, PALE = 0.5;              // a row as the unmasked wild type gives it, and how strongly it is drawn; 2 is a masked row
+const MASKED = 3, PALE = 0.5;               // the stage of a row that will not change; those before it are previews, and drawn so strongly
 const ROW = 15, MARGIN = 42, TRACK = 46, HEAD = 30, OVERVIEW = 30;
 
 // Red is less likely than the wild type, blue more likely; the middle colour is zero in both themes. Red and blue stay apart in all common kinds of colour blindness.
@@ -82,6 +82,13 @@ const TEMPLATE = `
       <details><summary>Frozen positions and allowed residues</summary>
         <label class="cm-wide">Frozen <input data-is="frozen" spellcheck="false" placeholder="24-30, 41"></label>
         <div class="cm-letters" data-is="letters" role="group" aria-label="Allowed residues"></div>
+      </details>
+      <details data-is="adaptbox"><summary>Adapt to the family of this protein</summary>
+        <label class="cm-wide">Homologs <input data-is="family" spellcheck="false" placeholder="family.a3m, the protein first"></label>
+        <div class="cm-row"><button data-is="adapt">Adapt</button><button data-is="upload">Adapt to a file from this computer …</button></div>
+        <input data-is="file" type="file" accept=".a3m,.a2m,.fasta,.fa,.sto,.stockholm,.txt" hidden>
+        <div class="cm-thin"><div data-is="adaptfill"></div></div>
+        <div class="cm-note" data-is="adaptnote">The model is trained for a few minutes on homologs of the protein, an alignment such as ColabFold, HHblits or carp-nb homologs write. The model before stays on offer above.</div>
       </details>
       <details data-is="sequencebox"><summary>Sequence</summary><div class="cm-sequence" data-is="sequence"></div></details>
       <div class="cm-title">Export</div>
@@ -202,11 +209,12 @@ function render({ model, el }) {
     if (image) g.putImageData(image, 0, 0);
   }
   const at = (i, k) => known && known[i] ? rows[22 * i + k] : NaN;
+  const isPreview = i => known[i] > 0 && known[i] < MASKED;
   const hasMean = i => known[i] && !Number.isNaN(rows[22 * i + 20]);   // X, B, U, Z ... have none
   function repaint(only) {
     if (!protein) return;
     if (!pixels || pixels.width !== length()) { pixels = element("canvas", { width: length(), height: 20 }); only = null; }
-    paint(pixels, at, now ? now.limit : 1, only, i => known[i] !== PREVIEW);
+    paint(pixels, at, now ? now.limit : 1, only, i => !isPreview(i));
     if (measured && !only) {
       measuredPixels = element("canvas", { width: length(), height: 20 });
       paint(measuredPixels, (i, k) => LETTERS[k] === protein.wild_type[i] ? 0 : measured[20 * i + k], 1, null);
@@ -243,7 +251,7 @@ function render({ model, el }) {
     for (let i = from; i < to; i++) if (hasMean(i)) {
       const mean = rows[22 * i + 20], h = Math.max(0.5, Math.min(1, Math.abs(mean) / meanLimit) * 20);
       g.fillStyle = css(colour(Math.sign(mean) * Math.max(Math.abs(mean), 0.25 * now.limit), now.limit, theme));
-      g.globalAlpha = known[i] === PREVIEW ? PALE : 1;
+      g.globalAlpha = isPreview(i) ? PALE : 1;
       g.fillRect(x(i), 2, Math.max(width - (width > 4 ? 1 : 0), 0.7), h);
     }
     g.globalAlpha = 1;
@@ -388,7 +396,7 @@ function render({ model, el }) {
     const wt = protein.wild_type[spot.i], letter = ORDER[spot.r], k = LETTERS.indexOf(letter), v = at(spot.i, k), name = `${wt}${spot.i + now.offset}${letter}`;
     const mean = hasMean(spot.i) ? `; position: mean effect ${number(rows[22 * spot.i + 20])} nats, entropy ${number(rows[22 * spot.i + 21])} bits` : "";
     const value = wt === letter ? "the wild type" : !known[spot.i] ? "not computed yet" : Number.isNaN(v) ? `has no odds: ${wt} is none of the 20 amino acids` : `${signed(v)} nats`;
-    $.status.textContent = `${name}  ${value}${mean}${known[spot.i] === PREVIEW ? " (preview)" : ""}`;
+    $.status.textContent = `${name}  ${value}${mean}${isPreview(spot.i) ? " (preview)" : ""}`;
   }
 
   function words() {
@@ -423,8 +431,8 @@ function render({ model, el }) {
     $.fill.style.width = 100 * part + "%"; $.progress.dataset.full = part === 1;
     const computed = part === 1 ? `${length().toLocaleString("en")} positions` : `${now.done.toLocaleString("en")} of ${length().toLocaleString("en")} positions`;
     const left = now.busy && !now.cancelled && now.seconds_left > 1 ? `, ${duration(now.seconds_left)} left` : "";
-    $.count.textContent = computed + left + (known.includes(PREVIEW) ? "; pale: preview" : "");
-    $.count.title = known.includes(PREVIEW) ? "Pale columns are a preview: one pass over the unmasked wild type. The masked values of equation 1 replace them one by one; no score, list or export is taken from a preview." : "";
+    $.count.textContent = computed + left + (known.some((_, i) => isPreview(i)) ? "; pale: preview" : "");
+    $.count.title = known.some((_, i) => isPreview(i)) ? "Pale columns are a preview: one pass over the unmasked wild type. The masked values of equation 1 replace them one by one; no score, list or export is taken from a preview." : "";
     $.cancel.hidden = part === 1 && !waiting && !now.cancelled; $.cancel.textContent = now.cancelled ? "Go on" : "Cancel";
     root.dataset.busy = now.busy;
   }
@@ -437,6 +445,8 @@ function render({ model, el }) {
     if (message.kind === "heard") return;
     if (message.kind === "error") { complain(message.text); $.count.textContent = $.count.textContent.replace(/^loading .*/, ""); if (protein) chosen(); return; }
     if (message.kind === "opening") { $.count.textContent = `loading ${message.text}`; return; }
+    if (message.kind === "adapting") return adapting(message);
+    if (message.kind === "adapted") return adapting(null);
     if (message.kind === "file") return save(message.name, buffers[0]);
     if (message.kind === "protein") {
       const other = !protein || protein.wild_type !== message.wild_type, fresh = other || protein.model !== message.model;
@@ -454,6 +464,22 @@ function render({ model, el }) {
     places.forEach((i, n) => { rows.set(values.subarray(22 * n, 22 * n + 22), 22 * i); known[i] = stages[n]; });
     repaint(limit === now.limit && pixels ? places : null);
     words(); view(first, width); paintStructure();
+  }
+  let inTraining = null;   // when it began
+  function adapting(told) {   // null: it has ended, one way or another
+    inTraining = told && (inTraining || Date.now());
+    $.adapt.textContent = told ? "Stop" : "Adapt"; $.upload.disabled = $.family.disabled = Boolean(told);
+    $.adaptfill.style.width = told && told.updates ? 100 * told.update / told.updates + "%" : "0";
+    if (!told) { $.adaptnote.textContent = ""; return; }
+    if (!told.updates) { $.adaptnote.textContent = "reading the homologs …"; return; }
+    const left = told.update > 2 ? `, ${duration((Date.now() - inTraining) / 1000 / told.update * (told.updates - told.update))} left` : "";
+    $.adaptnote.textContent = `update ${told.update} of ${told.updates}, loss ${told.loss}${left}; scores wait meanwhile`;
+  }
+  const MOST = 50e6;   // bytes; a message of the kernel is limited, a file in its folder is not
+  async function upload(file) {
+    if (!file) return;
+    if (file.size > MOST) return complain(`${file.name} is larger than 50 MB; put it where the kernel runs and write its path above.`);
+    say("adapt", { name: file.name, text: await file.text() });
   }
   function choose(select, names, current, other) {
     const options = names.map(n => element("option", { value: n, title: n, selected: n === current }, n.split(/[\\/]/).pop()));
@@ -530,6 +556,10 @@ function render({ model, el }) {
   click("in", () => zoom(1.4)); click("out", () => zoom(1 / 1.4)); click("all", () => view(0, least()));
   for (const kind of ["csv", "fasta", "png", "svg", "html"]) click(kind, () => say("export", kind));
   click("copy", () => { navigator.clipboard && navigator.clipboard.writeText(now.state); $.drawer.hidden = false; $.paste.value = now.state; $.paste.select(); });
+  click("adapt", () => inTraining ? say("stop") : say("adapt", { path: $.family.value }));
+  onEnter($.family, text => inTraining || say("adapt", { path: text }));
+  click("upload", () => $.file.click());
+  $.file.addEventListener("change", () => { upload($.file.files[0]); $.file.value = ""; });
   click("other", () => { $.drawer.hidden = !$.drawer.hidden; $.other.setAttribute("aria-expanded", !$.drawer.hidden); if (!$.drawer.hidden) $.paste.focus(); });
   const HEAD_OF_STATE = "carp-nb-mutant-";
   click("openit", () => { const text = $.paste.value.trim(); say("open", text.startsWith(HEAD_OF_STATE) ? { state: text } : { sequence: text, offset: $.offset.value || 1 }); });
