@@ -204,7 +204,7 @@ def _record_messages(e: Explorer) -> list[tuple[dict, list[bytes]]]:
     protein.update(model=e.model.name, proteins=[])
     measured = []
     if e.measured_map is not None:
-        measured.append(_centre_measurements(e.measured_map).astype(np.float32).tobytes())
+        measured.append(centre_measurements(e.measured_map).astype(np.float32).tobytes())
     now = _describe_state(e)
     now.update(state="", busy=False)
     known = np.flatnonzero(e.map.done)
