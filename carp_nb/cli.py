@@ -575,8 +575,7 @@ def pretrain(
 ) -> None:
     "Train a CARP or an ESM, from scratch or from given weights; writes a model card and its curve."
     if restart_with:
-        _restart_and_describe(output, restart_with, device)
-        return
+        return _restart_and_describe(output, restart_with, device)
     config = _pretrain_config(
         device,
         dtype,

@@ -183,7 +183,7 @@ class CorruptedBatches:
 
     def __init__(
         self,
-        batches: Batches,
+        batches: Any,  # batches[step] -> tokens int64 [B, L], mask bool [B, L]; depends on the step alone
         seed: int,
         percent: int = 15,  # of the residues that are selected
     ):

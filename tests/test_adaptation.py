@@ -21,7 +21,7 @@ from carp_nb.cli import app
 from carp_nb.datasets import load_scan
 from carp_nb.embedding import embed
 from carp_nb.errors import CarpError
-from carp_nb.esm import ESM, TABLE_S2
+from carp_nb.esm import ESM, TABLE_S2, ESMConfig
 from carp_nb.finetune import FinetuneConfig, finetune
 from carp_nb.layouts import save_checkpoint
 from carp_nb.pretrain import PretrainConfig, pretrain
@@ -201,7 +201,7 @@ def test_what_is_held_out_is_new_to_the_model(monkeypatch):
     # twins of every relative, which belong to its cluster
     twins = [s[:-1] + "W" for s in FAMILY]
     family = [*FAMILY, *twins]
-    quiet(family=family, config=replace(CONFIG, updates=4, batch_tokens=20_000))
+    quiet(family=family, config=replace(CONFIG, updates=2, batch_tokens=8000))
     weights, clusters = weigh_and_cluster(read_relatives(family))
     held_out = hold_out(weights, clusters, 0.1)
     assert held_out.sum() == 12 and not held_out[0]
@@ -317,6 +317,24 @@ def test_an_adapted_model_is_a_model_as_any_other(adapted, tmp_path):
     assert fitted.name == "mine pt-ft"
     made = embed(loaded, FAMILY[:2], tmp_path / "mine.npz", progress=False)
     assert "mine" in made.describe()
+
+
+def test_a_model_with_the_published_alphabet_of_esm():
+    torch.manual_seed(0)
+    config = ESMConfig(16, 2, 2, 32, 60, "fair_esm", token_dropout=True)
+    start = ESM(config, "framed").eval()
+    made = quiet(start, config=replace(CONFIG, updates=16))
+    assert made.card.loss_after < made.card.loss_before - 0.1
+    assert made.alphabet is start.alphabet
+
+
+def test_flanks_come_from_whole_sequences(tmp_path):
+    family = write_a3m(tmp_path / "family.a3m", [s[5:-5] for s in FAMILY])
+    whole = write_a3m(tmp_path / "whole.fasta", FAMILY)
+    plain = quiet(family=family, config=replace(CONFIG, updates=1))
+    flanked = quiet(family=family, config=replace(CONFIG, updates=1, flank=3), whole=whole)
+    assert plain.card.data_sha256 != flanked.card.data_sha256
+    assert plain.card.clusters == flanked.card.clusters
 
 
 def test_the_command(tmp_path):
