@@ -244,3 +244,26 @@ def test_no_label_is_cut_off(width, length):
         for label in shown[canvas]:
             if not label["clips"]:
                 assert label["left"] >= 0 and label["right"] <= shown["width"][canvas], label
+
+
+def test_page_shows_an_adaptation_and_can_stop_it(full):
+    far = {"message": {"kind": "adapting", "update": 150, "updates": 300, "loss": "2.41"}}
+    begun = {"message": {"kind": "adapting", "update": 0, "updates": 0, "loss": ""}}
+    steps = [
+        {"click": "adapt"},
+        {**begun, "wait": 30_000},
+        far,
+        {"click": "adapt"},
+        {"message": {"kind": "adapted"}},
+    ]
+    asked, reading, half, stopped, over = show([*full, *steps])[-5:]
+    assert asked["sent"] == [{"do": "adapt", "with": [{"path": ""}]}]
+    assert reading["words"]["adapt"] == "Stop" and "reading" in reading["words"]["adaptnote"]
+    assert half["words"]["adaptnote"].startswith("update 150 of 300, loss 2.41, about 30 s left")
+    assert stopped["sent"] == [{"do": "stop", "with": []}]
+    assert over["words"]["adapt"] == "Adapt" and over["words"]["adaptnote"] == ""
+
+
+def test_page_says_how_far_the_model_can_be_trusted(full):
+    *_, shown = show(full)
+    assert shown["words"]["trust"].startswith("blosum62: mean Spearman ")

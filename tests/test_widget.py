@@ -3,9 +3,11 @@ mutate.ipynb as papermill runs it.
 """
 
 import threading
+from functools import partial
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -212,6 +214,62 @@ def test_a_failing_model_is_told_once_and_ends():
     view.receive({"do": "toggle", "with": [3, "W"]})
     view.wait(MINUTE)
     assert view._thread is None
+
+
+def homologs(n: int) -> str:
+    "Sequences that differ from the wild type in a few places, as a FASTA file, the wild type first."
+    rng = np.random.default_rng(0)
+    records = [f">gb1\n{WILD_TYPE}\n"]
+    for i in range(n):
+        letters = np.array(list(WILD_TYPE))
+        places = rng.choice(len(letters), rng.integers(4, 25), replace=False)
+        letters[places] = rng.choice(list(AMINO_ACIDS), len(places))
+        records.append(f">h{i}\n{''.join(letters)}\n")
+    return "".join(records)
+
+
+def test_model_of_a_map_is_adapted_and_the_one_before_comes_back(monkeypatch):
+    adaptation = pytest.importorskip("carp_nb.adaptation")
+    few = partial(adaptation.AdaptConfig, updates=3, batch_tokens=200)
+    monkeypatch.setattr(adaptation, "AdaptConfig", few)
+    view = Kept(Explorer(load_model("carp_600k_sprot50", "cpu"), Mutant(WILD_TYPE)), device="cpu")
+    view.wait(MINUTE)
+    before = view.explorer.map.values.copy()
+    view.receive({"do": "add", "with": ["T25W"]})
+    ask = {"do": "adapt", "with": [{"name": "gb1.a3m", "text": homologs(20)}]}
+    view.receive(ask)
+    view.receive(ask)  # one at a time
+    view.receive({"do": "stop"})
+    view.wait(MINUTE)
+    told = [m["text"] for m in view.sent if m["kind"] == "error"]
+    assert "being adapted already" in told[0] and "stop" in told[1] and len(told) == 2
+    assert view.explorer.source == "carp_600k_sprot50" and view._job is None
+    view.receive(ask)
+    view.wait(MINUTE)
+    name = "carp_600k_sprot50-protein-adapted"
+    assert (view.explorer.source, view.explorer.mutant.text) == (name, "T25W")
+    assert np.abs(view.explorer.map.values - before).max() > 0.01
+    protein = [m for m in view.sent if m["kind"] == "protein"][-1]
+    assert "adapted from carp_600k_sprot50 to 20 homologs" in protein["trust"]
+    assert {name, "carp_600k_sprot50"} <= set(protein["models"])
+    view.receive({"do": "open", "with": [{"model": "carp_600k_sprot50"}]})
+    view.wait(MINUTE)
+    np.testing.assert_allclose(view.explorer.map.values, before, atol=1e-4)
+    view.receive({"do": "open", "with": [{"model": name}]})
+    view.wait(MINUTE)
+    assert view.explorer.source == name
+
+
+@pytest.mark.parametrize(
+    "family", [{"path": " "}, {"path": "/nowhere.a3m"}, {"name": "x.a3m", "text": ""}]
+)
+def test_a_family_that_is_none_is_told(family):
+    pytest.importorskip("carp_nb.adaptation")
+    view = Kept(Explorer(load_model("carp_600k_sprot50", "cpu"), Mutant("MKTAYI")))
+    view.receive({"do": "adapt", "with": [family]})
+    view.wait(MINUTE)
+    assert len([m for m in view.sent if m["kind"] == "error"]) == 1
+    assert view._job is None and view.explorer.map.done.all()
 
 
 def test_mutate_notebook_exports(papermill):
