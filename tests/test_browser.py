@@ -22,6 +22,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from carp_nb.datasets import load_dataset
 from carp_nb.editing import History, Mutant, read_state
@@ -411,7 +412,7 @@ def colours(page, box) -> int:
 
 @pytest.mark.slow
 def test_structure_is_coloured_by_mean_effect_and_by_state(lab, tmp_path):
-    chain = load_dataset("pdb_chains_sample").set_index("id").loc["1NKO_A"]
+    chain = load_dataset("pdb_chains_sample").table.set_index("id").loc["1NKO_A"]
     seen = (
         "from carp_nb.widget import StructureView\nStructureView(pdb, sequence, "
         f"{{'one state': 'C' * len(sequence), 'three states': "
@@ -461,6 +462,49 @@ def test_structure_is_coloured_by_mean_effect_and_by_state(lab, tmp_path):
         assert (
             boxes.count() == 2 and colours(page, boxes.last) > 1.5 * colours(page, boxes.first) > 6
         )
+
+
+def use_theme(page, theme: str) -> None:
+    "Choose a theme, and wait until the map is drawn in it and JupyterLab's own picture is gone."
+    menu(page, "Settings", "Theme", f"JupyterLab {theme}")
+    page.wait_for_selector(f".cm-root[data-theme={theme.lower()}]")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
+    page.wait_for_timeout(2000)
+
+
+def keep_picture(box, path: Path) -> None:
+    "A screenshot of an element with 256 colours, which lies well in git."
+    image = Image.open(io.BytesIO(box.screenshot())).convert("RGB")
+    image.quantize(256, method=Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+    assert 10_000 < path.stat().st_size < 250_000
+
+
+@pytest.mark.slow
+def test_pictures_of_the_docs(lab, tmp_path):
+    """The pictures of the map in docs/images; look at them before they are kept:
+    CARP_NB_SCREENSHOTS=docs/images pytest -m slow -n0 tests/test_browser.py -k pictures
+    """
+    folder = pictures(tmp_path)
+    given = {"sequence": f">gb1\n{WILD_TYPE}", "offset": 228, "mutant": "T252W:D267E"}
+    with run_in(lab, "mutate.ipynb", output_dir=str(tmp_path / "gb1"), **given) as page:
+        settled(page, "T252W:D267E")
+        page.wait_for_selector(".cm-root[data-busy=false]", state="attached")
+        for theme in ("Dark", "Light"):
+            use_theme(page, theme)
+            page.click("[data-is=all]")
+            page.mouse.move(0, 0)
+            page.wait_for_timeout(500)
+            keep_picture(page.locator(".cm-root"), folder / f"map-{theme.lower()}.png")
+    chain = load_dataset("pdb_chains_sample").table.set_index("id").loc["1NKO_A"]
+    given = {"sequence": chain.sequence, "pdb": chain.target}
+    with run_in(lab, "mutate.ipynb", output_dir=str(tmp_path / "chain"), **given) as page:
+        page.wait_for_selector(".cm-root[data-busy=false]", state="attached")
+        use_theme(page, "Light")
+        box = page.locator("[data-is=structurebox]")
+        box.scroll_into_view_if_needed()
+        page.wait_for_selector("[data-is=structure][data-painted] canvas")
+        page.wait_for_timeout(3000)
+        keep_picture(box, folder / "structure.png")
 
 
 @pytest.mark.slow
