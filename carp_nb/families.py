@@ -8,6 +8,7 @@ __all__ = ['Profile', 'ProteinFamily', 'protein_name', 'search_alignments', 'rea
 
 # %% ../nbs/library/57_families.ipynb #40f34804
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -153,8 +154,12 @@ def _group_profiles(profiles: Sequence[Profile]) -> list[ProteinFamily]:
     families: dict[str, ProteinFamily] = {}
     for profile in profiles:
         assert profile.pssm.path is not None
+        path = profile.pssm.path
         name = protein_name(profile.whole)
-        family = ProteinFamily(name, profile.pssm.path)
+        # a protein that is not known is called as its alignment
+        if name == profile.whole.name:
+            name = Path(path.name.removesuffix(".gz")).stem
+        family = ProteinFamily(name, path)
         families.setdefault(profile.sha256, family).profiles.append(profile)
     return list(families.values())
 
@@ -295,10 +300,13 @@ def _adapt(
     "Adapt a model to a family."
     from carp_nb.adaptation import AdaptConfig, adapt
 
-    name = model if isinstance(model, str) else model.name
+    name = model.replace(":", "_") if isinstance(model, str) else model.name
     place = folder / file_name(f"{family.protein}-{name}-seed{seed}")
     config = AdaptConfig(seed=seed, updates=fits.updates)
-    return adapt(model, family.path, config, folder=place, device=fits.device)
+    adapted = adapt(model, family.path, config, folder=place, device=fits.device)
+    # a finished fit is read from its weights; the checkpoints are five times as large
+    shutil.rmtree(place / "checkpoints", ignore_errors=True)
+    return adapted
 
 
 @dataclass(frozen=True)
@@ -318,6 +326,7 @@ class _Entry:
 def _list_entries(family: ProteinFamily, fits: FamilyFits, folder: Path) -> Iterator[_Entry]:
     "Make the scorers of a protein, one after the other."
     pssm = family.pssm
+    sizes = set()
     yield _Entry(pssm, "wild-type")
     for model in fits.models:
         if not isinstance(model, (CARP, ESM, Ensemble, ProtBert)):
@@ -331,8 +340,11 @@ def _list_entries(family: ProteinFamily, fits: FamilyFits, folder: Path) -> Iter
             adapted.batch_tokens = model.batch_tokens
             yield _Entry(adapted, fits.method, seed)
             yield _Entry(mix(adapted, pssm), fits.method, seed)
-            if _size(model):
-                untrained = _adapt(f"random:{_size(model)}", family, fits, seed, folder)
+            size = _size(model)
+            # models of one shape have the same one from random weights
+            if size and (size, seed) not in sizes:
+                sizes.add((size, seed))
+                untrained = _adapt(f"random:{size}", family, fits, seed, folder)
                 untrained.batch_tokens = model.batch_tokens
                 yield _Entry(untrained, fits.method, seed)
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from .charts import carp_style, draw_zero, finish_figure
 from .datasets import Scan
-from .families import protein_name
+from .families import ProteinFamily, protein_name
 from .metrics import bootstrap, interval
 from .scans import SPLIT
 
@@ -48,6 +48,7 @@ def protein_table(
     scans: Sequence[Scan],
     base: str,  # the model that is adapted
     method: str,  # of the models
+    families: Sequence[ProteinFamily] = (),  # their scans are of one protein each
 ) -> pd.DataFrame:  # protein, split, scans, and a column of Spearman correlations for each role
     "Average the correlations of each protein: over the seeds of a scan, then over its scans."
     rows = rows[rows.metric == "spearman"]
@@ -55,7 +56,10 @@ def protein_table(
     one_way = rows.role.isin(["BLOSUM62", "PSSM"])
     rows = rows[one_way | (rows.method == method)]
     by_scan = rows.astype({"value": float}).groupby(["task", "role"], sort=False).value.mean()
-    proteins = pd.Series({scan.name: protein_name(scan) for scan in scans}, name="protein")
+    names = {scan.name: protein_name(scan) for scan in scans}
+    for family in families:
+        names |= {profile.whole.name: family.protein for profile in family.profiles}
+    proteins = pd.Series(names, name="protein")
     wide = by_scan.unstack().reindex(proteins.index)
     means = wide.groupby(proteins, sort=False).mean()
     columns = [role for role in ROLES if role in means]
@@ -87,7 +91,7 @@ def protein_means(
     table: pd.DataFrame,  # of `protein_table`
     n_boot: int = 2000,
     seed: int = 0,
-) -> pd.DataFrame:  # proteins, what, n, mean, lo, hi and, where there is one, minus PSSM, BLOSUM62
+) -> pd.DataFrame:  # proteins, what, n, mean, lo, hi; minus BLOSUM62, minus PSSM, each with lo, hi
     "Means over proteins, with 95 % intervals that resample proteins, for each split and for all."
     roles = [role for role in ROLES if role in table]
     complete = table.dropna(subset=roles)
@@ -103,11 +107,10 @@ def protein_means(
                 if other not in part or role == other:
                     continue
                 gain = _mean_line((part[role] - part[other]).to_numpy(), n_boot, seed)
-                line[f"minus {other}"] = (
-                    f"{gain['mean']:+.2f} ({gain['lo']:+.2f} to {gain['hi']:+.2f})"
-                )
+                line[f"minus {other}"] = gain["mean"]
+                line |= {f"{other} {end}": gain[end] for end in ("lo", "hi")}
             lines.append(line)
-    return pd.DataFrame(lines).fillna({"minus BLOSUM62": "–", "minus PSSM": "–"})
+    return pd.DataFrame(lines)
 
 # %% ../nbs/library/58_family_results.ipynb #8cf6a440
 # colour, face and mark of each role

@@ -149,12 +149,17 @@ def test_own_scan_by_path_with_fasta_and_alignment(papermill, tmp_path):
     (tmp_path / "ali").mkdir()
     part = WILD_TYPE[4:14]
     (tmp_path / "ali/mine.a3m").write_text(f">q\n{part}\n>a\n{part[::-1]}\n")
-    done = papermill("zero_shot", datasets="mine.csv", fasta="wt.fasta", alignments="ali")
+    settings = {"datasets": "mine.csv", "fasta": "wt.fasta", "alignments": "ali"}
+    done = papermill("zero_shot", adapt="false", **settings)
     assert done.status == 0, done.shown
     n = correlations(done.out).n
     assert n["mine", "carp_600k_sprot50", "masked"] == 20
     # only what the alignment covers
-    assert n["mine", "pssm", "wild-type"] == 10
+    assert n["mine", "pssm", "wild-type"] == n["mine", "carp_600k_sprot50+pssm", "masked"] == 10
+    assert set(pd.read_csv(done.out / "by_protein_means.csv").what) == {
+        "unadapted", "BLOSUM62", "PSSM", "mixture"
+    }  # fmt: skip
+    assert "mixture" in (done.out / "by_protein.svg").read_text()
     assert "mine" in (done.out / "figure.html").read_text()
     assert "pssm" in (done.out / "figure.svg").read_text()
 
