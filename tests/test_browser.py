@@ -381,6 +381,50 @@ def test_sequence_two_clicks_score_export_and_both_themes(page, lab, tmp_path):
         assert (pictures(tmp_path) / f"map-{theme.lower()}.png").stat().st_size > 20_000
 
 
+def test_odd_letters_their_export_and_the_end_of_the_kernel(page, lab, tmp_path):
+    odd = "MXQYKLILBGKTLKGUTTTEAVZ"
+    page.click("[data-is=other]")
+    for sequence in (odd, WILD_TYPE):
+        page.fill("[data-is=paste]", sequence)
+        page.click("[data-is=openit]")
+        page.wait_for_function(
+            "n => document.querySelector('[data-is=count]').textContent === `${n} positions`",
+            arg=len(sequence),
+            timeout=MINUTES,
+        )
+        page.wait_for_selector(".cm-root[data-busy=false]", state="attached")
+        assert not page.locator("[data-is=error]").is_visible()
+        # the letters in front of the rows
+        page.locator("[data-is=map]").scroll_into_view_if_needed()
+        assert ink_at_the_left(page) > 200
+        table = pd.read_csv(saved(page, "csv", tmp_path))
+        left_out = [i for i, letter in enumerate(sequence, 1) if letter in "XBUZ"]
+        if left_out:
+            assert table[table.note.notna()].position.tolist() == left_out
+            table = table[table.note.isna()]
+        assert len(table) == 19 * (len(sequence) - len(left_out))
+        some = table.sample(20, random_state=0)
+        scores = score_mutants(
+            load_model("carp_600k_sprot50", "cpu"), sequence, some.mutant.tolist(), dtype="auto"
+        )
+        np.testing.assert_allclose(some.log_odds.to_numpy(float), scores, atol=1e-4)
+    page.click("[data-is=other]")
+    page.set_viewport_size({"width": 800, "height": 1250})
+    page.locator(".cm-root").screenshot(path=pictures(tmp_path) / "map-800.png")
+    menu(page, "Kernel", "Restart Kernel…")
+    page.click(".jp-Dialog .jp-mod-accept")
+    page.wait_for_selector(".cm-root[data-life=gone]")
+    assert page.locator("[data-is=error]").inner_text() == "The kernel is gone: run the cell again."
+
+
+def ink_at_the_left(page) -> int:
+    "How many pixels are drawn in the margin with the letters of the rows."
+    return page.evaluate("""() => { const map = document.querySelector('[data-is=map]');
+        const scale = map.width / map.clientWidth, part = [20, 76, 22, 300].map(x => x * scale);
+        const pixels = map.getContext('2d').getImageData(...part).data;
+        return pixels.filter((alpha, i) => i % 4 === 3 && alpha > 100).length; }""")
+
+
 def test_three_thousand_residues_do_not_freeze_the_page(page):
     long = (WILD_TYPE * 54)[:3000]
     page.click("[data-is=other]")

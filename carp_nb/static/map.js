@@ -47,6 +47,7 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+const ADAPT = "The model is trained for a few minutes on homologs of the protein, an alignment such as ColabFold, HHblits or carp-nb homologs write. The model before stays on offer above.";
 const TEMPLATE = `
   <div class="cm-bar">
     <label>Protein <select data-is="protein"></select></label>
@@ -88,7 +89,7 @@ const TEMPLATE = `
         <div class="cm-row"><button data-is="adapt">Adapt</button><button data-is="upload">Adapt to a file from this computer …</button></div>
         <input data-is="file" type="file" accept=".a3m,.a2m,.fasta,.fa,.sto,.stockholm,.txt" hidden>
         <div class="cm-thin"><div data-is="adaptfill"></div></div>
-        <div class="cm-note" data-is="adaptnote">The model is trained for a few minutes on homologs of the protein, an alignment such as ColabFold, HHblits or carp-nb homologs write. The model before stays on offer above.</div>
+        <div class="cm-note" data-is="adaptnote">${ADAPT}</div>
       </details>
       <details data-is="sequencebox"><summary>Sequence</summary><div class="cm-sequence" data-is="sequence"></div></details>
       <div class="cm-title">Export</div>
@@ -470,7 +471,7 @@ function render({ model, el }) {
     inTraining = told && (inTraining || Date.now());
     $.adapt.textContent = told ? "Stop" : "Adapt"; $.upload.disabled = $.family.disabled = Boolean(told);
     $.adaptfill.style.width = told && told.updates ? 100 * told.update / told.updates + "%" : "0";
-    if (!told) { $.adaptnote.textContent = ""; return; }
+    if (!told) { $.adaptnote.textContent = ADAPT; return; }
     if (!told.updates) { $.adaptnote.textContent = "reading the homologs …"; return; }
     const left = told.update > 2 ? `, ${duration((Date.now() - inTraining) / 1000 / told.update * (told.updates - told.update))} left` : "";
     $.adaptnote.textContent = `update ${told.update} of ${told.updates}, loss ${told.loss}${left}; scores wait meanwhile`;
