@@ -143,14 +143,22 @@ def adapt_explorer(
     dtype: str = "auto",
     progress: bool | Callable[[int, int, float], object] = True,  # or (update, updates, loss)
     stop: Callable[[], bool] | None = None,  # asked before every update; True: stop
+    folder: str | Path | None = None,  # keeps the model, so that a state finds it; None: in memory
 ) -> Explorer:
     "Open the map of a model that is adapted to the family of the protein. Raises as `adapt` does."
     # only here, because a map that is looked at needs no training
     from carp_nb.adaptation import AdaptConfig, adapt
 
     config = AdaptConfig(name=file_name(f"{e.model.name}-{e.label}-adapted"))
-    wild_type = e.mutant.wild_type
-    adapted = adapt(e.model, family, config, wild_type=wild_type, progress=progress, stop=stop)
+    adapted = adapt(
+        e.model,
+        family,
+        config,
+        folder=folder,
+        wild_type=e.mutant.wild_type,
+        progress=progress,
+        stop=stop,
+    )
     new = _replace_model(e, adapted, dtype)
     new.history = e.history
     return new
