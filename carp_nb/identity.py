@@ -45,7 +45,7 @@ def _is_plain(text: str) -> bool:
     "Whether a clean text is safe as a file name on every system and looks like no hashed one."
     if len(text) > _MOST_BYTES or text.split(".")[0].lower() in _DEVICES:
         return False
-    return not re.search(r"^\.|^$|\.$|-[0-9a-f]{10}$", text)
+    return not re.search(r"^[.-]|^$|\.$|-[0-9a-f]{10}$", text)
 
 
 def file_name(text: str) -> FileName:  # at most 120 bytes
@@ -56,7 +56,8 @@ def file_name(text: str) -> FileName:  # at most 120 bytes
     clean = re.sub(r"[^A-Za-z0-9_.+=-]+", "_", text)
     if clean == text and _is_plain(text):
         return FileName(text)
-    return _hashed(clean.strip("."), text)
+    # a name that begins with a dash would be an option of every command
+    return _hashed(clean.lstrip(".-").rstrip(".") or "_", text)
 
 # %% ../nbs/library/18_identity.ipynb #ada2f06c
 def file_names(
@@ -79,7 +80,7 @@ def check_file_name(
     name: str,
 ) -> None:
     "Raises CarpError for a name that is no plain file name."
-    outside = re.search(r"[/\\:]|^\.|\.$|^\s*$", name) or not name.isprintable()
+    outside = re.search(r"[/\\:]|^[.-]|\.$|^\s*$", name) or not name.isprintable()
     too_long = len(name.encode("utf-8", "replace")) > _MOST_BYTES
     if outside or too_long or name.split(".")[0].lower() in _DEVICES:
         raise CarpError(

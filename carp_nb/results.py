@@ -281,7 +281,7 @@ def _describe_parameters(section: str, parameters: dict) -> str:
         if name not in ("model", "output_dir") and value != declared[name].default
     ]
     # a notebook without a model, such as the report, goes by its own name
-    return "-".join([parameters.get("model", section), *changed])
+    return "-".join([parameters.get("model") or section, *changed])
 
 
 def _earlier_name(text: str) -> str:

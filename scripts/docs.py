@@ -376,6 +376,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("output", nargs="?", type=Path, default=ROOT / "_docs")
     output = parser.parse_args().output.resolve()
+    print(f"building the pages in {output} with Sphinx; some minutes without a word", flush=True)
     with tempfile.TemporaryDirectory() as source:
         stage(Path(source))
         done = subprocess.run(
