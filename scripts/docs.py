@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import tokenize
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -23,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOW_TO = "score homologs adapt embed finetune pretrain cluster cite".split()
 PAPER = "pretraining_loss scaling structure zero_shot flip in_domain checkpoints report".split()
 OWN = "mutate adapt finetune pretrain".split()
+# of the names to start from
+EXAMPLES = tomllib.loads((ROOT / "docs/examples.toml").read_text(encoding="utf-8"))
 NOTE = (
     "*This page shows the notebook without its output. `mkdir -p "
     "outputs/{0}/mine && papermill nbs/{0}.ipynb "
@@ -109,6 +112,8 @@ class Module:
             for t in tokenize.generate_tokens(io.StringIO(text).readline)
             if t.type == tokenize.COMMENT and not t.string.startswith(("# %%", "#|"))
         }
+        rows = enumerate(text.splitlines(), 1)
+        self.alone = {n for n, row in rows if n in self.comments and row.strip()[:1] == "#"}
         self.notebook = re.search(r"File to edit: \.\./nbs/(\S+)\.ipynb", text)[1]
         self.shown = nbformat.read(ROOT / f"nbs/{self.notebook}.ipynb", as_version=4).cells
         self.named = {
@@ -125,9 +130,16 @@ class Module:
             ast.literal_eval(self.named["__all__"].value) if "__all__" in self.named else []
         )
 
-    def row(self, name: str, annotation, default, line: int) -> list[str]:
+    def above(self, line: int) -> str:
+        "What comments on lines of their own, just above a line, say."
+        said = []
+        while (line := line - 1) in self.alone:
+            said.insert(0, self.comments[line])
+        return " ".join(said)
+
+    def row(self, name: str, annotation, default, line: int, arg_line: int = 0) -> list[str]:
         "A parameter: name, type, default, what it is. `Annotated` of the command line gives its help."
-        what = self.comments.get(line, "")
+        what = self.comments.get(line) or self.above(arg_line)
         known = self.named.get(annotation.id) if isinstance(annotation, ast.Name) else None
         if isinstance(known, ast.Assign):
             annotation = known.value
@@ -151,7 +163,7 @@ class Module:
         )
         pairs = [(arg, default) for arg, default in pairs if arg.arg not in ("self", "cls")]
         rows = [
-            self.row(arg.arg, arg.annotation, default, (default or arg).end_lineno)
+            self.row(arg.arg, arg.annotation, default, (default or arg).end_lineno, arg.lineno)
             for arg, default in pairs
         ]
         rows += [
@@ -181,9 +193,11 @@ class Module:
         ]
 
     def example(self, name: str, line: int) -> str:
-        """A cell of the notebook that uses a name, behind the one where it is defined: the first that
-        shows more than errors, or else the first.
+        """A cell of the notebook that uses a name, behind the one where it is defined: the shortest
+        that shows more than errors, or else the shortest.
         """
+        if name in EXAMPLES:
+            return f"Example:\n\n```python\n{EXAMPLES[name].strip()}\n```"
         cell = max((place for place in self.cells if place[0] <= line), default=(0, ""))[1]
         ids = [shown.id for shown in self.shown]
         if cell not in ids:
@@ -197,7 +211,9 @@ class Module:
             and re.search(rf"\b{name}\b[(\[.]", shown.source)
         ]
         fine = [text for text in uses if not text.startswith("test_fail")]
-        return "".join(f"Example:\n\n```python\n{text}\n```" for text in (fine or uses)[:1])
+        return "".join(
+            f"Example:\n\n```python\n{text}\n```" for text in sorted(fine or uses, key=len)[:1]
+        )
 
     def source(self, node: ast.FunctionDef | ast.ClassDef) -> str:
         "Links to where a name is defined: the line of the module, and the notebook."
@@ -208,7 +224,9 @@ class Module:
         fields = [
             n for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")
         ]
-        rows = [self.row(n.target.id, n.annotation, n.value, n.end_lineno) for n in fields]
+        rows = [
+            self.row(n.target.id, n.annotation, n.value, n.end_lineno, n.lineno) for n in fields
+        ]
         parts = [f"## {markdown(node.name)}", self.doc(node), self.table(rows)]
         if fields:
             parts.insert(1, call(node.name, [ast.unparse(n) for n in fields]))
@@ -316,8 +334,9 @@ def stage(folder: Path) -> None:
             file = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
             file, _, run = moved.get(file, file).partition("#")
             source = ROOT / file
+            # a folder has no page
             if source.is_dir():
-                return match[0]
+                return f"{match[1]}{settings('git_url')}/tree/{settings('branch')}/{file}"
             if source.is_file() and not (folder / file).exists() and file != page:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, folder / file)

@@ -7,11 +7,13 @@ import io
 import subprocess
 import sys
 import tokenize
+import tomllib
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import carp_nb
 from carp_nb.cli import app
 
 PACKAGE = Path(__file__).resolve().parent.parent / "carp_nb"
@@ -78,3 +80,17 @@ def test_the_package_alone_stays_quick_to_import():
 def test_commands_show_no_comments_of_the_code():
     shown = CliRunner().invoke(app, ["score", "--help"]).output
     assert "Score" in shown and "Parameters:" not in shown
+
+
+EXAMPLES = tomllib.loads((PACKAGE.parent / "docs/examples.toml").read_text(encoding="utf-8"))
+
+
+def test_every_name_to_start_from_has_an_example():
+    assert set(carp_nb.__all__) <= set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_of_the_reference_run(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert name in EXAMPLES[name]
+    exec(EXAMPLES[name], {})
