@@ -52,7 +52,8 @@ def protein_table(
 ) -> pd.DataFrame:  # protein, split, scans, and a column of Spearman correlations for each role
     "Average the correlations of each protein: over the seeds of a scan, then over its scans."
     rows = rows[rows.metric == "spearman"]
-    rows = rows.assign(role=[_role(model, base) for model in rows.model]).dropna(subset="role")
+    roles = [_role(model, base) for model in rows.model]
+    rows = rows.assign(role=pd.Series(roles, rows.index, dtype=object)).dropna(subset="role")
     one_way = rows.role.isin(["BLOSUM62", "PSSM"])
     rows = rows[one_way | (rows.method == method)]
     by_scan = rows.astype({"value": float}).groupby(["task", "role"], sort=False).value.mean()
