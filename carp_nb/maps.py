@@ -93,10 +93,11 @@ def scan_figure(
     panels = list(grid[:, 0])
     for k, (values, ends, label) in enumerate(layers):
         own = panels[k :: len(layers)]
+        images = []
         for i, axes in zip(starts, own):
             part = slice(i, i + per_row)
-            image = _draw_scan_row(axes, values.iloc[part], wild_type[part], width, ends)
-        figure.colorbar(image, ax=own, label=label, shrink=0.9, extend="both")
+            images.append(_draw_scan_row(axes, values.iloc[part], wild_type[part], width, ends))
+        figure.colorbar(images[-1], ax=own, label=label, shrink=0.9, extend="both")
     panels[-1].set_xlabel("residue number")
     return finish_figure(figure)
 

@@ -19,6 +19,7 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 from string import Template
+from typing import Any, cast
 
 import anywidget
 import numpy as np
@@ -151,7 +152,8 @@ def adapt_explorer(
 
     config = AdaptConfig(name=file_name(f"{e.model.name}-{e.label}-adapted"))
     adapted = adapt(
-        e.model,
+        # what is no CARP and no ESM is refused in a sentence
+        cast(Any, e.model),
         family,
         config,
         folder=folder,
