@@ -41,7 +41,9 @@ def _read_comments(
     return {name: said for name, said in comments.items() if said and name in names}
 
 # %% ../nbs/library/89_docstrings.ipynb #e702c4ed
-def _function_comments(function: FunctionType) -> dict[str, str]:  # name -> comment
+def _function_comments(
+    function: Any,  # also one that is wrapped by decorators
+) -> dict[str, str]:  # name -> comment
     "Return the comments of a signature."
     # the one that was written, below its decorators
     while hasattr(function, "__wrapped__"):

@@ -130,8 +130,9 @@ def compare_scans_figure(
     height = 0.7 + 2.15 * len(scans)
     figure, grid = plt.subplots(len(scans), figsize=(11, height), squeeze=False, sharex=True)
     panels = list(grid[:, 0])
+    images = []
     for axes, (name, scan) in zip(panels, scans.items()):
-        image = _draw_scan_row(axes, scan, wild_type, len(scan), limit)
+        images.append(_draw_scan_row(axes, scan, wild_type, len(scan), limit))
         # a dot is as wide as a column
         axes.collections[0].set_sizes([min(3.0, 400 / len(scan))])
         axes.tick_params(axis="x", labelsize=8)
@@ -140,7 +141,7 @@ def compare_scans_figure(
     panels[-1].set_xlabel("residue number")
     figure.suptitle(title, fontsize=11)
     label = "log-odds against the wild type (nats)"
-    figure.colorbar(image, ax=panels, label=label, shrink=0.9, extend="both", pad=0.01)
+    figure.colorbar(images[-1], ax=panels, label=label, shrink=0.9, extend="both", pad=0.01)
     return finish_figure(figure)
 
 # %% ../nbs/library/68_maps.ipynb #64a579d7

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from carp_nb import load_model, read_fasta
+from carp_nb.adaptation import read_card
 from carp_nb.files import in_project
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,8 @@ def test_demo_draws_what_it_has_computed(monkeypatch, tmp_path, capsys):
     image = plt.imread(picture)
     assert image.shape[1] > 1500 and image[..., :3].std() > 0.1
     assert picture.read_bytes() == (tmp_path / "demo/map.png").read_bytes()
-    assert load_model(tmp_path / "demo/adapted.safetensors").card.query == "P0C8F3"
+    weights = tmp_path / "demo/adapted.safetensors"
+    assert read_card(weights).query == "P0C8F3" and load_model(weights).name.endswith("_adapted")
     assert (tmp_path / "demo/adapted.md").read_text().startswith("# ")
 
 
