@@ -165,10 +165,12 @@ def test_package_names_are_imported_when_first_used():
     namespace = {}
     exec(MODULES["__init__"].read_text(), namespace)
     public, modules = namespace["__all__"], namespace["_MODULES"]
+    tree = ast.parse(MODULES["__init__"].read_text())
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    assert [block.test.id for block in blocks] == ["TYPE_CHECKING"]
     typed = [
         (node.module.removeprefix("carp_nb."), alias.name)
-        for node in ast.walk(ast.parse(MODULES["__init__"].read_text()))
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("carp_nb.")
+        for node in blocks[0].body
         for alias in node.names
     ]
     assert {name: module for module, name in typed} == modules, "what type checkers read differs"
