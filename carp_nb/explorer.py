@@ -315,6 +315,8 @@ def _draw_map(
 # %% ../nbs/library/81_explorer.ipynb #2d1c37aa
 def _find_source(model: Scorer) -> str:
     "Find what opens a model again: its name, or the file that it was read from."
+    if "source" in vars(model):
+        return vars(model)["source"]
     path: Path | None = getattr(model, "path", None)
     if path is None:
         return model.name

@@ -31,7 +31,7 @@ from .catalogue import SOURCES
 from .charts import STATE_COLOURS
 from .coordinates import pdb_text, placed_chain
 from .datasets import find_file, list_datasets
-from .editing import format_positions, read_state
+from .editing import Mutant, format_positions, read_state
 from .errors import CarpError
 from carp_nb.explorer import (
     Explorer,

@@ -166,11 +166,11 @@ def test_package_names_are_imported_when_first_used():
     exec(MODULES["__init__"].read_text(), namespace)
     public, modules = namespace["__all__"], namespace["_MODULES"]
     tree = ast.parse(MODULES["__init__"].read_text())
-    blocks = [node for node in tree.body if isinstance(node, ast.If)]
-    assert [block.test.id for block in blocks] == ["TYPE_CHECKING"]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
     typed = [
         (node.module.removeprefix("carp_nb."), alias.name)
-        for node in blocks[0].body
+        for node in block.body
         for alias in node.names
     ]
     assert {name: module for module, name in typed} == modules, "what type checkers read differs"
