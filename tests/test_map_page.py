@@ -204,6 +204,11 @@ def test_the_bundle_has_the_widget_and_a_small_picture(monkeypatch):
     assert bundle["text/plain"] == "protein: run this cell to see the map"
 
 
+def test_the_picture_of_a_long_protein_is_its_beginning():
+    picture = widget._draw_picture(explore(WILD_TYPE * 60, Blosum62()))
+    assert picture.startswith(b"\x89PNG") and len(picture) < 150_000
+
+
 def test_the_export_is_the_page():
     class Watched(MutationMap):
         def send(self, content, buffers=None):
