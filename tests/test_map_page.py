@@ -28,7 +28,7 @@ from carp_nb.page import fill_map, map_page, write_map
 from carp_nb.pretrained import load_model
 from carp_nb.scorers import Blosum62
 from carp_nb.scoring import score_mutants
-from carp_nb.widget import MutationMap, page_text, trust_line
+from carp_nb.widget import MutationMap, page_text
 
 ROOT = Path(__file__).resolve().parent.parent
 WILD_TYPE = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
@@ -119,8 +119,8 @@ def test_a_page_names_no_file_of_this_disk(tmp_path):
     map_page("MKTAYIAK", tmp_path / "map.html", weights, device="cpu")
     text = (tmp_path / "map.html").read_text()
     assert "secret" not in text and str(tmp_path) not in text
-    # of the shipped model, but a file may hold anything
-    assert "is not known here" in Page(text).maps[0]["trust"]
+    # the same weights as those that were measured
+    assert "measured here" in Page(text).maps[0]["trust"]
 
 
 def test_what_a_map_lacks_is_said():
@@ -135,14 +135,6 @@ def test_what_a_map_lacks_is_said():
     notes = [m["notes"] for m in Page(page_text([e, partly])).maps]
     assert "without odds: U3, X4" in notes[0] and "Mutant K2R: score" in notes[0]
     assert notes[1] == f"{missing} positions were not computed when the page was saved."
-
-
-def test_every_named_line_of_trust_is_of_a_model():
-    from carp_nb.pretrained import list_models
-
-    names = pd.read_csv(ROOT / "carp_nb/tables/trust.csv", keep_default_na=False).name
-    assert set(names) <= {"", "blosum62", *list_models().name}
-    assert trust_line("carp_38m").startswith("These are predictions, not measurements")
 
 
 @pytest.mark.parametrize(
