@@ -121,6 +121,9 @@ class AdaptConfig:
         )
 
 # %% ../nbs/library/48_adaptation.ipynb #9836cd0e
+_TOGETHER = 8  # batches whose sequences are sorted by length, so that less is padding
+
+
 class FamilyBatches:
     "Random access to an endless, seeded stream of batches of a family."
 
@@ -141,14 +144,22 @@ class FamilyBatches:
         self.longest = int(lengths.max())
         self.rows = max(1, round(config.batch_tokens / float(self.chance @ lengths)))
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:  # int64 [B, L], mask bool [B, L]
-        rng = np.random.default_rng([self.seed, step, 1])
-        chosen = rng.choice(len(self.family), self.rows, p=self.chance)
+    def _draw(self, group: int) -> tuple[list[Tensor], np.ndarray]:  # int64 [L] each; their order
+        "Draw the sequences of some batches, the shortest first, and the order of these batches."
+        rng = np.random.default_rng([self.seed, group, 1])
+        chosen = rng.choice(len(self.family), self.rows * _TOGETHER, p=self.chance)
         rows = [self.family[i] for i in chosen]
         if self.others is not None:
-            for i in np.flatnonzero(rng.random(self.rows) < self.mix):
+            for i in np.flatnonzero(rng.random(len(rows)) < self.mix):
                 rows[i] = self.others[int(rng.integers(len(self.others)))]
-        return pad_rows([random_window(ids, min(len(ids), self.longest), rng) for ids in rows])
+        windows = [random_window(ids, min(len(ids), self.longest), rng) for ids in rows]
+        return sorted(windows, key=len), rng.permutation(_TOGETHER)
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:  # int64 [B, L], mask bool [B, L]
+        group, place = divmod(step, _TOGETHER)
+        windows, order = self._draw(group)
+        start = int(order[place]) * self.rows
+        return pad_rows(windows[start : start + self.rows])
 
 # %% ../nbs/library/48_adaptation.ipynb #02b7af6f
 class TranslatedBatches:

@@ -80,6 +80,7 @@ def _draw_history(axes: Axes, card: AdaptationCard, colour: str, style: str) -> 
     losses = [loss for _, loss in card.history]
     label = f"{card.start}, {card.sequences - 1:,} homologs"
     axes.plot(updates, losses, color=colour, ls=style, label=label)
+    # the losses of a line are numbers, so the lowest is one too
     best = losses[updates.index(card.best_update)]
     axes.scatter([card.best_update], [best], color=colour, s=28, zorder=3)
 
