@@ -337,7 +337,7 @@ def check_output(path: Path) -> None:
         raise CarpError(f"{path.name}: an adapted model is saved as .safetensors, with its card.")
     check_writable(path)
 
-
+# %% ../nbs/library/48_adaptation.ipynb #87b0b125
 def save_adapted(
     model: CARP | ESM,  # from `adapt`
     path: str | Path,  # .safetensors; the card comes beside it, as .md
@@ -373,7 +373,7 @@ def _copy_model(model: CARP | ESM, name: str) -> CARP | ESM:  # float32, on the 
     copy.name = name
     return copy.eval()
 
-
+# %% ../nbs/library/48_adaptation.ipynb #a6eb8c9e
 def _random_model(size: str, seed: int, device: str) -> CARP | ESM:
     "Make a model of random weights, without a change of the caller's random state."
     with torch.random.fork_rng(devices=[]):
@@ -398,6 +398,7 @@ def starting_model(
         if kind.lower() == "random":
             return _random_model(size or config.size, config.seed, device)
         model = load_model(model, device)
+    # a name, a file or random is loaded by now
     name = getattr(model, "name", type(model).__name__)
     if not isinstance(model, (CARP, ESM)):
         raise CarpError(f"{name} is neither a CARP nor an ESM, so it cannot be adapted.")
@@ -475,6 +476,7 @@ def _make_task(
     if whole is not None:
         relatives = add_flanks(relatives, read_fasta(whole, skip_bad=True), config.flank)
     start = starting_model(model, config, device)
+    # without a share of other data nothing is read
     others = None
     called = ""
     if config.mix:
@@ -493,6 +495,7 @@ def _describe(task: _Task, watch: _Watch, metrics: pd.DataFrame, run: str) -> Ad
     memory = watch.memory
     updates = int(metrics.step.iloc[-1])
     history = memory.get("history", [])
+    # without held-out clusters the last weights are kept and no loss is known
     before = after = None
     best = updates
     if task.held_out.any():
@@ -533,10 +536,12 @@ def _train_task(
     stop: Callable[[], bool] | None,
 ) -> CARP | ESM:
     "Train from the last checkpoint on, or from the beginning. Raises AdaptationStopped."
+    # the model that was given stays as it is
     model = _copy_model(task.start, task.name)
     report = None if isinstance(progress, bool) else progress
     watch = _Watch(model, task.measured, task.config, report, stop)
     plan = task.config.plan(run)
+    # the memory is part of a checkpoint, so that the best weights survive a stop
     args = (folder, watch.actions(), progress is True, watch.memory)
     try:
         metrics = train(model, task.batches, watch.step, plan, *args)
@@ -574,6 +579,7 @@ def adapt(
     task = _make_task(model, family, config, pretraining, wild_type, whole, device)
     settings = task.settings
     run = settings_sha256(settings)
+    # the folder, temporary or not, is left when the work ends
     with ExitStack() as held:
         if folder is None:
             place = Path(held.enter_context(tempfile.TemporaryDirectory()))

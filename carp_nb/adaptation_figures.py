@@ -84,11 +84,12 @@ def _draw_history(axes: Axes, card: AdaptationCard, colour: str, style: str) -> 
     best = losses[updates.index(card.best_update)]
     axes.scatter([card.best_update], [best], color=colour, s=28, zorder=3)
 
-
+# %% ../nbs/library/59_adaptation_figures.ipynb #d7210dff
 @carp_style()
 def loss_figure(cards: Sequence[AdaptationCard]) -> Figure:
     "Draw the held-out loss of each adaptation against its updates; those that held nothing out have none."
     figure, axes = plt.subplots(figsize=(5.2, 3.2))
+    # without held-out clusters there is no curve
     drawn = [card for card in cards if card.history]
     shades = model_shades(card.start for card in drawn)
     for i, card in enumerate(drawn):

@@ -58,7 +58,7 @@ def _function_comments(
             return _read_comments(lines[i + (not one_line) :], indent, names)
     return {}
 
-
+# %% ../nbs/library/89_docstrings.ipynb #0d464138
 def _class_comments(
     cls: type,
     path: str,  # of its module

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .adaptation import AdaptConfig, adapt
 from .alphabet import PROTEIN
 from .carp import CARP, TABLE_S1
 from .datasets import Scan
@@ -92,6 +93,7 @@ def _find_by_name(scan: Scan, named: dict[str, Path]) -> Path | None:
     for name in names:
         if name in named:
             return named[name]
+    # BLAT_ECOLX.a3m serves all scans of BLAT_ECOLX
     starts = [stem for stem in named if any(name.startswith(f"{stem}_") for name in names)]
     # of A and A_B, the longer one is meant
     return named[max(starts, key=len)] if starts else None
@@ -160,6 +162,7 @@ def _group_profiles(profiles: Sequence[Profile]) -> list[ProteinFamily]:
         if name == profile.whole.name:
             name = Path(path.name.removesuffix(".gz")).stem
         family = ProteinFamily(name, path)
+        # the content decides: two copies of a file are one family
         families.setdefault(profile.sha256, family).profiles.append(profile)
     return list(families.values())
 
@@ -183,9 +186,11 @@ def search_alignments(
 
     Raises as `find_homologs`.
     """
+    # a missing database is told before the first search
     source = find_database(database, progress)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
+    # scans of one protein share a search
     for wild_type in dict.fromkeys(scan.wild_type for scan in scans):
         first = next(scan for scan in scans if scan.wild_type == wild_type)
         path = folder / f"{file_name(protein_name(first))}.a3m"
@@ -275,7 +280,7 @@ class FamilyFits:
     seed: int = 0  # of the bootstrap and the sample of mutants
     device: str = "auto"
 
-
+# %% ../nbs/library/57_families.ipynb #2827688d
 def _is_adaptable(model: AnyScorer) -> bool:
     "Whether a model can be trained here."
     return isinstance(model, (CARP, ESM)) and getattr(model, "alphabet", PROTEIN) is PROTEIN
@@ -298,8 +303,6 @@ def _adapt(
     folder: Path,  # of all fits; one that is finished is read, another goes on
 ) -> CARP | ESM:
     "Adapt a model to a family."
-    from carp_nb.adaptation import AdaptConfig, adapt
-
     name = model.replace(":", "_") if isinstance(model, str) else model.name
     place = folder / file_name(f"{family.protein}-{name}-seed{seed}")
     config = AdaptConfig(seed=seed, updates=fits.updates)
@@ -332,6 +335,7 @@ def _list_entries(family: ProteinFamily, fits: FamilyFits, folder: Path) -> Iter
         if not isinstance(model, (CARP, ESM, Ensemble, ProtBert)):
             continue
         if not fits.adapt or not _is_adaptable(model):
+            # the model as it is, beside what its protein's family says
             yield _Entry(mix(model, pssm), fits.method)
             continue
         assert isinstance(model, (CARP, ESM))
@@ -381,10 +385,12 @@ def family_rows(
             common["dtype"] = used_dtype(fits.dtype, fits.device)
         if entry.seed is not None:
             common["seed"] = entry.seed
+        # a profile and a mixture have no training of their own
         facts = _fit_rows(family, entry)
         if len(facts):
             yield facts.assign(**common)
         for profile in family.profiles:
+            # a model also scores what lies outside the alignment
             scan = profile.scan if entry.has_profile else profile.whole
 
             def score(entry: _Entry = entry, scan: Scan = scan) -> pd.DataFrame:
@@ -398,6 +404,7 @@ def family_rows(
                     seed=fits.seed,
                 )
 
+            # all that a score depends on, so that a finished row is found again
             key = f"{sha256} {scorer.name} {scan.name} {scan.sha256} {len(scan)} {entry.method} "
             key += f"{fits.mutants} {fits.n_boot} {fits.seed} {fits.dtype}"
             labels = {"task": scan.name, "method": entry.method, "data_sha": scan.sha256}

@@ -67,6 +67,7 @@ def adapt(
     check_output(output)
     given = {"updates": updates, "lr": lr, "masking": masking, "mix": mix}
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    # what is not given follows the defaults of the package
     config = AdaptConfig(seed=seed, name=name or output.stem, **settings)
     adapted: Any = adapt_model(
         model,

@@ -107,7 +107,7 @@ class Database(NamedTuple):
 _table = pd.read_csv(package_folder("tables") / "sequence_databases.csv")
 DATABASES = {row[0]: Database(*row) for row in _table.itertuples(index=False, name=None)}
 
-
+# %% ../nbs/library/46_homologs.ipynb #4164d839
 def _download(database: Database, progress: bool) -> Path:
     "Return the file of a database; what a download is and costs is said before it begins."
     folder = cache_dir() / "databases"
@@ -164,7 +164,7 @@ def _check_kind(
     if not os.stat(f"{made}.index").st_size:
         raise CarpError(f"{source} holds no sequences; give another database.")
 
-
+# %% ../nbs/library/46_homologs.ipynb #5bc8fbbc
 def _must_have_room(folder: Path, residues: int) -> None:
     "Raise CarpError if an index does not fit on the disk."
     # as measured on Swiss-Prot, with the copy of the sequences
@@ -516,6 +516,7 @@ def find_homologs(
     check_writable(path)
     name, sequence = _read_query(query)
     with claim(path):
+        # the name of a database, or a file
         source = find_database(database, progress)
         target = prepare_database(source, progress)
         text = _search(name, sequence, target, thresholds, iterations, progress)

@@ -31,6 +31,7 @@ def fill_map(
     )
     e.map.values[:] = scan.to_numpy()
     e.map.done[:] = True
+    # nothing is left but the agreement with measurements
     while e.step():
         pass
     return e
@@ -46,6 +47,7 @@ def _open_maps(
     "Open a map for each protein; a named scan brings its measurements and its numbering."
     if scan:
         e = explore(scan, scorer, dtype=dtype)
+        # the numbers of a scan hold unless others are asked for
         if offset is not None:
             e.history.do("renumber", offset)
         return [e]
@@ -70,6 +72,7 @@ def _check_page(path: Path, records: Sequence[tuple[str, str]]) -> None:
             f"{path} is a picture of one protein and {len(records)} are given; "
             "give a name ending in .html, which holds all of them, or one protein."
         )
+    # a browser has to hold the page in memory
     residues = sum(len(sequence) for _, sequence in records)
     if residues > _MOST_RESIDUES:
         raise CarpError(
@@ -87,6 +90,7 @@ def write_map(
     path = Path(path)
     if isinstance(maps, Explorer):
         maps = [maps]
+    # again, because maps may come from elsewhere
     _check_page(path, [(e.label, e.mutant.wild_type) for e in maps])
     kind = path.suffix.lower()
     if kind == ".html":
@@ -113,11 +117,13 @@ def map_page(
     path = Path(path)
     found, scan = read_proteins(protein, skip_bad, SKIP_BAD)
     records = list(found)
+    # before the model is loaded, and before minutes of work
     _check_page(path, records)
     scorer = model
     if isinstance(scorer, (str, Path)):
         scorer = load_scorer(scorer, device)
         scorer.batch_tokens = batch_tokens
+    # one protein that is too long is refused, one of many can be left out
     if len(records) > 1:
         records = keep_short(records, scorer.max_length, scorer.name, skip_bad)
     scan_name = scan.name if scan else ""

@@ -53,7 +53,7 @@ def tell_terminal(text: str) -> None:
     before = _ERASE if os.isatty(stream) else "\n"
     _write(stream, f"{before}{text}\n")
 
-
+# %% ../nbs/library/16_progress.ipynb #3fc1ea36
 def _move_terminal(text: str) -> None:
     "Show a line of progress in place of papermill's bar; an empty one gives the place back."
     stream = _terminal()

@@ -77,7 +77,7 @@ def _read_file(path: Path, most: int) -> Relatives:
     sequences = [_without_gaps(row) for _, row in first]
     return Relatives(names, sequences, aligned, len(first) + more, str(path))
 
-
+# %% ../nbs/library/47_relatives.ipynb #b0c11fde
 def _from_alignment(alignment: Alignment, most: int) -> Relatives:
     "Take the residues that stand in the columns of an alignment, which has no insertions."
     letters = np.array(list(AMINO_ACIDS + "-"))
@@ -220,7 +220,7 @@ def _words(sequence: str) -> np.ndarray:  # int64, which words occur
         plain &= letters < len(AMINO_ACIDS)
     return np.unique(words[plain])
 
-
+# %% ../nbs/library/47_relatives.ipynb #d76d4330
 def _share_words(family: Relatives) -> tuple[Callable[[int, int], np.ndarray], np.ndarray]:
     "Return what counts the words that rows i to j share with every sequence; the words of each."
     words = [_words(sequence) for sequence in family.sequences]

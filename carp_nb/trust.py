@@ -51,6 +51,7 @@ def _say_measured(
     model: Scorer,
 ) -> str:  # "" without rows of these weights
     "Say how well a model agrees with the scans that were scored here, beside BLOSUM62."
+    # a name may be borrowed, so the weights are compared as well
     mine = rows[rows.model == model.name]
     if len(mine) and model.name != MATRIX:
         # only now, because reading a large file takes seconds
@@ -69,12 +70,13 @@ def _plain_name(name: str) -> str:
     "Return a name without what is written differently in tables."
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
-
+# %% ../nbs/library/56_trust.ipynb #c6a53877
 def _say_published(name: str) -> str:  # "" where nothing is stated
     "Say what the paper, or else ProteinGym, states of a published model."
     folder = in_project("data/paper")
     if not (folder / "zero_shot.csv").is_file():
         return ""
+    # the paper comes first: it states what was read there
     stated = pd.read_csv(folder / "zero_shot.csv").query("metric == 'mean Spearman'")
     of_model = stated[stated.model.map(_plain_name) == _plain_name(name)]
     gym = pd.read_csv(folder / "proteingym.csv")
