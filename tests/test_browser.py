@@ -381,6 +381,7 @@ def test_sequence_two_clicks_score_export_and_both_themes(page, lab, tmp_path):
         assert (pictures(tmp_path) / f"map-{theme.lower()}.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_odd_letters_their_export_and_the_end_of_the_kernel(page, lab, tmp_path):
     odd = "MXQYKLILBGKTLKGUTTTEAVZ"
     page.click("[data-is=other]")
