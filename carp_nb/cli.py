@@ -7,8 +7,8 @@ __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Protein', 'Mutants
            'Direction', 'ScoreFile', 'Offset', 'Method', 'MapFile', 'Share', 'RunFolder', 'Size', 'TrainSet',
            'ValidSet', 'RunName', 'Init', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup', 'Cooldown',
            'Accumulate', 'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots',
-           'Query', 'Database', 'Family', 'EValue', 'Coverage', 'Identity', 'models', 'verify', 'fetch', 'score',
-           'map_protein', 'embed', 'split', 'corpus', 'pretrain', 'plan', 'notebooks', 'homologs']
+           'models', 'verify', 'fetch', 'score', 'map_protein', 'embed', 'split', 'corpus', 'pretrain', 'plan',
+           'notebooks']
 
 # %% ../nbs/library/87_cli.ipynb #6af66793
 import sys
@@ -23,7 +23,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 import carp_nb
-from .family_commands import adapt
+from .family_commands import adapt, homologs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -665,37 +665,7 @@ def notebooks(
     print(f"{len(copy_notebooks(folder))} notebooks: {folder / 'nbs'}")
 
 # %% ../nbs/library/87_cli.ipynb #f164bc41
-Query = Annotated[str, Argument(help="a sequence, or a FASTA file with one")]
-Database = Annotated[
-    str, Option(help="a FASTA file, a database of MMseqs2, or swissprot, uniref50, uniref90")
-]
-Family = Annotated[Path, Option("--output", "-o", help="a3m to write; a report comes beside it")]
-EValue = Annotated[float, Option(help="highest e-value")]
-Coverage = Annotated[float, Option(min=0, max=1, help="least share of the query that is aligned")]
-Identity = Annotated[
-    float, Option(min=0, max=1, help="least share of aligned pairs that are the same")
-]
-
-
-@app.command()
-def homologs(
-    query: Query,
-    database: Database,
-    output: Family,
-    evalue: EValue = 1e-3,
-    coverage: Coverage = 0.5,
-    identity: Identity = 0.0,
-    most: Annotated[int, Option(min=1, help="homologs, best first")] = 10_000,
-    iterations: Annotated[int, Option(min=1, max=10, help="searches")] = 3,
-) -> None:
-    "Search a database for the homologs of a protein and align them (MMseqs2)."
-    from carp_nb.homologs import Thresholds, find_homologs
-
-    thresholds = Thresholds(evalue, coverage, identity, most)
-    family = find_homologs(query, database, output, thresholds, iterations)
-    print(f"{family.describe()}: {output}")
-
-
+app.command()(homologs)
 app.command()(adapt)
 
 # %% ../nbs/library/87_cli.ipynb #32566512
