@@ -3,7 +3,7 @@
 import sys
 import warnings
 from functools import partial
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -59,9 +59,7 @@ def adapted(monkeypatch):
         )
         return made
 
-    module = ModuleType("carp_nb.adaptation")
-    vars(module).update(adapt=adapt, AdaptConfig=lambda **settings: SimpleNamespace(**settings))
-    monkeypatch.setitem(sys.modules, "carp_nb.adaptation", module)
+    monkeypatch.setattr("carp_nb.families.adapt", adapt)
     return fits
 
 

@@ -24,6 +24,10 @@ const ink = c => (0.299 * c[0] + 0.587 * c[1] + 0.114 * c[2] > 140 ? "#000" : "#
 const number = (x, digits = 2) => x === null || x === undefined || Number.isNaN(x) ? "…" : (x < 0 ? "−" : "") + Math.abs(x).toFixed(digits);
 const duration = s => s < 90 ? `about ${Math.max(5, 5 * Math.round(s / 5))} s` : s < 5400 ? `about ${Math.round(s / 60)} min` : `about ${(s / 3600).toFixed(1)} h`;
 const signed = x => x === null || x === undefined || Number.isNaN(x) ? "…" : (x > 0 ? "+" : "") + number(x);
+function chance(row, k) {   // of a residue among the 20, from the log-odds of its position; a row of 20 or more
+  const odds = Array.from(row.subarray(0, 20)), most = Math.max(...odds);
+  return Math.exp(row[k] - most) / odds.reduce((sum, x) => sum + Math.exp(x - most), 0);
+}
 
 // JupyterLab, VS Code, Colab and Sphinx each tell the theme in their own way; elsewhere it is that of the machine.
 function isDark({ body, documentElement }) {
@@ -397,7 +401,8 @@ function render({ model, el }) {
     const wt = protein.wild_type[spot.i], letter = ORDER[spot.r], k = LETTERS.indexOf(letter), v = at(spot.i, k), name = `${wt}${spot.i + now.offset}${letter}`;
     const mean = hasMean(spot.i) ? `; position: mean effect ${number(rows[22 * spot.i + 20])} nats, entropy ${number(rows[22 * spot.i + 21])} bits` : "";
     const value = wt === letter ? "the wild type" : !known[spot.i] ? "not computed yet" : Number.isNaN(v) ? `has no odds: ${wt} is none of the 20 amino acids` : `${signed(v)} nats`;
-    $.status.textContent = `${name}  ${value}${mean}${isPreview(spot.i) ? " (preview)" : ""}`;
+    const p = Number.isNaN(v) || !protein.probabilities ? "" : `, probability ${chance(rows.subarray(22 * spot.i, 22 * spot.i + 22), k).toPrecision(2)}`;
+    $.status.textContent = `${name}  ${value}${p}${mean}${isPreview(spot.i) ? " (preview)" : ""}`;
   }
 
   function words() {
@@ -448,6 +453,7 @@ function render({ model, el }) {
     if (message.kind === "opening") { $.count.textContent = `loading ${message.text}`; return; }
     if (message.kind === "adapting") return adapting(message);
     if (message.kind === "adapted") return adapting(null);
+    if (message.kind === "go") { cursor = { i: message.i, r: message.r }; hover = null; view(message.i + 0.5 - inner() / width / 2, width); $.map.focus(); return; }
     if (message.kind === "file") return save(message.name, buffers[0]);
     if (message.kind === "protein") {
       const other = !protein || protein.wild_type !== message.wild_type, fresh = other || protein.model !== message.model;
