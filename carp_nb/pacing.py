@@ -59,6 +59,9 @@ class StepSize:
 
     def seconds_for(self, positions: int) -> float | None:
         "Estimate how long some positions will take; None before the trials have ended."
+        if positions == 0:
+            # a short map may be full before anything is known
+            return 0.0
         if not self._recent:
             return None
         return positions * float(np.median(self._recent))
