@@ -13,13 +13,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .errors import CarpError
 from .files import text_sha256
+from .homologs import near_rows
 from .readers import Alignment, read_aligned, read_alignment
 
 # %% ../nbs/library/47_relatives.ipynb #deece1fb
@@ -236,44 +236,20 @@ def _share_words(family: Relatives) -> tuple[Callable[[int, int], np.ndarray], n
 
     return count, sizes
 
-# %% ../nbs/library/47_relatives.ipynb #d1c53364
-def _share_residues(family: Relatives) -> tuple[Callable[[int, int], np.ndarray], np.ndarray]:
-    "Return what counts the residues that rows i to j share with every sequence; those of each."
-    rows = family.rows
-    assert rows is not None
-    # what is no amino acid has no one
-    one_hot = np.eye(len(AMINO_ACIDS) + 1, dtype=np.float32)[:, :-1]
-
-    def encode(start: int, stop: int) -> torch.Tensor:  # float32 [rows, 20 L]
-        columns = one_hot[rows[start:stop]]
-        return torch.from_numpy(columns.reshape(len(columns), -1))
-
-    def count(start: int, stop: int) -> np.ndarray:  # float32 [rows, N]
-        chosen = encode(start, stop)
-        step = max(1, stop - start)
-        shared = [chosen @ encode(j, j + step).T for j in range(0, len(rows), step)]
-        return torch.cat(shared, 1).numpy()
-
-    return count, (rows < len(AMINO_ACIDS)).sum(1)
-
 # %% ../nbs/library/47_relatives.ipynb #7795f4a0
 def _near_blocks(
     family: Relatives,
     identity: float,
 ) -> Iterator[tuple[int, np.ndarray]]:  # number of the first row, bool [rows, N]
     "Yield, for some rows at a time, which sequences share enough with each of them."
-    if family.rows is None:
-        count, sizes = _share_words(family)
-        share = identity**_WORD
-        width = len(family.sequences)
-    else:
-        count, sizes = _share_residues(family)
-        share = identity
-        width = len(AMINO_ACIDS) * family.rows.shape[1]
-    # the margin keeps exactly 80 % on the near side, whatever the rounding of 0.8 * n
-    needed = np.maximum(sizes, 1)[:, None] * share - 1e-6
-    # some 64 MB at a time, however long the query is and however many its relatives are
-    step = max(1, min(2048, 2**24 // max(width, len(family.sequences))))
+    if family.rows is not None:
+        yield from near_rows(family.rows, identity)
+        return
+    count, sizes = _share_words(family)
+    # the margin is that of `near_rows`
+    needed = np.maximum(sizes, 1)[:, None] * identity**_WORD - 1e-6
+    # some 64 MB at a time, however many relatives there are
+    step = max(1, min(2048, 2**24 // len(family.sequences)))
     for i in range(0, len(family.sequences), step):
         yield i, count(i, i + step) >= needed[i : i + step]
 
