@@ -7,6 +7,7 @@ from pathlib import Path
 
 import forks
 import pytest
+import torch
 from click.testing import CliRunner
 from jupyter_client.provisioning import local_provisioner
 from papermill.cli import papermill as papermill_command
@@ -14,6 +15,15 @@ from papermill.cli import papermill as papermill_command
 from carp_nb.results import notebook_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    "Sums in one order: bits are only comparable between runs on as many threads."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass

@@ -35,13 +35,7 @@ from carp_nb.scoring import mutation_scan, score_mutants
 CONFIG = AdaptConfig(updates=8, every=4, lr=1e-2, batch_tokens=160, name="mine")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Sums in one order: bits are only comparable between runs on as many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def relatives(n: int = 60, length: int = 40, changed: float = 0.4) -> list[str]:

@@ -25,13 +25,7 @@ from carp_nb.results import Results, Run, notebook_parameters
 RECORDS = [(f"p{i}", "MKTAYIAKQR" * (1 + i % 5)) for i in range(40)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Threads of several processes would wait for each other."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def wait_for(path: Path) -> None:

@@ -222,15 +222,6 @@ def fit_in_each(folder: Path) -> None:
         assert processes().num_processes == torch.distributed.get_world_size() == 2
 
 
-@pytest.fixture
-def one_thread():
-    "Sums in one order."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_two_processes_fit_as_one(tmp_path, one_thread):
     assert on_two_processes(fit_in_each, tmp_path / "two") == [0, 0]
     sequences = labelled().sequence.tolist()

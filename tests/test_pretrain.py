@@ -60,13 +60,7 @@ def assert_same(folder: Path, other: Path) -> None:
             pd.testing.assert_frame_equal(a, b, check_exact=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Sums in one order: bits are only comparable between runs on as many threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -147,8 +147,8 @@ static void activate(int64_t rows, int64_t d, const S* __restrict x, const S* __
     }
 }
 
-// From g, the gradient of gelu(layer norm of x): dx, and sums for gain and shift. Where a is given, the activation again.
-template <class S>
+// From g, the gradient of gelu(layer norm of x): dx, and sums for gain and shift. With AGAIN the activation goes to a.
+template <class S, bool AGAIN>
 static void activate_back(int64_t rows, int64_t d, const S* __restrict x, const S* __restrict mean, const S* __restrict rstd, const S* __restrict gain, const S* __restrict shift, const S* __restrict mask,
                           const S* __restrict g, S* a, S* __restrict dx, S* __restrict dgain, S* __restrict dshift) {
     for (int64_t i = 0; i < rows; i++) {
@@ -156,38 +156,21 @@ static void activate_back(int64_t rows, int64_t d, const S* __restrict x, const 
         const S* __restrict r = x + i * d;
         const S* __restrict gi = g + i * d;
         S* __restrict out = dx + i * d;
-        S* __restrict ai = a ? a + i * d : nullptr;
+        S* __restrict ai = AGAIN ? a + i * d : nullptr;
         S sum = 0, product = 0;
-        // the activation is written first, to what may be read no more
-        if (ai) {
 #pragma omp simd reduction(+ : sum, product)
-            for (int64_t j = 0; j < d; j++) {
-                const S hat = (r[j] - m) * s, n = hat * gain[j] + shift[j];
-                S cdf, slope;
-                normal(n, cdf, slope);
-                ai[j] = n * cdf;
-                const S dn = gi[j] * keep * (cdf + slope);
-                dgain[j] += dn * hat;
-                dshift[j] += dn;
-                const S dhat = dn * gain[j];
-                out[j] = dhat;
-                sum += dhat;
-                product += dhat * hat;
-            }
-        } else {
-#pragma omp simd reduction(+ : sum, product)
-            for (int64_t j = 0; j < d; j++) {
-                const S hat = (r[j] - m) * s, n = hat * gain[j] + shift[j];
-                S cdf, slope;
-                normal(n, cdf, slope);
-                const S dn = gi[j] * keep * (cdf + slope);
-                dgain[j] += dn * hat;
-                dshift[j] += dn;
-                const S dhat = dn * gain[j];
-                out[j] = dhat;
-                sum += dhat;
-                product += dhat * hat;
-            }
+        for (int64_t j = 0; j < d; j++) {
+            const S hat = (r[j] - m) * s, n = hat * gain[j] + shift[j];
+            S cdf, slope;
+            normal(n, cdf, slope);
+            if (AGAIN) ai[j] = n * cdf;
+            const S dn = gi[j] * keep * (cdf + slope);
+            dgain[j] += dn * hat;
+            dshift[j] += dn;
+            const S dhat = dn * gain[j];
+            out[j] = dhat;
+            sum += dhat;
+            product += dhat * hat;
         }
         sum /= d;
         product /= d;
@@ -292,7 +275,7 @@ static void widen_back(const Shape& s, const Block<S>& b, int64_t begin, int64_t
         S* dc = b.dc + r * s.h;
         memset(da.data(), 0, n * s.h * sizeof(S));
         product(n, s.h, s.d, g, s.d, 1, b.up_t, da.data(), s.h);
-        activate_back<S>(n, s.h, b.c + r * s.h, b.mean3 + r, b.rstd3 + r, b.gain3, b.shift3, nullptr, da.data(), a.data(), dc, b.ggain3, b.gshift3);
+        activate_back<S, true>(n, s.h, b.c + r * s.h, b.mean3 + r, b.rstd3 + r, b.gain3, b.shift3, nullptr, da.data(), a.data(), dc, b.ggain3, b.gshift3);
         pack(n, s.d, g, panels.data());
         product(s.h, s.d, n, a.data(), 1, s.h, panels.data(), b.gup, s.d);
         add_rows(n, s.d, g, b.gbup);
@@ -322,11 +305,11 @@ static void narrow_back(const Shape& s, const Block<S>& b, int64_t begin, int64_
             if (lo < hi)
                 product(hi - lo, s.h, s.h, b.dc + (first + lo + offset) * s.h, s.h, 1, b.conv_t + j * s.h * s.h, dz.data() + (lo - p) * s.h, s.h);
         }
-        activate_back<S>(n, s.h, b.u + r * s.h, b.mean2 + r, b.rstd2 + r, b.gain2, b.shift2, b.mask + r, dz.data(), nullptr, du.data(), b.ggain2, b.gshift2);
+        activate_back<S, false>(n, s.h, b.u + r * s.h, b.mean2 + r, b.rstd2 + r, b.gain2, b.shift2, b.mask + r, dz.data(), nullptr, du.data(), b.ggain2, b.gshift2);
         memset(da.data(), 0, n * s.d * sizeof(S));
         product(n, s.d, s.h, du.data(), s.h, 1, b.down_t, da.data(), s.d);
         S* gx = b.gx + r * s.d;
-        activate_back<S>(n, s.d, b.x + r * s.d, b.mean1 + r, b.rstd1 + r, b.gain1, b.shift1, nullptr, da.data(), a.data(), gx, b.ggain1, b.gshift1);
+        activate_back<S, true>(n, s.d, b.x + r * s.d, b.mean1 + r, b.rstd1 + r, b.gain1, b.shift1, nullptr, da.data(), a.data(), gx, b.ggain1, b.gshift1);
         pack(n, s.h, du.data(), panels.data());
         product(s.d, s.h, n, a.data(), 1, s.d, panels.data(), b.gdown, s.h);
         add_rows(n, s.h, du.data(), b.gbdown);
