@@ -206,8 +206,8 @@ def _record_messages(e: Explorer) -> list[tuple[dict, list[bytes]]]:
     now = _describe_state(e)
     now.update(state="", busy=False)
     known = np.flatnonzero(e.map.done)
-    # 2: masked; an unmasked preview is not recorded
-    stages = np.full(len(known), 2, np.uint8)
+    # an unmasked preview is not recorded
+    stages = np.full(len(known), _MASKED, np.uint8)
     return [(protein, measured), (now, [*_pack_rows(e.map.values, known), stages.tobytes()])]
 
 # %% ../nbs/library/82_widget.ipynb #ab7ea09c

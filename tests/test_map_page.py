@@ -305,6 +305,9 @@ def test_hover_keys_and_search(visit, gb1):
     page.press("#go", "Enter")
     status_has(page, "T252W")
     status_has(page, "probability 0.")
+    # all of it is masked: nothing is pale
+    assert "preview" not in page.locator("[data-is=status]").text_content()
+    assert page.locator("[data-is=count]").text_content() == "56 positions"
     page.keyboard.press("ArrowRight")
     status_has(page, "A253W")
     page.keyboard.press("Enter")  # mutates nothing here
