@@ -199,7 +199,8 @@ class _AdaptJob:
 def _record_messages(e: Explorer) -> list[tuple[dict, list[bytes]]]:
     "Record the messages that show a map, each with its buffers."
     protein = _describe_protein(e, [], structure=False)
-    protein.update(model=e.model.name, proteins=[])
+    # the page says above the map how far its model is to be trusted
+    protein.update(model=e.model.name, proteins=[], trust="")
     measured = []
     if e.measured_map is not None:
         measured.append(centre_measurements(e.measured_map).astype(np.float32).tobytes())
