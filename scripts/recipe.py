@@ -33,6 +33,9 @@ TRIALS: list[tuple[str, PretrainConfig, tuple[int, ...]]] = [
     ("Adam, 1e-3", ADAM, (0, 1)),
     ("Muon, 3e-3", MUON, (0, 1)),
     ("Adam, 3e-3", replace(ADAM, lr=3e-3), (0, 1)),
+    ("from carp_600k_sprot50, Muon, 3e-3", KNOWN, (0,)),
+    ("from carp_600k_sprot50, Muon, 1e-3", replace(KNOWN, lr=1e-3), (0,)),
+    ("from carp_600k_sprot50, Adam, 1e-3", replace(ADAM, init="carp_600k_sprot50"), (0,)),
     ("Muon, 1e-2", replace(MUON, lr=1e-2), (0,)),
     ("Muon, 4,096 residues per update", replace(MUON, batch_tokens=4096), (0,)),
     ("Muon, 20 % selected", replace(MUON, masking=20), (0,)),
@@ -40,9 +43,6 @@ TRIALS: list[tuple[str, PretrainConfig, tuple[int, ...]]] = [
     ("Muon, constant rate", replace(MUON, cooldown=0.0), (0,)),
     ("Muon, fall over the last 30 %", replace(MUON, cooldown=0.3), (0,)),
     ("Muon, windows of 256 residues", replace(MUON, max_length=256), (0,)),
-    ("from carp_600k_sprot50, Muon, 3e-3", KNOWN, (0,)),
-    ("from carp_600k_sprot50, Muon, 1e-3", replace(KNOWN, lr=1e-3), (0,)),
-    ("from carp_600k_sprot50, Adam, 1e-3", replace(ADAM, init="carp_600k_sprot50"), (0,)),
 ]
 
 
