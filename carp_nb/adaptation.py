@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .alphabet import PROTEIN, Alphabet
-from .batching import Corpus, pad_rows, random_window
+from .alphabet import AMINO_ACIDS, PROTEIN, Alphabet
+from .batching import Corpus, pad_rows
 from .carp import CARP
 from .devices import pick_device
 from .errors import CarpError, check_writable
@@ -37,14 +37,8 @@ from carp_nb.identity import (
     settings_sha256,
 )
 from .layouts import empty_model, save_checkpoint
-from .mlm import evaluate
-from carp_nb.pretrain import (
-    CorruptedBatches,
-    PretrainConfig,
-    as_corpus,
-    mlm_step,
-    refuse_other_run,
-)
+from .mlm import corrupt, evaluate
+from .pretrain import PretrainConfig, as_corpus, mlm_step, refuse_other_run
 from .pretrained import load_model
 from .readers import Alignment, read_fasta
 from carp_nb.relatives import (
@@ -56,7 +50,7 @@ from carp_nb.relatives import (
     weigh_and_cluster,
 )
 from .tensors import read_header
-from .training import TrainConfig, claim_run, train
+from .training import TrainConfig, claim_run, step_generator, train
 
 # %% ../nbs/library/48_adaptation.ipynb #6391c1ad
 def _must_be(name: str, value: float, valid: bool, wanted: str) -> None:
@@ -75,6 +69,8 @@ class AdaptConfig:
     cooldown: float = 0.3  # share of the updates, at the end, over which the rate falls to zero
     batch_tokens: int = 4096  # residues per update
     masking: int = 15  # percent of the residues that are selected
+    in_query: float = 0.5  # share of aligned rows whose unmasked residues are the query's
+    unaligned: float = 0.0  # share of the rows that are whole sequences, with their insertions
     mix: float = 0.0  # share of the sequences of a batch that come from pretraining data
     held_out: float = 0.1  # share of the clusters that is kept for the held-out loss
     every: int = 25  # updates between two measurements of the held-out loss
@@ -97,7 +93,7 @@ class AdaptConfig:
         for name in ("homologs", "flank"):
             _must_be(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         _must_be("most", self.most, self.most >= 2, "2 or more sequences")
-        for name in ("mix", "cooldown"):
+        for name in ("in_query", "unaligned", "mix", "cooldown"):
             value = getattr(self, name)
             _must_be(name, value, 0 <= value <= 1, "a share from 0 to 1")
         _must_be("held_out", self.held_out, 0 <= self.held_out <= 0.5, "a share from 0 to 0.5")
@@ -121,51 +117,102 @@ class AdaptConfig:
         )
 
 # %% ../nbs/library/48_adaptation.ipynb #9836cd0e
+_ROW_IDS = np.append(PROTEIN.to_ids(AMINO_ACIDS), PROTEIN.pad_idx)
+
+
+class _Rows:
+    "The rows that a family is learned from: of an alignment, whole sequences, other proteins."
+
+    def __init__(
+        self,
+        family: Relatives,
+        kept: np.ndarray,  # int, of the sequences that are trained on
+        config: AdaptConfig,
+        others: Corpus | None = None,  # pretraining data; None: there is no share of it
+    ):
+        self.others = others
+        self.mix = config.mix
+        self.unaligned = config.unaligned
+        self.whole = Corpus.from_records([(family.names[i], family.sequences[i]) for i in kept])
+        self.lengths = self.whole.lengths
+        self.aligned = None
+        if family.rows is not None and config.unaligned < 1:
+            # a gap is where the padding is: nothing to learn
+            self.aligned = _ROW_IDS[family.rows[kept]]
+            # a letter of the query that is no amino acid
+            query = _ROW_IDS[family.rows[0]]
+            self.query = np.where(query == PROTEIN.pad_idx, PROTEIN.to_ids("X")[0], query)
+            columns = np.full(len(kept), len(query))
+            share = config.unaligned
+            self.lengths = share * self.whole.lengths + (1 - share) * columns
+
+    def draw(
+        self,
+        i: int,  # of those kept
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:  # token ids [L]; what stands behind them [L]
+        "Draw how a sequence of the family is seen, or another in its place."
+        fate = rng.random(2)
+        if self.others is not None and fate[0] < self.mix:
+            other = self.others[int(rng.integers(len(self.others)))]
+            return other, other
+        if self.aligned is not None and fate[1] >= self.unaligned:
+            return self.aligned[i], self.query
+        return self.whole[i], self.whole[i]
+
+# %% ../nbs/library/48_adaptation.ipynb #8369216a
 _TOGETHER = 8  # batches whose sequences are sorted by length, so that less is padding
 
 
 class FamilyBatches:
-    "Random access to an endless, seeded stream of batches of a family."
+    "Corrupted batches of a family with their targets, by step: `batches[step]`."
 
     def __init__(
         self,
-        family: Corpus,  # the sequences that are trained on
+        rows: _Rows,
         weights: np.ndarray,  # float64 [N], of any sum
         config: AdaptConfig,
         longest: int,  # residues; a sequence is cropped to a random window of so many
-        others: Corpus | None = None,  # pretraining data; None: there is no share of it
     ):
-        self.family = family
+        self.rows = rows
         self.chance = weights / weights.sum()
-        self.mix = config.mix
-        self.others = others
-        self.seed = config.seed
-        lengths = np.minimum(family.lengths, longest)
+        self.config = config
+        lengths = np.minimum(rows.lengths, longest)
         self.longest = int(lengths.max())
-        self.rows = max(1, round(config.batch_tokens / float(self.chance @ lengths)))
+        self.size = max(1, round(config.batch_tokens / float(self.chance @ lengths)))
 
-    def _draw(self, group: int) -> tuple[list[Tensor], np.ndarray]:  # int64 [L] each; their order
-        "Draw the sequences of some batches, the shortest first, and the order of these batches."
-        rng = np.random.default_rng([self.seed, group, 1])
-        chosen = rng.choice(len(self.family), self.rows * _TOGETHER, p=self.chance)
-        rows = [self.family[i] for i in chosen]
-        if self.others is not None:
-            for i in np.flatnonzero(rng.random(len(rows)) < self.mix):
-                rows[i] = self.others[int(rng.integers(len(self.others)))]
-        windows = [random_window(ids, min(len(ids), self.longest), rng) for ids in rows]
+    def _draw(self, group: int) -> tuple[list[Tensor], np.ndarray]:  # int64 [L, 2]; their order
+        "Draw the rows of some batches, the shortest first, and the order of these batches."
+        rng = np.random.default_rng([self.config.seed, group, 1])
+        windows = []
+        for i in rng.choice(len(self.chance), self.size * _TOGETHER, p=self.chance):
+            both = np.stack(self.rows.draw(i, rng), axis=1)
+            start = rng.integers(0, max(1, len(both) - self.longest + 1))
+            windows.append(torch.from_numpy(both[start : start + self.longest].astype(np.int64)))
         return sorted(windows, key=len), rng.permutation(_TOGETHER)
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:  # int64 [B, L], mask bool [B, L]
+    def __getitem__(
+        self, step: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # corrupted, tokens, mask, selected; each [B, L]
         group, place = divmod(step, _TOGETHER)
         windows, order = self._draw(group)
-        start = int(order[place]) * self.rows
-        return pad_rows(windows[start : start + self.rows])
+        start = int(order[place]) * self.size
+        chosen = windows[start : start + self.size]
+        tokens, known = pad_rows([window[:, 0] for window in chosen])
+        behind, mask = pad_rows([window[:, 1] for window in chosen])
+        tokens = torch.where(known, tokens, behind)
+        generator = step_generator(self.config.seed, step)
+        corrupted, selected = corrupt(tokens, known, generator, percent=self.config.masking)
+        # in these rows all but the questions is the query's
+        replaced = torch.rand(len(tokens), 1, generator=generator) < self.config.in_query
+        corrupted = torch.where(replaced & ~selected, behind, corrupted)
+        return corrupted, tokens, mask, selected
 
 # %% ../nbs/library/48_adaptation.ipynb #02b7af6f
 class TranslatedBatches:
     "Corrupted batches in the alphabet of a model, with its start and stop tokens."
 
-    def __init__(self, batches: CorruptedBatches, alphabet: Alphabet):
+    def __init__(self, batches: FamilyBatches, alphabet: Alphabet):
         self.batches = batches
         self.alphabet = alphabet
         # one token stands before the first residue, or none
@@ -447,18 +494,16 @@ class _Task:
         return [self.family.sequences[i] for i in firsts[::step]]
 
     @property
-    def batches(self) -> CorruptedBatches | TranslatedBatches:
+    def batches(self) -> FamilyBatches | TranslatedBatches:
         "The corrupted batches of the sequences that are not held out."
         kept = np.flatnonzero(~self.held_out)
-        records = [(self.family.names[i], self.family.sequences[i]) for i in kept]
+        rows = _Rows(self.family, kept, self.config, self.others)
         longest = min(self.config.max_length, self.start.max_length or self.config.max_length)
-        corpus = Corpus.from_records(records)
-        batches = FamilyBatches(corpus, self.weights[kept], self.config, longest, self.others)
-        corrupted = CorruptedBatches(batches, self.config.seed, self.config.masking)
+        batches = FamilyBatches(rows, self.weights[kept], self.config, longest)
         alphabet = getattr(self.start, "alphabet", PROTEIN)
         if alphabet is PROTEIN:
-            return corrupted
-        return TranslatedBatches(corrupted, alphabet)
+            return batches
+        return TranslatedBatches(batches, alphabet)
 
 # %% ../nbs/library/48_adaptation.ipynb #9dc1c166
 def _make_task(
