@@ -12,7 +12,14 @@ import torch
 from typer.testing import CliRunner
 
 import carp_nb
-from carp_nb.adaptation import AdaptationStopped, AdaptConfig, FamilyBatches, adapt, read_card
+from carp_nb.adaptation import (
+    AdaptationStopped,
+    AdaptConfig,
+    FamilyBatches,
+    FamilyRows,
+    adapt,
+    read_card,
+)
 from carp_nb.alphabet import AMINO_ACIDS, PROTEIN
 from carp_nb.batching import Corpus
 from carp_nb.budgets import get_budget
@@ -173,12 +180,13 @@ def test_a_folder_is_of_one_adaptation(tmp_path):
 def test_a_crowd_counts_once():
     crowd = relatives(41, changed=0.03)
     lonely = relatives(2, changed=1.0)[1:]
-    weights, clusters = weigh_and_cluster(read_relatives([*crowd, *lonely]))
+    family = read_relatives([*crowd, *lonely])
+    weights, clusters = weigh_and_cluster(family)
     assert len(set(clusters)) == 2 and weights[-1] == 1
     assert weights[:-1].sum() == pytest.approx(1, abs=0.2)
-    corpus = Corpus.from_records([(str(i), s) for i, s in enumerate([*crowd, *lonely])])
-    batches = FamilyBatches(corpus, weights, replace(CONFIG, batch_tokens=40_000), 100)
-    drawn = [PROTEIN.decode(row) for row in batches[0][0]]
+    rows = FamilyRows(family, np.arange(len(weights)), CONFIG)
+    batches = FamilyBatches(rows, weights, replace(CONFIG, batch_tokens=40_000), 100)
+    drawn = [PROTEIN.decode(row) for row in batches[0][1]]
     assert drawn.count(lonely[0]) / len(drawn) == pytest.approx(0.5, abs=0.06)
 
 
@@ -187,9 +195,9 @@ def test_what_is_held_out_is_new_to_the_model(monkeypatch):
     original = FamilyBatches.__getitem__
 
     def spy(self, step):
-        tokens, mask = original(self, step)
-        seen.update(PROTEIN.decode(row) for row in tokens)
-        return tokens, mask
+        batch = original(self, step)
+        seen.update(PROTEIN.decode(row) for row in batch[1])
+        return batch
 
     monkeypatch.setattr(FamilyBatches, "__getitem__", spy)
     # twins of every relative, which belong to its cluster
@@ -212,9 +220,10 @@ def test_with_few_relatives_none_is_held_out():
 
 def test_a_share_of_the_batches_is_of_other_sequences():
     other = Corpus.from_records([("w", "W" * 500)])
-    family = Corpus.from_records([("a", FAMILY[0]), ("b", FAMILY[1])])
+    family = read_relatives(FAMILY[:2])
     config = replace(CONFIG, mix=0.3, batch_tokens=40_000)
-    tokens, mask = FamilyBatches(family, np.ones(2), config, 1000, other)[0]
+    rows = FamilyRows(family, np.arange(2), config, other)
+    _, tokens, mask, _ = FamilyBatches(rows, np.ones(2), config, 1000)[0]
     share = (tokens[:, :40] == PROTEIN.tokens.index("W")).all(1).float().mean()
     assert float(share) == pytest.approx(0.3, abs=0.05)
     # cut to the longest of the family
@@ -224,6 +233,36 @@ def test_a_share_of_the_batches_is_of_other_sequences():
     assert (
         quiet(config=replace(CONFIG, mix=0.3, updates=4)).card.pretraining == "sprot_train_sample"
     )
+
+
+@pytest.mark.parametrize("in_query", [0.0, 1.0])
+def test_what_is_asked_stands_in_the_columns_of_the_query(tmp_path, in_query):
+    rows = ["MKVAWMKVAW", "M-VkkAWMKICW", "MRV-----VW", "------CVAW"]
+    family = read_relatives(write_a3m(tmp_path / "f.a3m", rows))
+    config = replace(CONFIG, in_query=in_query, masking=40, batch_tokens=4000)
+    rows = FamilyRows(family, np.arange(1, 4), config)
+    corrupted, tokens, mask, selected = FamilyBatches(rows, np.ones(3), config, 100)[0]
+    decoded = {PROTEIN.decode(row) for row in tokens}
+    # a gap is filled with the query's residue
+    assert decoded == {"MKVAWMKICW", "MRVAWMKVVW", "MKVAWMCVAW"} and mask.sum() == 10 * len(tokens)
+    # and never asked for
+    gaps = {"MKVAWMKICW": [1], "MRVAWMKVVW": [3, 4, 5, 6, 7], "MKVAWMCVAW": range(6)}
+    for row, asked in zip(tokens, selected):
+        assert not asked[list(gaps[PROTEIN.decode(row)])].any()
+    seen = PROTEIN.encode("MKVAWMKVAW").expand_as(tokens[:, :10]) if in_query else tokens[:, :10]
+    kept = ~selected[:, :10]
+    assert torch.equal(corrupted[:, :10][kept], seen[kept]) and 0.1 < kept.float().mean() < 0.9
+
+
+def test_a_long_alignment_is_cropped_with_its_query(tmp_path):
+    path = write_a3m(tmp_path / "f.a3m", ["MKVAW" * 20, "MKVCW" * 20, "IKV-W" * 20])
+    rows = FamilyRows(read_relatives(path), np.arange(3), CONFIG)
+    batches = FamilyBatches(rows, np.ones(3), replace(CONFIG, batch_tokens=700), 7)
+    _, tokens, mask, _ = batches[0]
+    assert int(mask.sum(1).max()) == 7
+    for row in tokens:
+        window = PROTEIN.decode(row).replace("C", "A").replace("I", "M")
+        assert window in "MKVAW" * 3
 
 
 def test_an_alignment_gives_the_aligned_regions(tmp_path):
