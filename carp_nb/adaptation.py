@@ -67,10 +67,10 @@ class AdaptConfig:
     lr: float = 1e-3  # peak learning rate
     warmup: int = 15  # updates of linear warmup, at most 5 % of those planned
     cooldown: float = 0.3  # share of the updates, at the end, over which the rate falls to zero
-    batch_tokens: int = 4096  # residues per update
-    masking: int = 15  # percent of the residues that are selected
+    batch_tokens: int = 2048  # residues per update
+    masking: int = 25  # percent of the residues that are selected
     in_query: float = 0.5  # share of aligned rows whose unmasked residues are the query's
-    unaligned: float = 0.0  # share of the rows that are whole sequences, with their insertions
+    unaligned: float = 0.25  # share of the rows that are whole sequences, with their insertions
     mix: float = 0.0  # share of the sequences of a batch that come from pretraining data
     held_out: float = 0.1  # share of the clusters that is kept for the held-out loss
     every: int = 25  # updates between two measurements of the held-out loss

@@ -239,7 +239,7 @@ def test_a_share_of_the_batches_is_of_other_sequences():
 def test_what_is_asked_stands_in_the_columns_of_the_query(tmp_path, in_query):
     rows = ["MKVAWMKVAW", "M-VkkAWMKICW", "MRV-----VW", "------CVAW"]
     family = read_relatives(write_a3m(tmp_path / "f.a3m", rows))
-    config = replace(CONFIG, in_query=in_query, masking=40, batch_tokens=4000)
+    config = replace(CONFIG, in_query=in_query, unaligned=0.0, masking=40, batch_tokens=4000)
     rows = FamilyRows(family, np.arange(1, 4), config)
     corrupted, tokens, mask, selected = FamilyBatches(rows, np.ones(3), config, 100)[0]
     decoded = {PROTEIN.decode(row) for row in tokens}
@@ -256,7 +256,7 @@ def test_what_is_asked_stands_in_the_columns_of_the_query(tmp_path, in_query):
 
 def test_a_long_alignment_is_cropped_with_its_query(tmp_path):
     path = write_a3m(tmp_path / "f.a3m", ["MKVAW" * 20, "MKVCW" * 20, "IKV-W" * 20])
-    rows = FamilyRows(read_relatives(path), np.arange(3), CONFIG)
+    rows = FamilyRows(read_relatives(path), np.arange(3), replace(CONFIG, unaligned=0.0))
     batches = FamilyBatches(rows, np.ones(3), replace(CONFIG, batch_tokens=700), 7)
     _, tokens, mask, _ = batches[0]
     assert int(mask.sum(1).max()) == 7
