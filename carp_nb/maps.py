@@ -81,9 +81,9 @@ def scan_figure(
     """Heat map of a mutation scan: red is worse than the wild type, blue better, white equal;
     dots mark the wild type. Measurements, if given, stand below each row.
     """
-    layers = [(scan, limit or _limit_colours(scan), "log-odds against the wild type (nats)")]
+    layers = [(scan, limit or _limit_colours(scan), "log-odds against\nthe wild type (nats)")]
     if measured is not None:
-        layers.append((measured, 1.0, "measured, higher is fitter (white: median)"))
+        layers.append((measured, 1.0, "measured, higher is fitter\n(white: median)"))
     starts = range(0, len(scan), per_row)
     width = min(per_row, len(scan))
     rows = len(starts) * len(layers)
