@@ -31,7 +31,7 @@ from .pretrained import is_alignment
 from .protbert import ProtBert
 from .readers import first_five, write_fasta
 from .scans import SPLIT
-from .scorers import AnyScorer, mix, scorer_sha256
+from .scorers import AnyScorer, average, mix, scorer_sha256
 from .scoring import score_scan
 
 # %% ../nbs/library/57_families.ipynb #2f5e3bb7
@@ -323,7 +323,8 @@ class _Entry:
     @property
     def has_profile(self) -> bool:
         "Whether only mutants within the alignment have a score."
-        return isinstance(self.scorer, PSSM) or hasattr(self.scorer, "members")
+        members = getattr(self.scorer, "members", [self.scorer])
+        return any(isinstance(member, PSSM) for member in members)
 
 
 def _list_entries(family: ProteinFamily, fits: FamilyFits, folder: Path) -> Iterator[_Entry]:
@@ -339,9 +340,11 @@ def _list_entries(family: ProteinFamily, fits: FamilyFits, folder: Path) -> Iter
             yield _Entry(mix(model, pssm), fits.method)
             continue
         assert isinstance(model, (CARP, ESM))
+        fitted = []
         for seed in fits.seeds:
             adapted = _adapt(model, family, fits, seed, folder)
             adapted.batch_tokens = model.batch_tokens
+            fitted.append(adapted)
             yield _Entry(adapted, fits.method, seed)
             yield _Entry(mix(adapted, pssm), fits.method, seed)
             size = _size(model)
@@ -351,6 +354,11 @@ def _list_entries(family: ProteinFamily, fits: FamilyFits, folder: Path) -> Iter
                 untrained = _adapt(f"random:{size}", family, fits, seed, folder)
                 untrained.batch_tokens = model.batch_tokens
                 yield _Entry(untrained, fits.method, seed)
+        if len(fitted) > 1:
+            # the fits differ by chance alone, and their mean has less of it
+            together = average(fitted, f"{fitted[0].name}_averaged")
+            yield _Entry(together, fits.method)
+            yield _Entry(mix(together, pssm), fits.method)
 
 # %% ../nbs/library/57_families.ipynb #d91b3ea9
 def _fit_rows(family: ProteinFamily, entry: _Entry) -> pd.DataFrame:  # metric, value, n, task ...

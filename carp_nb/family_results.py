@@ -21,7 +21,16 @@ from .metrics import bootstrap, interval
 from .scans import SPLIT
 
 # %% ../nbs/library/58_family_results.ipynb #f6ea4315
-ROLES = ("unadapted", "BLOSUM62", "PSSM", "adapted from random", "adapted", "mixture")
+ROLES = (
+    "unadapted",
+    "BLOSUM62",
+    "PSSM",
+    "adapted from random",
+    "adapted",
+    "mixture",
+    "adapted, fits averaged",
+    "mixture, fits averaged",
+)
 _SPLITS = dict(zip(SPLIT.protein, SPLIT.split))
 
 
@@ -37,6 +46,8 @@ def _role(
         "blosum62": "BLOSUM62",
         "pssm": "PSSM",
         f"{base}_adapted": "adapted",
+        f"{base}_adapted_averaged": "adapted, fits averaged",
+        f"{base}_adapted_averaged+pssm": "mixture, fits averaged",
     }
     # without an adaptation, the model itself is mixed
     roles |= {f"{base}_adapted+pssm": "mixture", f"{base}+pssm": "mixture"}
@@ -122,6 +133,8 @@ _MARKS = {
     "adapted from random": ("#1f6fb4", "white", "o"),
     "adapted": ("#1f6fb4", "#1f6fb4", "o"),
     "mixture": ("#0b2f52", "#0b2f52", "P"),
+    "adapted, fits averaged": ("#1f6fb4", "#1f6fb4", "^"),
+    "mixture, fits averaged": ("#0b2f52", "#0b2f52", "X"),
 }
 
 
@@ -178,5 +191,5 @@ def protein_figure(
     _draw_proteins(left, table, roles)
     _draw_protein_means(right, means, roles)
     handles, _ = left.get_legend_handles_labels()
-    above = {"loc": "outside upper center", "ncols": len(roles), "fontsize": 8}
+    above = {"loc": "outside upper center", "ncols": min(6, len(roles)), "fontsize": 8}
     return finish_figure(figure, [figure], handles=handles, **above)

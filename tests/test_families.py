@@ -97,12 +97,17 @@ def test_scans_of_a_protein_share_its_alignment_and_its_fits(tmp_path, adapted, 
     assert {fit[2:] for fit in adapted} == {(3, 7), (4, 7)}
     spearman = rows[rows.metric == "spearman"].set_index(["task", "model"]).sort_index()
     names = ["carp_4k_random_adapted", "pssm", "tiny_adapted", "tiny_adapted+pssm"]
+    averaged = ["tiny_adapted_averaged", "tiny_adapted_averaged+pssm"]
     for task in ("AB_CD_2013", "AB_CD_2016", "EF_GH_2014"):
-        assert sorted(set(spearman.loc[task].index)) == names
+        assert sorted(set(spearman.loc[task].index)) == [*names, *averaged]
         assert sorted(spearman.loc[(task, "tiny_adapted+pssm")].seed) == [3, 4]
     # what the alignment does not cover has a score of the adapted model alone
     n = {name: spearman.loc[[("AB_CD_2016", name)]].n.iloc[0] for name in names}
     assert n["tiny_adapted"] - 4 == n["pssm"] == n["tiny_adapted+pssm"]
+    # the fits together are one more model, which belongs to no seed
+    assert len(spearman.loc[[("AB_CD_2016", averaged[0])]]) == 1
+    assert n["tiny_adapted"] == spearman.loc[("AB_CD_2016", averaged[0])].n.item()
+    assert n["pssm"] == spearman.loc[("AB_CD_2016", averaged[1])].n.item()
     # two seeds are two models
     assert spearman.loc[("EF_GH_2014", "tiny_adapted")].weights_sha.nunique() == 2
     table = protein_table(rows, scans, "tiny", "masked", families).set_index("protein")
@@ -142,10 +147,10 @@ def test_an_interrupted_run_goes_on_and_finished_rows_are_not_computed_again(
     before = len(adapted)
     rows = all_rows(families, fits, tmp_path)
     assert before == 1 and len(adapted) == 4
-    # PSSM, and twice adapted, mixture and random, of two scans: once each
-    assert len(scored) - 1 == 2 * (1 + 2 * 3)
+    # PSSM, twice adapted, mixture and random, and the mean and its mixture, of two scans: once each
+    assert len(scored) - 1 == 2 * (1 + 2 * 3 + 2)
     again = all_rows(families, fits, tmp_path)
-    assert len(scored) - 1 == 14 and len(adapted) == 4
+    assert len(scored) - 1 == 18 and len(adapted) == 4
     pd.testing.assert_frame_equal(rows, again)
 
 
