@@ -326,6 +326,7 @@ class AdaptationCard:
     settings: dict[str, Any]  # `AdaptConfig`
     history: list[list[float]]  # update, held-out loss
     run: str  # checksum of all that the weights depend on
+    aligned: bool = False  # whether the rows of an alignment were read
 
     def describe(self) -> str:
         "Say in one sentence what was trained on, and what it brought."
@@ -353,6 +354,7 @@ It is a model of this family, and says little about other proteins.
 | start | {start}, sha256 of shape and weights {start_sha256} |
 | updates | {updates}, of which the weights of update {best_update} are kept; {batch_tokens:,} residues each; \
 {optimizer}, peak learning rate {lr:g}, {masking} % of the residues selected |
+| read as | {reading} |
 | other data | {other} |
 | seed | {seed} |
 | held-out loss | {loss} |
@@ -375,7 +377,15 @@ def card_text(card: AdaptationCard) -> str:  # markdown
     if card.pretraining:
         mix = card.settings["mix"]
         other = f"{markdown_text(card.pretraining)}, {mix:.0%} of the sequences of a batch"
-    return CARD.format(**{**card.settings, **facts}, loss=loss, other=other)
+    reading = "whole sequences"
+    if card.aligned:
+        whole = card.settings["unaligned"]
+        reading = (
+            f"rows of the alignment in the columns of the query, {card.settings['in_query']:.0%} of "
+            f"them within its residues; {whole:.0%} of all as whole sequences"
+        )
+    texts = {"loss": loss, "other": other, "reading": reading}
+    return CARD.format(**{**card.settings, **facts, **texts})
 
 # %% ../nbs/library/48_adaptation.ipynb #708a8dc0
 def check_output(path: Path) -> None:
@@ -570,6 +580,7 @@ def _describe(task: _Task, watch: _Watch, metrics: pd.DataFrame, run: str) -> Ad
         settings=asdict(task.config),
         history=history,
         run=run,
+        aligned=task.family.rows is not None and task.config.unaligned < 1,
     )
 
 
