@@ -166,7 +166,7 @@ def test_stopped_without_a_folder_nothing_is_left(tmp_path, monkeypatch):
 
 def test_a_folder_is_of_one_adaptation(tmp_path):
     quiet(folder=tmp_path)
-    with pytest.raises(CarpError, match=r"masking=15, not 20"):
+    with pytest.raises(CarpError, match=r"masking=25, not 20"):
         quiet(folder=tmp_path, config=replace(CONFIG, masking=20))
     with pytest.raises(CarpError, match="start_sha256"):
         quiet(tiny(ESM), folder=tmp_path)

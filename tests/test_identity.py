@@ -122,7 +122,8 @@ def test_kept_runs_go_on_and_are_compared():
         settings = json.loads(path.read_text())["config"]
         known = {k: v for k, v in settings.items() if k in asdict(CONFIG)}
         config = asdict(PretrainConfig(**known))
-        now = {**settings, **config, "valid_sha256": "of today"}
+        # of the oldest runs the held-out sequences are not recorded
+        now = {"valid_sha256": "of today", **settings, **config}
         refuse_other_run(path.parent, now)
         with pytest.raises(CarpError, match="clip"):
             refuse_other_run(path.parent, {**now, "clip": 1})
