@@ -6,7 +6,6 @@
 __all__ = ['downstream_chart', 'zero_shot_along_chart', 'chart_bundle']
 
 # %% ../nbs/library/69_interactive.ipynb #bb4ae608
-import json
 from typing import Any, cast
 
 import altair as alt
@@ -136,20 +135,13 @@ def zero_shot_along_chart(
     return cast(alt.LayerChart, alt.layer(*layers).properties(width=520, height=360))
 
 # %% ../nbs/library/69_interactive.ipynb #8d7532ba
-class _InScript(json.JSONEncoder):
-    "JSON that can stand inside a script of a page."
-
-    def encode(self, o: Any) -> str:
-        "The text of an object, without the sign that begins a tag."
-        return super().encode(o).replace("<", "\\u003c")
-
-
 def chart_bundle(
     chart,  # an Altair chart
 ) -> dict[str, Any]:  # mime type -> content, for IPython's display(..., raw=True)
-    "What a notebook shows of a chart: JupyterLab draws the first without a network, others the page."
+    "What a notebook shows of a chart: JupyterLab and VS Code draw it without a network."
     specification = chart.to_dict()
     # the version of Vega-Lite that JupyterLab brings
     specification["$schema"] = "https://vega.github.io/schema/vega-lite/v5.json"
-    page = chart.to_html(json_kwds={"cls": _InScript})
-    return {"application/vnd.vegalite.v5+json": specification, "text/html": page}
+    # no page beside it: JupyterLab would take that, and it loads Vega from the web
+    words = "An interactive chart, which JupyterLab and VS Code draw."
+    return {"application/vnd.vegalite.v5+json": specification, "text/plain": words}
