@@ -383,7 +383,8 @@ def test_sequence_two_clicks_score_export_and_both_themes(page, lab, tmp_path):
 
 @pytest.mark.slow
 def test_odd_letters_their_export_and_the_end_of_the_kernel(page, lab, tmp_path):
-    odd = "MXQYKLILBGKTLKGUTTTEAVZ"
+    # long enough that it is not taken for a name
+    odd = "MXQYKLILBGKTLKGUTTTEAVZDAATAEKVF"
     page.click("[data-is=other]")
     for sequence in (odd, WILD_TYPE):
         page.fill("[data-is=paste]", sequence)
