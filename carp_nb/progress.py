@@ -93,6 +93,8 @@ class _Output:
         "Take a bar away, or keep the last line of the one that made the output."
         if bar is not self.bar:
             self.show(bar, "")
+            # a later bar may stand where this one stood in memory, or elsewhere
+            del self.lines[id(bar)]
             return
         self.lines = {id(bar): self.lines.get(id(bar), "")}
         self.update(self.lines[id(bar)])
