@@ -113,14 +113,15 @@ function render({ model, el }) {
   // Every message is answered. A page outlives its kernel: then it must say so instead of waiting for ever.
   const GONE = "The kernel is gone: run the cell again.", SILENT = "No answer from the kernel: it is busy with another cell, or gone. If this stays, run the cell again.";
   const PATIENCE = 8000, WATCH = 20000;      // milliseconds until an answer is missed, and until a page that waits for results asks
-  let gone = false, silence = null, watch = null, heardAt = 0;
+  let gone = false, silence = null, watch = null, doubt = null, heardAt = 0;
   function say(word, ...words) {
     if (gone) return;
     try { model.send({ do: word, with: words }); } catch (error) { console.warn(error); lose(true); return; }
     silence ??= setTimeout(() => { if (!gone) { root.dataset.life = "silent"; complain(SILENT); } }, PATIENCE);
   }
   function heard() {
-    clearTimeout(silence); clearTimeout(watch); silence = null; heardAt = Date.now();
+    clearTimeout(silence); clearTimeout(watch); clearTimeout(doubt); silence = null; heardAt = Date.now();
+    if (gone) lose(false);
     if (root.dataset.life === "silent") complain("");
     root.dataset.life = now ? "open" : "starting";
     watch = setTimeout(() => { if (now && now.busy) say("ping"); }, WATCH);
@@ -135,6 +136,13 @@ function render({ model, el }) {
     else say("hello");
   }
   const lookForKernel = () => setTimeout(() => lose(Boolean(el.closest(".jupyter-widgets-disconnected"))), 0);   // the class is set after the event
+  // Some views never get that class. Whoever does not answer after the connection has changed is gone.
+  function doubtKernel() {
+    lookForKernel();
+    say("ping");
+    clearTimeout(doubt);
+    doubt = setTimeout(() => lose(true), PATIENCE);
+  }
   root.dataset.life = "starting";
   $.count.textContent = "starting …";
   root.addEventListener("pointerenter", () => { if (now && Date.now() - heardAt > 5000) say("ping"); });
@@ -585,11 +593,11 @@ function render({ model, el }) {
   sized.observe($.left);
   readTheme();
   model.on("msg:custom", receive);
-  model.on("comm_live_update", lookForKernel);   // JupyterLab and others tell when the connection ends
-  model.on("comm:close", lookForKernel);
+  model.on("comm_live_update", doubtKernel);   // JupyterLab and others tell when the connection ends
+  model.on("comm:close", doubtKernel);
   say("hello");
   lookForKernel();
-  return () => { model.off("msg:custom", receive); model.off("comm_live_update", lookForKernel); model.off("comm:close", lookForKernel); clearTimeout(silence); clearTimeout(watch); themed.disconnect(); machine.removeEventListener("change", redress); sized.disconnect(); if (structure) structure.end(); };
+  return () => { model.off("msg:custom", receive); model.off("comm_live_update", doubtKernel); model.off("comm:close", doubtKernel); clearTimeout(silence); clearTimeout(watch); clearTimeout(doubt); themed.disconnect(); machine.removeEventListener("change", redress); sized.disconnect(); if (structure) structure.end(); };
 }
 
 export default { render };
