@@ -52,13 +52,13 @@ from carp_nb.relatives import (
 from .tensors import read_header
 from .training import TrainConfig, claim_run, step_generator, train
 
-# %% ../nbs/library/48_adaptation.ipynb #6391c1ad
+# %% ../nbs/library/48_adaptation.ipynb #4285aeb3
 def _must_be(name: str, value: float, valid: bool, wanted: str) -> None:
     "Raise CarpError for a setting that is not allowed."
     if not valid:
         raise CarpError(f"{name} is {value}; give {wanted}.")
 
-
+# %% ../nbs/library/48_adaptation.ipynb #6391c1ad
 @dataclass(frozen=True)
 class AdaptConfig:
     "How a model is adapted."
@@ -178,6 +178,7 @@ class FamilyBatches:
         self.chance = weights / weights.sum()
         self.config = config
         lengths = np.minimum(rows.lengths, longest)
+        # about as long as the query: whole sequences are cut, or most of a batch would be padding
         self.longest = int(lengths.max())
         self.size = max(1, round(config.batch_tokens / float(self.chance @ lengths)))
 

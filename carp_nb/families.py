@@ -294,7 +294,7 @@ def _size(model: CARP | ESM) -> str | None:
                 return size
     return None
 
-# %% ../nbs/library/57_families.ipynb #7cd2f637
+# %% ../nbs/library/57_families.ipynb #72c99b13
 def _adapt(
     model: CARP | ESM | str,  # or random:SIZE
     family: ProteinFamily,
@@ -326,7 +326,7 @@ class _Entry:
         members = getattr(self.scorer, "members", [self.scorer])
         return any(isinstance(member, PSSM) for member in members)
 
-
+# %% ../nbs/library/57_families.ipynb #7cd2f637
 def _list_entries(family: ProteinFamily, fits: FamilyFits, folder: Path) -> Iterator[_Entry]:
     "Make the scorers of a protein, one after the other."
     pssm = family.pssm

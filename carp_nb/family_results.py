@@ -20,7 +20,7 @@ from .families import ProteinFamily, protein_name
 from .metrics import bootstrap, interval
 from .scans import SPLIT
 
-# %% ../nbs/library/58_family_results.ipynb #f6ea4315
+# %% ../nbs/library/58_family_results.ipynb #dcb65571
 ROLES = (
     "unadapted",
     "BLOSUM62",
@@ -53,7 +53,7 @@ def _role(
     roles |= {f"{base}_adapted+pssm": "mixture", f"{base}+pssm": "mixture"}
     return roles.get(model)
 
-
+# %% ../nbs/library/58_family_results.ipynb #f6ea4315
 def protein_table(
     rows: pd.DataFrame,  # results rows
     scans: Sequence[Scan],
