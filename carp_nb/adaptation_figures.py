@@ -6,7 +6,7 @@
 __all__ = ['cards_table', 'card_rows', 'adaptation_columns', 'loss_figure', 'curve_figure']
 
 # %% ../nbs/library/59_adaptation_figures.ipynb #215bbac8
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -101,9 +101,21 @@ def loss_figure(cards: Sequence[AdaptationCard]) -> Figure:
     return finish_figure(figure, [axes], fontsize=8)
 
 # %% ../nbs/library/59_adaptation_figures.ipynb #5c628d94
+def _curves(
+    part: pd.DataFrame,  # of one model
+    along: str,
+) -> Iterator[tuple[str, pd.DataFrame]]:  # what is the same along a curve; its points
+    "Split the points of a model into curves, each of which begins with the model as it came."
+    other = "updates" if along == "homologs" else "homologs"
+    adapted = part[part[along] > 0]
+    for value, group in adapted.groupby(other):
+        said = f", {value:,} {other}" if adapted[other].nunique() > 1 else ""
+        yield said, pd.concat([part[part[along] == 0], group])
+
+
 @carp_style()
 def curve_figure(
-    table: pd.DataFrame,  # model, value, lo, hi, and the column of `along`
+    table: pd.DataFrame,  # model, value, lo, hi, homologs, updates; 0 of both: as it came
     along: str,  # homologs or updates
 ) -> Figure:
     "Draw the rank correlation with a scan against the number of homologs or updates, with intervals."
@@ -111,8 +123,11 @@ def curve_figure(
     shades = model_shades(table.model)
     for name, part in table.sort_values(along).groupby("model", sort=False):
         colour = shades[str(name)]
-        means = part.groupby(along).value.mean()
-        axes.plot(means.index, means, color=colour, label=str(name))
+        for i, (said, points) in enumerate(_curves(part, along)):
+            # seeds are averaged
+            means = points.groupby(along).value.mean()
+            style = line_style(i)
+            axes.plot(means.index, means, color=colour, ls=style, label=f"{name}{said}")
         axes.scatter(part[along], part.value, color=colour, s=18)
         draw_intervals(axes, part[along], part.lo, part.hi, colour)
     draw_zero(axes)
