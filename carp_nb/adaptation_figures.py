@@ -131,5 +131,5 @@ def curve_figure(
         axes.scatter(part[along], part.value, color=colour, s=18)
         draw_intervals(axes, part[along], part.lo, part.hi, colour)
     draw_zero(axes)
-    axes.set(xlabel=along, ylabel="Spearman correlation, expected direction")
+    axes.set(xlabel=along, ylabel="Spearman correlation\n(expected direction)")
     return finish_figure(figure, [axes], fontsize=8)
