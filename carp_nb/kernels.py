@@ -255,18 +255,25 @@ def compiled_block() -> ctypes.CDLL | None:
         return None
 
 # %% ../nbs/library/10_kernels.ipynb #56bc8cfe
-def _panels(weight: Tensor) -> Tensor:  # [..., in, out] -> [..., out / W, in, W]
-    "Copy a matrix into panels of as many columns as two registers hold."
-    width = _columns(weight.dtype)
-    rows = weight.reshape(*weight.shape[:-1], -1, width)
-    return rows.transpose(-2, -3).contiguous()
-
-
 def _columns(dtype: torch.dtype) -> int:
     "Count the columns of a panel; widths that are no multiple of it are not computed."
     library = compiled_block()
     assert library is not None
     return 2 * library.lanes(dtype.itemsize)
+
+
+def _panels(weight: Tensor) -> Tensor:  # [..., in, out] -> [..., out / W, in, W]
+    "Copy a matrix into panels of as many columns as two registers hold."
+    rows = weight.unflatten(-1, (-1, _columns(weight.dtype)))
+    return rows.transpose(-2, -3).contiguous()
+
+# %% ../nbs/library/10_kernels.ipynb #9b6ef073
+def _half_panels(weight: Tensor) -> Tensor:  # [..., in, out] -> [..., out / W, in / 2, W, 2]
+    "Round a matrix to bfloat16 and copy it into panels of pairs."
+    width = _columns(torch.float32)
+    pairs = weight.bfloat16().unflatten(-2, (-1, 2)).unflatten(-1, (-1, width))
+    # [..., in / 2, 2, out / W, W]
+    return pairs.movedim(-2, -4).transpose(-1, -2).contiguous()
 
 # %% ../nbs/library/10_kernels.ipynb #8a0022fa
 # In the order of the struct in block.cpp
@@ -283,6 +290,10 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("L", "d", "h", "k", "dilation")]
 
 # %% ../nbs/library/10_kernels.ipynb #95ff6941
+# by the numbers that go into matrix products
+_KINDS = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "half"}
+
+
 def _run_stage(
     stage: str,  # narrow, widen, widen_back or narrow_back
     shape: _Shape,
@@ -293,7 +304,7 @@ def _run_stage(
     sums = sums or {}
     library = compiled_block()
     assert library is not None
-    kind = {torch.float32: "float", torch.float64: "double"}[tensors["x"].dtype]
+    kind = _KINDS[tensors["z"].dtype]
     function = getattr(library, f"{stage}_{kind}")
     tiles = len(tensors["x"]) // shape.L * -(-shape.L // library.tile())
     n = torch.get_num_threads()
@@ -321,26 +332,30 @@ class _Block(torch.autograd.Function):
     "A ByteNet block as one operation."
 
     @staticmethod
-    def forward(ctx, x, mask, dilation, *weights):
+    def forward(ctx, x, mask, dilation, half, *weights):
         batch, length, d = x.shape
         given = dict(zip(_WEIGHTS, weights, strict=True))
         h, _, k = given["conv"].shape
         shape = _Shape(length, d, h, k, dilation)
+        panels = _half_panels if half else _panels
         tensors = {
             **given,
             "x": x.reshape(-1, d).contiguous(),
             "mask": mask.reshape(-1).contiguous(),
         }
-        tensors |= {"down": _panels(given["down"].T), "up": _panels(given["up"].T)}
-        tensors["conv"] = _panels(given["conv"].permute(2, 1, 0))
+        tensors |= {"down": panels(given["down"].T), "up": panels(given["up"].T)}
+        tensors["conv"] = panels(given["conv"].permute(2, 1, 0))
         for name, width in {"u": h, "z": h, "c": h, "y": d}.items():
             tensors[name] = x.new_empty(batch * length, width)
+        if half:
+            tensors["z"] = tensors["z"].bfloat16()
         for name in ("mean1", "rstd1", "mean2", "rstd2", "mean3", "rstd3"):
             tensors[name] = x.new_empty(batch * length)
         _run_stage("narrow", shape, tensors)
         _run_stage("widen", shape, tensors)
         ctx.save_for_backward(*[tensors[name] for name in _KEPT], *weights)
         ctx.shape = shape
+        ctx.panels = panels
         return tensors["y"].view(x.shape)
 
     @staticmethod
@@ -355,13 +370,13 @@ class _Block(torch.autograd.Function):
             for name, w in weights.items()
         }
         tensors |= {"g": g.reshape(tensors["x"].shape).contiguous()}
-        tensors |= {"up_t": _panels(weights["up"]), "down_t": _panels(weights["down"])}
-        tensors["conv_t"] = _panels(weights["conv"].permute(2, 0, 1))
-        tensors |= {"dc": torch.empty_like(tensors["u"]), "gx": torch.empty_like(tensors["x"])}
+        tensors |= {"up_t": ctx.panels(weights["up"]), "down_t": ctx.panels(weights["down"])}
+        tensors["conv_t"] = ctx.panels(weights["conv"].permute(2, 0, 1))
+        tensors |= {"dc": torch.empty_like(tensors["z"]), "gx": torch.empty_like(tensors["x"])}
         _run_stage("widen_back", ctx.shape, tensors, sums)
         _run_stage("narrow_back", ctx.shape, tensors, sums)
         of_weights = [_transposed(sums[f"d{name}"].sum(0)) for name in _WEIGHTS]
-        return tensors["gx"].view(g.shape), None, None, *of_weights
+        return tensors["gx"].view(g.shape), None, None, None, *of_weights
 
 # %% ../nbs/library/10_kernels.ipynb #2f1e7bca
 def _transposed(weight: Tensor) -> Tensor:  # [out, in (, k)] <-> [(k,) in, out]
@@ -375,11 +390,29 @@ def fused_block(
     dilation: int,  # residues between taps
     weights: list[Tensor],  # weight and bias of norm1, down, norm2, conv, norm3, up
 ) -> Tensor:  # [B, L, d]
-    "Compute a ByteNet block with GELU by the compiled code, for where `fuses` says so."
-    return _Block.apply(x, mask, dilation, *weights)
+    """Compute a ByteNet block with GELU by the compiled code, for where `fuses` says so.
+
+    Under autocast the matrix products take in bfloat16; sums, norms and activations are in float32.
+    """
+    half = torch.is_autocast_enabled("cpu")
+    if half:
+        # the embedding of a batch, and with it the mask, come in bfloat16
+        x = x.float()
+        mask = mask.float()
+    return _Block.apply(x, mask, dilation, half, *weights)
 
 # %% ../nbs/library/10_kernels.ipynb #a9a6e5f7
 _WIDEST = 256
+
+
+def _computes(dtype: torch.dtype) -> bool:
+    "Whether there is compiled code for activations of this type."
+    library = compiled_block()
+    if library is None:
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16 and bool(library.has_half())
+    return dtype == torch.float32
 
 
 def fuses(
@@ -387,12 +420,11 @@ def fuses(
     hidden: int,  # h
 ) -> bool:
     "Return whether `fused_block` computes what a block of this width has to compute now."
-    if _forced or x.dtype != torch.float32 or x.device.type != "cpu" or not x.numel():
-        return False
-    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if _forced or x.device.type != "cpu" or not x.numel() or not torch.is_grad_enabled():
         return False
     if max(x.shape[2], hidden) > _WIDEST or torch.compiler.is_compiling():
         return False
-    if compiled_block() is None:
+    if not _computes(x.dtype):
         return False
-    return x.shape[2] % _columns(x.dtype) == 0 and hidden % _columns(x.dtype) == 0
+    columns = _columns(torch.float32)
+    return x.shape[2] % columns == 0 and hidden % columns == 0

@@ -1,10 +1,18 @@
 // A ByteNet block forwards and backwards, a tile of positions at a time so that it stays in the cache.
 // Tensors are row-major: activations [B L, channels]; weights [in, out], so that a product is rows times matrix.
-// S is float, or double for tests of the gradient.
+// S is float, or double for tests of the gradient. T is what matrix products take in: S, or Half for a block in bfloat16,
+// whose products, sums, norms and activations stay in float.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #ifdef __AVX512F__
 constexpr int BYTES = 64;
@@ -12,6 +20,7 @@ constexpr int BYTES = 64;
 constexpr int BYTES = 32;
 #endif
 constexpr int64_t TILE = 64;  // positions
+constexpr int WIDEST = 256;   // channels
 constexpr int ROWS = 6;       // of the product that is kept in registers, two vectors wide
 
 template <class S> struct Vector;
@@ -66,6 +75,206 @@ static void product(int64_t M, int64_t N, int64_t K, const S* A, int64_t ai, int
         }
     }
 }
+
+template <class S>
+static void pack(int64_t rows, int64_t d, const S* __restrict x, S* __restrict panels) {
+    constexpr int W = 2 * LANES<S>;
+    for (int64_t j = 0; j < d; j += W)
+        for (int64_t i = 0; i < rows; i++) memcpy(panels + j * rows + i * W, x + i * d + j, W * sizeof(S));
+}
+
+// sum_k A(k, i) B[k, :] is added to C[i, :]; A is read down its columns
+template <class S>
+static void product_across(int64_t M, int64_t N, int64_t K, const S* A, int64_t lda, const S* panels, S* C, int64_t ldc, S*) {
+    product(M, N, K, A, 1, lda, panels, C, ldc);
+}
+
+// What a stage needs of the processor while it computes
+template <class T>
+struct Tiles {
+    Tiles() {}
+};
+
+// Where the numbers are computed that are to be at `target`, and how they get there
+template <class S>
+static inline S* beside(S* target, S*) { return target; }
+template <class S>
+static inline void round_to(int64_t, const S*, S*) {}
+template <class S>
+static inline const S* rounded(int64_t, const S* x, S*) { return x; }
+
+#ifdef __AVX512BF16__
+struct Half {  // bfloat16
+    uint16_t bits;
+};
+
+static inline float* beside(Half*, float* buffer) { return buffer; }
+// n is a multiple of 16
+static inline void round_to(int64_t n, const float* x, Half* target) {
+    for (int64_t i = 0; i < n; i += 16) _mm256_storeu_si256((__m256i*)(target + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i)));
+}
+
+static inline const Half* rounded(int64_t n, const float* x, Half* buffer) {
+    round_to(n, x, buffer);
+    return buffer;
+}
+
+// Positions that a product sums over are filled up with zeros to as many as one tile of AMX holds
+static inline int64_t filled(int64_t rows) { return (rows + 31) / 32 * 32; }
+
+// As above for Half: two neighbours along k lie in one 32-bit lane
+template <int R>
+static inline void micro(int64_t K, const Half* A, int64_t ai, const Half* B, float* C, int64_t ldc) {
+    __m512 c0[R], c1[R];
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+        c0[i] = _mm512_loadu_ps(C + i * ldc);
+        c1[i] = _mm512_loadu_ps(C + i * ldc + 16);
+    }
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < K; k += 2) {
+        const __m512bh b0 = (__m512bh)_mm512_loadu_si512(B + 32 * k), b1 = (__m512bh)_mm512_loadu_si512(B + 32 * k + 32);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++) {
+            int32_t pair;
+            memcpy(&pair, A + i * ai + k, 4);
+            const __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
+            c0[i] = _mm512_dpbf16_ps(c0[i], a, b0);
+            c1[i] = _mm512_dpbf16_ps(c1[i], a, b1);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+        _mm512_storeu_ps(C + i * ldc, c0[i]);
+        _mm512_storeu_ps(C + i * ldc + 16, c1[i]);
+    }
+}
+
+#ifdef __AMX_BF16__
+// The system lets a process use AMX once it has asked
+static bool may_use_tiles() {
+    static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    return granted;
+}
+
+// For its lifetime eight tiles of 16 rows by 64 bytes; what was set before comes back
+template <>
+struct Tiles<Half> {
+    alignas(64) uint8_t before[64];
+    bool ready;
+    Tiles() : ready(may_use_tiles()) {
+        if (!ready) return;
+        _tile_storeconfig(before);
+        alignas(64) uint8_t config[64] = {1};
+        for (int i = 0; i < 8; i++) {
+            config[16 + 2 * i] = 64;
+            config[48 + i] = 16;
+        }
+        _tile_loadconfig(config);
+    }
+    ~Tiles() {
+        if (!ready) return;
+        if (before[0]) _tile_loadconfig(before);
+        else _tile_release();
+    }
+};
+
+// C [16 or 32, 32] += A [16 or 32, K] B [K, 32]
+template <bool TWO>
+static inline void amx(int64_t K, const Half* A, int64_t ai, const Half* B, float* C, int64_t ldc) {
+    const int64_t row = ldc * 4;
+    _tile_loadd(0, C, row);
+    _tile_loadd(1, C + 16, row);
+    if (TWO) {
+        _tile_loadd(2, C + 16 * ldc, row);
+        _tile_loadd(3, C + 16 * ldc + 16, row);
+    }
+    for (int64_t k = 0; k < K; k += 32) {
+        _tile_loadd(4, A + k, ai * 2);
+        _tile_loadd(6, B + 32 * k, 128);
+        _tile_loadd(7, B + 32 * k + 32, 128);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (TWO) {
+            _tile_loadd(5, A + 16 * ai + k, ai * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, C, row);
+    _tile_stored(1, C + 16, row);
+    if (TWO) {
+        _tile_stored(2, C + 16 * ldc, row);
+        _tile_stored(3, C + 16 * ldc + 16, row);
+    }
+}
+#endif
+
+// K is a multiple of 32
+static void product(int64_t M, int64_t N, int64_t K, const Half* A, int64_t ai, int64_t, const Half* panels, float* C, int64_t ldc) {
+    for (int64_t j = 0; j < N; j += 32) {
+        const Half* B = panels + j * K;
+        int64_t i = 0;
+#ifdef __AMX_BF16__
+        if (may_use_tiles()) {
+            for (; i + 32 <= M; i += 32) amx<true>(K, A + i * ai, ai, B, C + i * ldc + j, ldc);
+            for (; i + 16 <= M; i += 16) amx<false>(K, A + i * ai, ai, B, C + i * ldc + j, ldc);
+        }
+#endif
+        for (; i + ROWS <= M; i += ROWS) micro<ROWS>(K, A + i * ai, ai, B, C + i * ldc + j, ldc);
+        for (; i < M; i++) micro<1>(K, A + i * ai, ai, B, C + i * ldc + j, ldc);
+    }
+}
+
+// Transposes 16 rows of 16 numbers: of pairs of rows and columns 1, 2, 4 and 8 apart, those off the diagonal change places
+static inline void transpose(__m512i (&row)[16]) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+#pragma GCC unroll 4
+    for (int apart = 1; apart < 16; apart *= 2) {
+        const __mmask16 right = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(apart));
+        const __m512i by = _mm512_set1_epi32(apart);
+        // an index of 16 and more is of the second row
+        const __m512i upper = _mm512_mask_add_epi32(lane, right, _mm512_sub_epi32(lane, by), _mm512_set1_epi32(16));
+        const __m512i lower = _mm512_mask_add_epi32(_mm512_add_epi32(lane, by), right, lane, _mm512_set1_epi32(16));
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            if (i & apart) continue;
+            const __m512i first = row[i], second = row[i + apart];
+            row[i] = _mm512_permutex2var_epi32(first, upper, second);
+            row[i + apart] = _mm512_permutex2var_epi32(first, lower, second);
+        }
+    }
+}
+
+// 16 numbers of rows k and k + 1, in pairs; zeros beyond the last row
+static inline __m512i pairs(const Half* x, int64_t ld, int64_t k, int64_t rows) {
+    if (k >= rows) return _mm512_setzero_si512();
+    const __m512i first = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(x + k * ld)));
+    if (k + 1 >= rows) return first;
+    const __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(x + (k + 1) * ld)));
+    return _mm512_or_si512(first, _mm512_slli_epi32(second, 16));
+}
+
+// The columns of A become rows of a buffer first
+static void product_across(int64_t M, int64_t N, int64_t K, const Half* A, int64_t lda, const Half* panels, float* C, int64_t ldc, Half* rows) {
+    const int64_t all = filled(K);
+    for (int64_t k = 0; k < all; k += 32)
+        for (int64_t i = 0; i < M; i += 16) {
+            __m512i block[16];
+            for (int p = 0; p < 16; p++) block[p] = pairs(A + i, lda, k + 2 * p, K);
+            transpose(block);
+            for (int p = 0; p < 16; p++) _mm512_storeu_si512(rows + (i + p) * all + k, block[p]);
+        }
+    product(M, N, all, rows, all, 1, panels, C, ldc);
+}
+
+static void pack(int64_t rows, int64_t d, const Half* x, Half* panels) {
+    const int64_t all = filled(rows);
+    for (int64_t j = 0; j < d; j += 32)
+        for (int64_t k = 0; k < all; k += 2)
+            for (int64_t c = 0; c < 32; c += 16) _mm512_storeu_si512(panels + j * all + 32 * k + 2 * c, pairs(x + j + c, d, k, rows));
+}
+#endif
 
 // exp for x <= 0; below -87 it is exp(-87), which no sum here notices
 static inline float exp_(float x) {
@@ -131,12 +340,13 @@ static void statistics(int64_t rows, int64_t d, const S* __restrict x, S* __rest
 }
 
 // a = gelu(layer norm of x) times the mask (null: all 1)
-template <class S>
-static void activate(int64_t rows, int64_t d, const S* __restrict x, const S* __restrict mean, const S* __restrict rstd, const S* __restrict gain, const S* __restrict shift, const S* __restrict mask, S* __restrict a) {
+template <class S, class T>
+static void activate(int64_t rows, int64_t d, const S* __restrict x, const S* __restrict mean, const S* __restrict rstd, const S* __restrict gain, const S* __restrict shift, const S* __restrict mask, T* a) {
+    S line[WIDEST];
     for (int64_t i = 0; i < rows; i++) {
         const S m = mean[i], s = rstd[i], keep = mask ? mask[i] : S(1);
         const S* __restrict r = x + i * d;
-        S* __restrict out = a + i * d;
+        S* __restrict out = beside(a + i * d, line);
 #pragma omp simd
         for (int64_t j = 0; j < d; j++) {
             const S n = (r[j] - m) * s * gain[j] + shift[j];
@@ -144,19 +354,21 @@ static void activate(int64_t rows, int64_t d, const S* __restrict x, const S* __
             normal(n, cdf, slope);
             out[j] = n * cdf * keep;
         }
+        round_to(d, out, a + i * d);
     }
 }
 
-// From g, the gradient of gelu(layer norm of x): dx, and sums for gain and shift. With AGAIN the activation goes to a.
-template <class S, bool AGAIN>
+// From g, the gradient of gelu(layer norm of x): dx, which may be g, and sums for gain and shift. With AGAIN the activation goes to a.
+template <bool AGAIN, class S, class T>
 static void activate_back(int64_t rows, int64_t d, const S* __restrict x, const S* __restrict mean, const S* __restrict rstd, const S* __restrict gain, const S* __restrict shift, const S* __restrict mask,
-                          const S* __restrict g, S* a, S* __restrict dx, S* __restrict dgain, S* __restrict dshift) {
+                          const S* g, T* a, S* dx, S* __restrict dgain, S* __restrict dshift) {
+    S line[WIDEST];
     for (int64_t i = 0; i < rows; i++) {
         const S m = mean[i], s = rstd[i], keep = mask ? mask[i] : S(1);
         const S* __restrict r = x + i * d;
-        const S* __restrict gi = g + i * d;
-        S* __restrict out = dx + i * d;
-        S* __restrict ai = AGAIN ? a + i * d : nullptr;
+        const S* gi = g + i * d;
+        S* out = dx + i * d;
+        S* __restrict ai = AGAIN ? beside(a + i * d, line) : nullptr;
         S sum = 0, product = 0;
 #pragma omp simd reduction(+ : sum, product)
         for (int64_t j = 0; j < d; j++) {
@@ -172,18 +384,12 @@ static void activate_back(int64_t rows, int64_t d, const S* __restrict x, const 
             sum += dhat;
             product += dhat * hat;
         }
+        if (AGAIN) round_to(d, ai, a + i * d);
         sum /= d;
         product /= d;
 #pragma omp simd
         for (int64_t j = 0; j < d; j++) out[j] = s * (out[j] - sum - (r[j] - m) * s * product);
     }
-}
-
-template <class S>
-static void pack(int64_t rows, int64_t d, const S* __restrict x, S* __restrict panels) {
-    constexpr int W = 2 * LANES<S>;
-    for (int64_t j = 0; j < d; j += W)
-        for (int64_t i = 0; i < rows; i++) memcpy(panels + j * rows + i * W, x + i * d + j, W * sizeof(S));
 }
 
 template <class S>
@@ -218,21 +424,31 @@ static inline void clip(int64_t L, int64_t offset, int64_t& lo, int64_t& hi) {
     if (hi + offset > L) hi = L - offset;
 }
 
-template <class S>
+template <class S, class T>
 struct Block {  // pointers in the order that Python gives them
-    const S *x, *mask, *gain1, *shift1, *down, *bdown, *gain2, *shift2, *conv, *bconv, *gain3, *shift3, *up, *bup;
-    S *u, *z, *c, *y, *mean1, *rstd1, *mean2, *rstd2, *mean3, *rstd3;
-    const S *g, *up_t, *conv_t, *down_t;
-    S *dc, *gx, *ggain1, *gshift1, *gdown, *gbdown, *ggain2, *gshift2, *gconv, *gbconv, *ggain3, *gshift3, *gup, *gbup;
+    const S *x, *mask, *gain1, *shift1;
+    const T* down;
+    const S *bdown, *gain2, *shift2;
+    const T* conv;
+    const S *bconv, *gain3, *shift3;
+    const T* up;
+    const S* bup;
+    S* u;
+    T* z;
+    S *c, *y, *mean1, *rstd1, *mean2, *rstd2, *mean3, *rstd3;
+    const S* g;
+    const T *up_t, *conv_t, *down_t;
+    T* dc;
+    S *gx, *ggain1, *gshift1, *gdown, *gbdown, *ggain2, *gshift2, *gconv, *gbconv, *ggain3, *gshift3, *gup, *gbup;
 };
 
-template <class S>
-static void narrow(const Shape& s, const Block<S>& b, int64_t begin, int64_t end) {
-    std::vector<S> a(TILE * s.d);
+template <class S, class T>
+static void narrow(const Shape& s, const Block<S, T>& b, int64_t begin, int64_t end) {
+    std::vector<T> a(TILE * s.d);
     for_tiles(s, begin, end, [&](int64_t first, int64_t p, int64_t q) {
         const int64_t r = first + p, n = q - p;
         statistics(n, s.d, b.x + r * s.d, b.mean1 + r, b.rstd1 + r);
-        activate<S>(n, s.d, b.x + r * s.d, b.mean1 + r, b.rstd1 + r, b.gain1, b.shift1, nullptr, a.data());
+        activate<S, T>(n, s.d, b.x + r * s.d, b.mean1 + r, b.rstd1 + r, b.gain1, b.shift1, nullptr, a.data());
         S* u = b.u + r * s.h;
         fill(n, s.h, b.bdown, u);
         product(n, s.h, s.d, a.data(), s.d, 1, b.down, u, s.h);
@@ -241,9 +457,9 @@ static void narrow(const Shape& s, const Block<S>& b, int64_t begin, int64_t end
     });
 }
 
-template <class S>
-static void widen(const Shape& s, const Block<S>& b, int64_t begin, int64_t end) {
-    std::vector<S> a(TILE * s.h);
+template <class S, class T>
+static void widen(const Shape& s, const Block<S, T>& b, int64_t begin, int64_t end) {
+    std::vector<T> a(TILE * s.h);
     for_tiles(s, begin, end, [&](int64_t first, int64_t p, int64_t q) {
         const int64_t r = first + p, n = q - p;
         S* c = b.c + r * s.h;
@@ -256,7 +472,7 @@ static void widen(const Shape& s, const Block<S>& b, int64_t begin, int64_t end)
                 product(hi - lo, s.h, s.h, b.z + (first + lo + offset) * s.h, s.h, 1, b.conv + j * s.h * s.h, b.c + (first + lo) * s.h, s.h);
         }
         statistics(n, s.h, c, b.mean3 + r, b.rstd3 + r);
-        activate<S>(n, s.h, c, b.mean3 + r, b.rstd3 + r, b.gain3, b.shift3, nullptr, a.data());
+        activate<S, T>(n, s.h, c, b.mean3 + r, b.rstd3 + r, b.gain3, b.shift3, nullptr, a.data());
         S* y = b.y + r * s.d;
         const S* x = b.x + r * s.d;
         for (int64_t i = 0; i < n; i++)
@@ -266,19 +482,22 @@ static void widen(const Shape& s, const Block<S>& b, int64_t begin, int64_t end)
     });
 }
 
-template <class S>
-static void widen_back(const Shape& s, const Block<S>& b, int64_t begin, int64_t end) {
-    std::vector<S> a(TILE * s.h), da(TILE * s.h), panels(TILE * s.d);
+template <class S, class T>
+static void widen_back(const Shape& s, const Block<S, T>& b, int64_t begin, int64_t end) {
+    const int64_t wide = s.d > s.h ? s.d : s.h;
+    std::vector<S> da(TILE * s.h);
+    std::vector<T> a(TILE * s.h), across(TILE * s.h), g_(TILE * s.d), panels(TILE * wide);
     for_tiles(s, begin, end, [&](int64_t first, int64_t p, int64_t q) {
         const int64_t r = first + p, n = q - p;
-        const S* g = b.g + r * s.d;
-        S* dc = b.dc + r * s.h;
+        const T* g = rounded(n * s.d, b.g + r * s.d, g_.data());
+        S* dc = beside(b.dc + r * s.h, da.data());
         memset(da.data(), 0, n * s.h * sizeof(S));
         product(n, s.h, s.d, g, s.d, 1, b.up_t, da.data(), s.h);
-        activate_back<S, true>(n, s.h, b.c + r * s.h, b.mean3 + r, b.rstd3 + r, b.gain3, b.shift3, nullptr, da.data(), a.data(), dc, b.ggain3, b.gshift3);
+        activate_back<true>(n, s.h, b.c + r * s.h, b.mean3 + r, b.rstd3 + r, b.gain3, b.shift3, (const S*)nullptr, da.data(), a.data(), dc, b.ggain3, b.gshift3);
+        round_to(n * s.h, dc, b.dc + r * s.h);
         pack(n, s.d, g, panels.data());
-        product(s.h, s.d, n, a.data(), 1, s.h, panels.data(), b.gup, s.d);
-        add_rows(n, s.d, g, b.gbup);
+        product_across(s.h, s.d, n, a.data(), s.h, panels.data(), b.gup, s.d, across.data());
+        add_rows(n, s.d, b.g + r * s.d, b.gbup);
         add_rows(n, s.h, dc, b.gbconv);
         int64_t packed = 0;
         for (int64_t j = 0; j < s.k; j++) {
@@ -287,14 +506,15 @@ static void widen_back(const Shape& s, const Block<S>& b, int64_t begin, int64_t
             clip(s.L, offset, lo, hi);
             if (lo >= hi) continue;
             if (hi - lo != packed) pack(packed = hi - lo, s.h, b.dc + (first + lo) * s.h, panels.data());
-            product(s.h, s.h, hi - lo, b.z + (first + lo + offset) * s.h, 1, s.h, panels.data(), b.gconv + j * s.h * s.h, s.h);
+            product_across(s.h, s.h, hi - lo, b.z + (first + lo + offset) * s.h, s.h, panels.data(), b.gconv + j * s.h * s.h, s.h, across.data());
         }
     });
 }
 
-template <class S>
-static void narrow_back(const Shape& s, const Block<S>& b, int64_t begin, int64_t end) {
-    std::vector<S> a(TILE * s.d), dz(TILE * s.h), du(TILE * s.h), da(TILE * s.d), panels(TILE * s.h);
+template <class S, class T>
+static void narrow_back(const Shape& s, const Block<S, T>& b, int64_t begin, int64_t end) {
+    std::vector<S> dz(TILE * s.h), da(TILE * s.d);
+    std::vector<T> a(TILE * s.d), du_(TILE * s.h), across(TILE * s.d), panels(TILE * s.h);
     for_tiles(s, begin, end, [&](int64_t first, int64_t p, int64_t q) {
         const int64_t r = first + p, n = q - p;
         memset(dz.data(), 0, n * s.h * sizeof(S));
@@ -305,14 +525,16 @@ static void narrow_back(const Shape& s, const Block<S>& b, int64_t begin, int64_
             if (lo < hi)
                 product(hi - lo, s.h, s.h, b.dc + (first + lo + offset) * s.h, s.h, 1, b.conv_t + j * s.h * s.h, dz.data() + (lo - p) * s.h, s.h);
         }
-        activate_back<S, false>(n, s.h, b.u + r * s.h, b.mean2 + r, b.rstd2 + r, b.gain2, b.shift2, b.mask + r, dz.data(), nullptr, du.data(), b.ggain2, b.gshift2);
+        S* gu = dz.data();
+        activate_back<false>(n, s.h, b.u + r * s.h, b.mean2 + r, b.rstd2 + r, b.gain2, b.shift2, b.mask + r, dz.data(), (T*)nullptr, gu, b.ggain2, b.gshift2);
+        const T* du = rounded(n * s.h, gu, du_.data());
         memset(da.data(), 0, n * s.d * sizeof(S));
-        product(n, s.d, s.h, du.data(), s.h, 1, b.down_t, da.data(), s.d);
+        product(n, s.d, s.h, du, s.h, 1, b.down_t, da.data(), s.d);
         S* gx = b.gx + r * s.d;
-        activate_back<S, true>(n, s.d, b.x + r * s.d, b.mean1 + r, b.rstd1 + r, b.gain1, b.shift1, nullptr, da.data(), a.data(), gx, b.ggain1, b.gshift1);
-        pack(n, s.h, du.data(), panels.data());
-        product(s.d, s.h, n, a.data(), 1, s.d, panels.data(), b.gdown, s.h);
-        add_rows(n, s.h, du.data(), b.gbdown);
+        activate_back<true>(n, s.d, b.x + r * s.d, b.mean1 + r, b.rstd1 + r, b.gain1, b.shift1, (const S*)nullptr, da.data(), a.data(), gx, b.ggain1, b.gshift1);
+        pack(n, s.h, du, panels.data());
+        product_across(s.d, s.h, n, a.data(), s.d, panels.data(), b.gdown, s.h, across.data());
+        add_rows(n, s.h, gu, b.gbdown);
         const S* g = b.g + r * s.d;
 #pragma omp simd
         for (int64_t j = 0; j < n * s.d; j++) gx[j] += g[j];
@@ -322,14 +544,22 @@ static void narrow_back(const Shape& s, const Block<S>& b, int64_t begin, int64_
 extern "C" int lanes(int bytes) { return BYTES / bytes; }
 extern "C" int64_t tile() { return TILE; }
 
-#define STAGE(name)                                                                                             \
-    extern "C" void name##_float(const Shape* s, const Block<float>* b, int64_t begin, int64_t end) {           \
-        name<float>(*s, *b, begin, end);                                                                        \
-    }                                                                                                           \
-    extern "C" void name##_double(const Shape* s, const Block<double>* b, int64_t begin, int64_t end) {         \
-        name<double>(*s, *b, begin, end);                                                                       \
+#define STAGE_OF(name, kind, S, T)                                                                              \
+    extern "C" void name##_##kind(const Shape* s, const Block<S, T>* b, int64_t begin, int64_t end) {           \
+        Tiles<T> tiles;                                                                                         \
+        name<S, T>(*s, *b, begin, end);                                                                         \
     }
-STAGE(narrow)
-STAGE(widen)
-STAGE(widen_back)
-STAGE(narrow_back)
+#define STAGES(kind, S, T)                                                                                      \
+    STAGE_OF(narrow, kind, S, T)                                                                                \
+    STAGE_OF(widen, kind, S, T)                                                                                 \
+    STAGE_OF(widen_back, kind, S, T)                                                                            \
+    STAGE_OF(narrow_back, kind, S, T)
+
+STAGES(float, float, float)
+STAGES(double, double, double)
+#ifdef __AVX512BF16__
+STAGES(half, float, Half)
+extern "C" int has_half() { return 1; }
+#else
+extern "C" int has_half() { return 0; }
+#endif
