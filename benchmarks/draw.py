@@ -26,7 +26,7 @@ def panel(rows: pd.DataFrame, title: list[str], scale: str):
         shown.mark_tick(color="#9a9a9a", thickness=2).encode(x=x("floor")),
         shown.mark_tick(color="black", thickness=2).encode(x=x("aim")),
     ]
-    return alt.layer(*layers).properties(width=420, height=alt.Step(30))
+    return alt.layer(*layers).properties(width=420, height=alt.Step(38))
 
 
 def chart(table: pd.DataFrame):

@@ -194,8 +194,10 @@ def _drop_stop(path: Path, sequence: bytes) -> bytes:
 
 def _note_dna(path: Path, sequence: bytes) -> None:
     "Warn of a sequence that is DNA by its letters."
-    # of ten random residues all are among these letters once in some 300,000 proteins
-    if len(sequence) >= 10 and not sequence.translate(None, _BASES):
+    # of ten random residues all are among these letters once in some 300,000 proteins;
+    # a repeat of alanine and threonine is a protein
+    bases = len(set(sequence.upper()))
+    if len(sequence) >= 10 and bases >= 3 and not sequence.translate(None, _BASES):
         warnings.warn(
             f"{path}: a sequence of A, C, G, T, U and N only looks like DNA or RNA; "
             "translate it to a protein first.",
