@@ -8,10 +8,11 @@
 #include <vector>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
-#endif
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && defined(__linux__)
+#define AMX
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 #ifdef __AVX512F__
@@ -150,7 +151,7 @@ static inline void micro(int64_t K, const Half* A, int64_t ai, const Half* B, fl
     }
 }
 
-#ifdef __AMX_BF16__
+#ifdef AMX
 // The system lets a process use AMX once it has asked
 static bool may_use_tiles() {
     static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
@@ -215,7 +216,7 @@ static void product(int64_t M, int64_t N, int64_t K, const Half* A, int64_t ai, 
     for (int64_t j = 0; j < N; j += 32) {
         const Half* B = panels + j * K;
         int64_t i = 0;
-#ifdef __AMX_BF16__
+#ifdef AMX
         if (may_use_tiles()) {
             for (; i + 32 <= M; i += 32) amx<true>(K, A + i * ai, ai, B, C + i * ldc + j, ldc);
             for (; i + 16 <= M; i += 16) amx<false>(K, A + i * ai, ai, B, C + i * ldc + j, ldc);
