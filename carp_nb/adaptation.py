@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .alphabet import AMINO_ACIDS, PROTEIN, Alphabet
 from .batching import Corpus, pad_rows
 from .carp import CARP
-from .devices import pick_device
+from .devices import pick_device, used_dtype
 from .errors import CarpError, check_writable
 from .esm import ESM
 from .files import markdown_text, write_text
@@ -81,7 +81,7 @@ class AdaptConfig:
     flank: int = 30  # residues beside an aligned region, where whole sequences are given
     max_length: int = 1022  # longer sequences are cropped to a random window
     optimizer: str = "adam"  # or muon for the matrices of the blocks
-    dtype: str = "float32"  # or bfloat16 (autocast)
+    dtype: str = "float32"  # bfloat16 (autocast), or auto: bfloat16 where it is fast
     seed: int = 0  # of masks, batches, held-out clusters, and of random weights
     size: str = "carp_600k"  # of a model from random weights
     name: str = ""  # of the adapted model; empty: that of the first one with _adapted behind it
@@ -532,6 +532,7 @@ def _make_task(
     if whole is not None:
         relatives = add_flanks(relatives, read_fasta(whole, skip_bad=True), config.flank)
     start = starting_model(model, config, device)
+    config = replace(config, dtype=used_dtype(config.dtype, next(start.parameters()).device))
     # without a share of other data nothing is read
     others = None
     called = ""

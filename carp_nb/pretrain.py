@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .batching import Batches, Corpus, open_corpus
 from .carp import CARP, TABLE_S1
 from .datasets import list_datasets, load_sequences
-from .devices import pick_device
+from .devices import pick_device, used_dtype
 from .errors import CarpError
 from .esm import ESM, TABLE_S2
 from .files import read_columns, read_record, text_sha256, write_table, write_text
@@ -83,7 +83,7 @@ class PretrainConfig:
     warmup: int = 16_000  # updates of linear warmup, capped at 5 % of those planned
     cooldown: float = 0.0  # share of the updates, at the end, over which the rate falls to zero
     seed: int = 0
-    dtype: str = "float32"  # or bfloat16 (autocast)
+    dtype: str = "float32"  # bfloat16 (autocast), or auto: bfloat16 where it is fast
     optimizer: str = "adam"  # or muon for the matrices of the blocks
     masking: int = 15  # percent of the residues that are selected; the paper's is 15
     accumulate: int = 1  # parts that a batch is cut into; less memory, the same update
@@ -482,6 +482,8 @@ def pretrain(
     is writing.
     """
     folder = Path(folder)
+    # a run is that of the type it was trained in
+    config = replace(config, dtype=used_dtype(config.dtype, device))
     batches = Batches(train_set, config.batch_tokens, config.max_length, config.seed)
     plan = config.plan(batches)
     sums = {"corpus_sha256": train_set.sha256, "valid_sha256": held_out_sha256(valid_set)}
