@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -258,7 +259,7 @@ def read_own_scans(
 
 # %% ../nbs/library/37_scans.ipynb #08ea5a97
 def _scan_names(datasets: str) -> list[str]:
-    "List the names of the scans of a group, or those given. Raises CarpError if there are none."
+    "List the names of the scans of groups, and those given. Raises CarpError if there are none."
     table = list_datasets().query("kind == 'dms'")
     groups = {
         "shipped": table.index[table.ships],
@@ -267,8 +268,9 @@ def _scan_names(datasets: str) -> list[str]:
         "all": table.index,
         **{split: part.scan for split, part in SPLIT.groupby("split")},
     }
+    given = [groups.get(item, [item]) for item in split_commas(datasets)]
     # a dict keeps the order and drops repeated names
-    names = list(dict.fromkeys(groups.get(datasets, split_commas(datasets))))
+    names = list(dict.fromkeys(chain.from_iterable(given)))
     if not names:
         raise CarpError(
             "datasets names no scan; use shipped, here, deepsequence, validation, test, all, "
@@ -303,11 +305,11 @@ def _load_named(
     return scans
 
 
-_FEW_HAVE_ALL = ("deepsequence", "validation", "test", "all")
+_FEW_HAVE_ALL = {"deepsequence", "validation", "test", "all"}
 
 
 def find_scans(
-    datasets: str = "shipped",  # a group, or names, files and folders separated by commas
+    datasets: str = "shipped",  # groups, names, files and folders separated by commas
     facts: ScanFacts | None = None,  # about the files
 ) -> list[Scan]:
     """Load scans by group, by name, each benchmark once, and by path.
@@ -321,7 +323,8 @@ def find_scans(
     for item in _scan_names(datasets):
         (paths if is_scan_path(item) else names).append(item)
     # few machines have all scans, so these groups skip those that are missing
-    scans = list(_load_named(names, skip=datasets in _FEW_HAVE_ALL).values())
+    skip = not _FEW_HAVE_ALL.isdisjoint(split_commas(datasets))
+    scans = list(_load_named(names, skip).values())
     scans += read_own_scans(paths, facts or ScanFacts())
     loads = Counter(s.name for s in scans)
     repeated = sorted(name for name, times in loads.items() if times > 1)
