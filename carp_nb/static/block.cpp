@@ -154,7 +154,8 @@ static inline void micro(int64_t K, const Half* A, int64_t ai, const Half* B, fl
 #ifdef AMX
 // The system lets a process use AMX once it has asked
 static bool may_use_tiles() {
-    static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    static const bool granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
     return granted;
 }
 
@@ -166,10 +167,10 @@ struct Tiles<Half> {
     Tiles() : ready(may_use_tiles()) {
         if (!ready) return;
         _tile_storeconfig(before);
-        alignas(64) uint8_t config[64] = {1};
+        alignas(64) uint8_t config[64] = {1};  // the kind of table
         for (int i = 0; i < 8; i++) {
-            config[16 + 2 * i] = 64;
-            config[48 + i] = 16;
+            config[16 + 2 * i] = 64;  // bytes of a row
+            config[48 + i] = 16;      // rows
         }
         _tile_loadconfig(config);
     }
