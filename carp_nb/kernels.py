@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -202,7 +201,7 @@ def dilated_conv(
 
 # %% ../nbs/library/10_kernels.ipynb #5dd9e47f
 # without -ffast-math: a loss that is not finite has to stay so
-_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
+_FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp-simd -pthread".split()
 
 
 def _compiler() -> str | None:
@@ -290,6 +289,16 @@ class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("L", "d", "h", "k", "dilation")]
 
 # %% ../nbs/library/10_kernels.ipynb #95ff6941
+@functools.cache
+def _openmp() -> object:
+    "Find how PyTorch's own threads run a function; None where that cannot be seen, as on macOS."
+    # other threads beside them would compete for the cores, because those wait without sleeping
+    try:
+        return ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, TypeError):
+        return None
+
+
 # by the numbers that go into matrix products
 _KINDS = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "half"}
 
@@ -308,20 +317,14 @@ def _run_stage(
     function = getattr(library, f"{stage}_{kind}")
     tiles = len(tensors["x"]) // shape.L * -(-shape.L // library.tile())
     n = torch.get_num_threads()
-
-    def run(i: int) -> None:
+    blocks = (ctypes.c_void_p * len(_TENSORS) * n)()
+    for i, block in enumerate(blocks):
         pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
         pointers |= {name: tensor[i].data_ptr() for name, tensor in sums.items()}
-        struct = (ctypes.c_void_p * len(_TENSORS))(*map(pointers.get, _TENSORS))
-        first, last = (ctypes.c_int64(tiles * j // n) for j in (i, i + 1))
-        function(ctypes.byref(shape), struct, first, last)
-
-    if n == 1:
-        run(0)
-        return
-    # ctypes gives up the interpreter's lock during a call
-    with ThreadPoolExecutor(n) as threads:
-        list(threads.map(run, range(n)))
+        block[:] = [pointers.get(name) for name in _TENSORS]
+    shares = (ctypes.c_void_p * n)(*map(ctypes.addressof, blocks))
+    counts = (ctypes.c_int64(tiles), ctypes.c_int64(n))
+    library.compute(function, ctypes.byref(shape), shares, *counts, _openmp())
 
 # %% ../nbs/library/10_kernels.ipynb #04a1275a
 _WEIGHTS = "gain1 shift1 down bdown gain2 shift2 conv bconv gain3 shift3 up bup".split()

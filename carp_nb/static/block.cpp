@@ -2,9 +2,11 @@
 // Tensors are row-major: activations [B L, channels]; weights [in, out], so that a product is rows times matrix.
 // S is float, or double for tests of the gradient. T is what matrix products take in: S, or Half for a block in bfloat16,
 // whose products, sums, norms and activations stay in float.
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 #include <vector>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -541,6 +543,31 @@ static void narrow_back(const Shape& s, const Block<S, T>& b, int64_t begin, int
 #pragma omp simd
         for (int64_t j = 0; j < n * s.d; j++) gx[j] += g[j];
     });
+}
+
+// A stage that several threads compute, a share of the tiles at a time
+struct Work {
+    void (*stage)(const Shape*, const void*, int64_t, int64_t);
+    const Shape* shape;
+    const void* const* blocks;  // one for each share, because each has sums of its own
+    int64_t tiles, shares;
+    std::atomic<int64_t> next;
+};
+
+static void take_shares(void* work) {
+    Work& w = *(Work*)work;
+    for (int64_t i = w.next++; i < w.shares; i = w.next++) w.stage(w.shape, w.blocks[i], w.tiles * i / w.shares, w.tiles * (i + 1) / w.shares);
+}
+
+// `parallel` is OpenMP's own way to run a function on its threads; null: new threads do it
+typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
+extern "C" void compute(void (*stage)(const Shape*, const void*, int64_t, int64_t), const Shape* shape, const void* const* blocks, int64_t tiles, int64_t shares, Parallel parallel) {
+    Work work{stage, shape, blocks, tiles, shares, {0}};
+    if (parallel) return parallel(take_shares, &work, shares, 0);
+    std::vector<std::thread> others;
+    for (int64_t i = 1; i < shares; i++) others.emplace_back(take_shares, &work);
+    take_shares(&work);
+    for (auto& other : others) other.join();
 }
 
 extern "C" int lanes(int bytes) { return BYTES / bytes; }
