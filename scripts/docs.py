@@ -296,6 +296,14 @@ def anchor(run: str) -> str:
     return re.sub(r"[^\w -]", "", f"run {run}".lower()).replace(" ", "-")
 
 
+def without_charts(cell: nbformat.NotebookNode) -> None:
+    "Say where an interactive chart can be seen: the site loads nothing that would draw it."
+    for output in cell.get("outputs", []):
+        if any("vegalite" in kind for kind in output.get("data", {})):
+            words = "An interactive chart of the figure above, which JupyterLab and VS Code draw."
+            output["data"] = {"text/plain": words}
+
+
 def with_runs(file: Path) -> nbformat.NotebookNode:
     "A notebook followed by its kept runs, each under a heading with its name; as it stands if there is none."
     nb = nbformat.read(file, as_version=4)
@@ -305,6 +313,7 @@ def with_runs(file: Path) -> nbformat.NotebookNode:
         cells = nbformat.read(run, as_version=4).cells[1:]
         for i, cell in enumerate(cells):
             cell.id = f"run{n}-{i}"
+            without_charts(cell)
             if cell.cell_type == "markdown":
                 cell.source = re.sub(r"^(#+ )", r"#\1", cell.source, flags=re.M)
         nb.cells += [
