@@ -123,6 +123,8 @@ class Module:
             for t in n.targets
             if isinstance(t, ast.Name)
         }
+        typed = [n for n in self.tree.body if isinstance(n, ast.AnnAssign) and n.value]
+        self.named |= {n.target.id: n for n in typed if isinstance(n.target, ast.Name)}
         self.named |= {
             n.name: n for n in self.tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))
         }
