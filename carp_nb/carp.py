@@ -124,7 +124,7 @@ class ByteNetBlock(nn.Module):
         mask: Tensor,  # [B, L, 1], 1 = residue, 0 = padding
         segments: Segments | None = None,  # where rows hold several sequences
     ) -> Tensor:  # [B, L, d]
-        if segments is None and self._is_standard() and fuses(x, self.conv.out_channels):
+        if segments is None and self._is_standard() and fuses(x, self.down.weight):
             return fused_block(x, mask, self.conv.dilation[0], self._weights())
         # only the convolution reads other positions, so padding is zeroed only here
         z = self.narrow(x) * mask

@@ -348,10 +348,11 @@ class _Block(torch.autograd.Function):
         }
         tensors |= {"down": panels(given["down"].T), "up": panels(given["up"].T)}
         tensors["conv"] = panels(given["conv"].permute(2, 1, 0))
-        for name, width in {"u": h, "z": h, "c": h, "y": d}.items():
+        for name, width in {"u": h, "c": h, "y": d}.items():
             tensors[name] = x.new_empty(batch * length, width)
-        if half:
-            tensors["z"] = tensors["z"].bfloat16()
+        # what the convolution reads goes into products
+        operands = torch.bfloat16 if half else x.dtype
+        tensors["z"] = x.new_empty(batch * length, h, dtype=operands)
         for name in ("mean1", "rstd1", "mean2", "rstd2", "mean3", "rstd3"):
             tensors[name] = x.new_empty(batch * length)
         _run_stage("narrow", shape, tensors)
@@ -408,26 +409,28 @@ def fused_block(
 _WIDEST = 256
 
 
-def _computes(dtype: torch.dtype) -> bool:
-    "Whether there is compiled code for activations of this type."
+def _computes(activations: torch.dtype, weights: torch.dtype) -> bool:
+    "Whether there is compiled code for these types. It reads memory as it is, so that both count."
     library = compiled_block()
-    if library is None:
+    if library is None or weights != torch.float32:
         return False
-    if torch.is_autocast_enabled("cpu"):
-        return torch.get_autocast_dtype("cpu") == torch.bfloat16 and bool(library.has_half())
-    return dtype == torch.float32
+    if not torch.is_autocast_enabled("cpu"):
+        return activations == torch.float32
+    mixed = (torch.float32, torch.bfloat16)
+    half = torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return half and activations in mixed and bool(library.has_half())
 
 
 def fuses(
     x: Tensor,  # [B, L, d]
-    hidden: int,  # h
+    down: Tensor,  # [h, d], the first weight of the block
 ) -> bool:
     "Return whether `fused_block` computes what a block of this width has to compute now."
     if _forced or x.device.type != "cpu" or not x.numel() or not torch.is_grad_enabled():
         return False
-    if max(x.shape[2], hidden) > _WIDEST or torch.compiler.is_compiling():
+    if max(down.shape) > _WIDEST or torch.compiler.is_compiling():
         return False
-    if not _computes(x.dtype):
+    if not _computes(x.dtype, down.dtype):
         return False
     columns = _columns(torch.float32)
-    return x.shape[2] % columns == 0 and hidden % columns == 0
+    return all(width % columns == 0 for width in down.shape)
