@@ -191,12 +191,13 @@ def take_place(
 def draw_spread(axes: Axes, x: float, values: pd.Series, colour: str, hollow: bool = False) -> None:
     "The points of one model, side by side, and their mean."
     # a single point stands in the middle, where linspace would put it at the left
-    places = np.linspace(-0.22, 0.22, len(values)) * (len(values) > 1)
+    places = np.linspace(-0.2, 0.2, len(values)) * (len(values) > 1)
     face = fill_colour(colour, hollow)
     axes.scatter(x + places, values, s=26, facecolor=face, edgecolor=colour, alpha=0.85, zorder=3)
     mean = values.mean()
-    axes.hlines(mean, x - 0.32, x + 0.32, color=colour, lw=2.5, zorder=4)
-    label_point(axes, f"{mean:.2f}", x + 0.36, mean, size=9, va="center", color=colour)
+    # the number ends before the next line, which begins at 0.75
+    axes.hlines(mean, x - 0.25, x + 0.25, color=colour, lw=2.5, zorder=4)
+    label_point(axes, f"{mean:.2f}", x + 0.28, mean, size=9, va="center", color=colour)
 
 # %% ../nbs/library/05_charts.ipynb #d5ba6c38
 METHOD_MARKS = {

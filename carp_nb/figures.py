@@ -151,8 +151,10 @@ def zero_shot_figure(
     stated = published("zero_shot").query("metric in ('mean Spearman', 'Spearman on Cas9')")
     names = [m if m in _ONE_WAY else f"{m}\n{method}" for m, method in labels]
     names += list(stated.model + np.where(stated.n > 1, "\npublished", "\nCas9, published"))
-    size = (4.3 + 0.85 * len(names), 4.2)
-    figure, (axes, ahead) = plt.subplots(1, 2, figsize=size, width_ratios=[len(names), 3.2])
+    # the second panel has a column for each other model, narrower ones
+    widths = [len(names), max(3.2, 0.5 * len(names))]
+    size = (1.3 + 0.95 * sum(widths), 4.2)
+    figure, (axes, ahead) = plt.subplots(1, 2, figsize=size, width_ratios=widths)
     hollow = budget == "smoke"
     _draw_means(axes, rows, labels, stated, hollow)
     tilt_labels(axes, names, size=8)
