@@ -200,8 +200,11 @@ def dilated_conv(
     return _PATHS[_forced or _choose(x, weight)](x, weight, bias, dilation)
 
 # %% ../nbs/library/10_kernels.ipynb #5dd9e47f
+# channels up to which the compiled code is faster than the products of PyTorch's library
+_WIDEST = 256
 # without -ffast-math: a loss that is not finite has to stay so
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp-simd -pthread".split()
+_FLAGS.append(f"-DWIDEST={_WIDEST}")
 
 
 def _compiler() -> str | None:
@@ -406,9 +409,6 @@ def fused_block(
     return _Block.apply(x, mask, dilation, half, *weights)
 
 # %% ../nbs/library/10_kernels.ipynb #a9a6e5f7
-_WIDEST = 256
-
-
 def _computes(activations: torch.dtype, weights: torch.dtype) -> bool:
     "Whether there is compiled code for these types. It reads memory as it is, so that both count."
     library = compiled_block()

@@ -1,5 +1,6 @@
 // A ByteNet block forwards and backwards, a tile of positions at a time so that it stays in the cache.
 // Tensors are row-major: activations [B L, channels]; weights [in, out], so that a product is rows times matrix.
+// No block has more than WIDEST channels, which the compiler is told.
 // S is float, or double for tests of the gradient. T is what matrix products take in: S, or Half for a block in bfloat16,
 // whose products, sums, norms and activations stay in float.
 #include <atomic>
@@ -23,7 +24,6 @@ constexpr int BYTES = 64;
 constexpr int BYTES = 32;
 #endif
 constexpr int64_t TILE = 64;  // positions
-constexpr int WIDEST = 256;   // channels
 constexpr int ROWS = 6;       // of the product that is kept in registers, two vectors wide
 
 template <class S> struct Vector;
