@@ -423,7 +423,7 @@ def write_fasta(
             written += 1
     return written
 
-# %% ../nbs/library/30_readers.ipynb #66f883f9
+# %% ../nbs/library/30_readers.ipynb #7a1f0c35
 _NO_TEXT = {  # first bytes -> what such a file is
     b"PK\3\4": "a workbook (xlsx, ods) or a zip archive",
     b"\xd0\xcf\x11\xe0": "a workbook (xls)",
@@ -447,7 +447,7 @@ def _encoding_of(path: Path) -> str:
         return "utf-16-le"
     return "utf-16-be" if start[:1] == b"\0" else "utf-8-sig"
 
-
+# %% ../nbs/library/30_readers.ipynb #7a1f0c37
 def _guess_separator(line: str) -> str:
     "Guess the separator (tab, comma or semicolon) from the first line of a table."
     if "\t" in line:
@@ -458,7 +458,7 @@ def _guess_separator(line: str) -> str:
     semicolons = len(re.findall(";(?! )", bare))
     return ";" if semicolons > commas or (";" in bare and "," not in bare) else ","
 
-
+# %% ../nbs/library/30_readers.ipynb #66f883f9
 def _table_cells(
     path: Path,
     text: io.TextIOBase,

@@ -441,7 +441,7 @@ def _write_outputs(
         save_figure(figure, folder / name)
     return [folder / name for name in (*tables, "run.json", *figures)]
 
-# %% ../nbs/library/71_results.ipynb #6f90fe07
+# %% ../nbs/library/71_results.ipynb #c3f7a901
 def _explain_shortages(namespace: dict) -> None:
     "In a notebook, let a full disk or a lack of memory end in one sentence below the traceback."
     shell = namespace.get("get_ipython", lambda: None)()
@@ -450,7 +450,7 @@ def _explain_shortages(namespace: dict) -> None:
         errors = (OSError, MemoryError, RuntimeError, AssertionError)
         shell.set_custom_exc(errors, explain_in_notebook)
 
-
+# %% ../nbs/library/71_results.ipynb #6f90fe07
 @dataclass
 class Run:
     "One run of a section notebook: its parameters, its folder and its rows."

@@ -512,7 +512,7 @@ def _markdown(table: pd.DataFrame) -> str:
         rows.append([name, *map(_cell, values)])
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
-# %% ../nbs/library/44_runs.ipynb #0bfd7f0d
+# %% ../nbs/library/44_runs.ipynb #5be20d11
 def _model_facts(model: CARP | ESM) -> dict:
     limit = model.max_length  # of an ESM; a CARP reads any length
     return {
@@ -540,7 +540,7 @@ def _data_facts(record: dict, train_set: Corpus) -> dict:
         "sequences": len(train_set),
     }
 
-
+# %% ../nbs/library/44_runs.ipynb #5be20d13
 def _optimizer_in_words(config: dict) -> str:
     "Name the optimizer and a masking rate that is not the paper's; older records have neither."
     words = "Adam"
@@ -550,7 +550,7 @@ def _optimizer_in_words(config: dict) -> str:
         words += f", {config['masking']} % of the residues selected"
     return words
 
-
+# %% ../nbs/library/44_runs.ipynb #0bfd7f0d
 def _training_facts(record: dict, last: pd.Series, train_set: Corpus) -> dict:
     "Describe the length, settings and hardware of a run, from its record and its last row of metrics."
     config = record["config"]
