@@ -203,8 +203,8 @@ def dilated_conv(
 # channels up to which the compiled code is faster than the products of PyTorch's library
 _WIDEST = 256
 # without -ffast-math: a loss that is not finite has to stay so
-_FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp-simd -pthread".split()
-_FLAGS.append(f"-DWIDEST={_WIDEST}")
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
+_FLAGS += ["-pthread", f"-DWIDEST={_WIDEST}"]
 
 
 def _compiler() -> str | None:
