@@ -76,6 +76,8 @@ def _count_ahead(
         # the same model with another method is named by the method
         if model == first[0] and model not in _ONE_WAY:
             label = method
+        elif [name for name, _ in labels].count(model) > 1:
+            label = f"{model}\n{method}"
         # not every scan has an alignment
         both = wide[[first, (model, method)]].dropna()
         count = int((both[first] > both[model, method]).sum())
