@@ -188,7 +188,7 @@ Model = Annotated[
     Option(
         help=(
             "a name out of `carp-nb models`, a file of weights or its folder; to score also "
-            "blosum62, an alignment (family.a3m: its profile), NAME+family.a3m (both mixed)"
+            "blosum62, dms_matrix, family.a3m (the profile of an alignment), NAME+family.a3m (mixed)"
         )
     ),
 ]

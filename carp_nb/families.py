@@ -27,11 +27,18 @@ from .files import content_sha256, split_commas
 from .homologs import PSSM, NoHomologs, find_database, find_homologs, place_query
 from .identity import file_name
 from .mutants import parse_mutant
-from .pretrained import is_alignment
+from .pretrained import ALIGNMENT_SUFFIXES, is_alignment
 from .protbert import ProtBert
 from .readers import first_five, write_fasta
 from .scans import SPLIT
-from .scorers import AnyScorer, average, mix, scorer_sha256
+from carp_nb.scorers import (
+    AnyScorer,
+    DmsMatrix,
+    average,
+    mix,
+    mix_without_model,
+    scorer_sha256,
+)
 from .scoring import score_scan
 
 # %% ../nbs/library/57_families.ipynb #2f5e3bb7
@@ -67,6 +74,12 @@ def _profile_scan(pssm: PSSM, path: Path, scan: Scan) -> Profile:
     return Profile(pssm, scan, part, content_sha256(path))
 
 # %% ../nbs/library/57_families.ipynb #90451391
+def _suffix_place(path: Path) -> int:  # the smaller, the more surely it holds an alignment
+    "Find the ending of a file among those that alignments have."
+    plain = path.name.lower().removesuffix(".gz")
+    return ALIGNMENT_SUFFIXES.index(Path(plain).suffix)
+
+
 def _list_alignments(
     alignments: str,  # folders and files, separated by commas
 ) -> tuple[dict[str, Path], list[Path]]:  # in folders, by name; files given by themselves
@@ -77,6 +90,8 @@ def _list_alignments(
         path = Path(item).expanduser()
         if path.is_dir():
             files = [file for file in sorted(path.iterdir()) if is_alignment(file)]
+            # beside family.a3m may lie family.fasta, the query that was searched; the last one wins
+            files.sort(key=_suffix_place, reverse=True)
             named |= {Path(file.name.removesuffix(".gz")).stem: file for file in files}
         elif path.is_file():
             given.append(path)
@@ -332,6 +347,8 @@ def _list_entries(family: ProteinFamily, fits: FamilyFits, folder: Path) -> Iter
     pssm = family.pssm
     sizes = set()
     yield _Entry(pssm, "wild-type")
+    yield _Entry(DmsMatrix(), "wild-type")
+    yield _Entry(mix_without_model(pssm), "wild-type")
     for model in fits.models:
         if not isinstance(model, (CARP, ESM, Ensemble, ProtBert)):
             continue

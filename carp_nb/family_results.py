@@ -24,13 +24,16 @@ from .scans import SPLIT
 ROLES = (
     "unadapted",
     "BLOSUM62",
+    "other scans",
     "PSSM",
+    "mixture without model",
     "adapted from random",
     "adapted",
     "mixture",
     "adapted, fits averaged",
     "mixture, fits averaged",
 )
+_ONE_WAY = ("BLOSUM62", "other scans", "PSSM", "mixture without model")  # no masking in them
 _SPLITS = dict(zip(SPLIT.protein, SPLIT.split))
 
 
@@ -44,7 +47,9 @@ def _role(
     roles = {
         base: "unadapted",
         "blosum62": "BLOSUM62",
+        "dms_matrix": "other scans",
         "pssm": "PSSM",
+        "pssm+dms_matrix": "mixture without model",
         f"{base}_adapted": "adapted",
         f"{base}_adapted_averaged": "adapted, fits averaged",
         f"{base}_adapted_averaged+pssm": "mixture, fits averaged",
@@ -65,7 +70,7 @@ def protein_table(
     rows = rows[rows.metric == "spearman"]
     roles = [_role(model, base) for model in rows.model]
     rows = rows.assign(role=pd.Series(roles, rows.index, dtype=object)).dropna(subset="role")
-    one_way = rows.role.isin(["BLOSUM62", "PSSM"])
+    one_way = rows.role.isin(_ONE_WAY)
     rows = rows[one_way | (rows.method == method)]
     by_scan = rows.astype({"value": float}).groupby(["task", "role"], sort=False).value.mean()
     names = {scan.name: protein_name(scan) for scan in scans}
@@ -84,6 +89,7 @@ def protein_table(
     return table.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
 
 # %% ../nbs/library/58_family_results.ipynb #09a91548
+_COMPARED = ("BLOSUM62", "PSSM", "mixture without model")
 _LABELS = {
     "validation": "validation",
     "test": "test",
@@ -103,7 +109,7 @@ def protein_means(
     table: pd.DataFrame,  # of `protein_table`
     n_boot: int = 2000,
     seed: int = 0,
-) -> pd.DataFrame:  # proteins, what, n, mean, lo, hi; minus BLOSUM62, minus PSSM, each with lo, hi
+) -> pd.DataFrame:  # proteins, what, n, mean, lo, hi; minus each of `_COMPARED`, with lo, hi
     "Means over proteins, with 95 % intervals that resample proteins, for each split and for all."
     roles = [role for role in ROLES if role in table]
     complete = table.dropna(subset=roles)
@@ -115,7 +121,7 @@ def protein_means(
         for role in roles:
             line = {"proteins": _LABELS[str(split)], "what": role, "n": len(part)}
             line |= _mean_line(part[role].to_numpy(), n_boot, seed)
-            for other in ("BLOSUM62", "PSSM"):
+            for other in _COMPARED:
                 if other not in part or role == other:
                     continue
                 gain = _mean_line((part[role] - part[other]).to_numpy(), n_boot, seed)
@@ -129,7 +135,9 @@ def protein_means(
 _MARKS = {
     "unadapted": ("#9ec4e6", "#9ec4e6", "o"),
     "BLOSUM62": ("#bdbdbd", "#bdbdbd", "s"),
+    "other scans": ("#d9b84a", "#d9b84a", "s"),
     "PSSM": ("#7f7f7f", "#7f7f7f", "D"),
+    "mixture without model": ("#9a7a14", "#9a7a14", "P"),
     "adapted from random": ("#1f6fb4", "white", "o"),
     "adapted": ("#1f6fb4", "#1f6fb4", "o"),
     "mixture": ("#0b2f52", "#0b2f52", "P"),

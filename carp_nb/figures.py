@@ -60,7 +60,7 @@ from carp_nb.paper import (
 from .runs import held_out_table, model_card, seen_text
 
 # %% ../nbs/library/73_figures.ipynb #30a17dfb
-_ONE_WAY = ("blosum62", "pssm")  # they score in one way only
+_ONE_WAY = ("blosum62", "dms_matrix", "pssm", "pssm+dms_matrix")  # they score in one way only
 
 
 def _count_ahead(

@@ -44,7 +44,7 @@ from .files import package_folder
 from .identity import file_name
 from .pretrained import list_models
 from .readers import first_five
-from .scorers import Blosum62, load_scorer
+from .scorers import Substitutions, load_scorer
 from .scoring import Scorer
 from .trust import describe_trust
 
@@ -70,7 +70,7 @@ def _describe_protein(e: Explorer, models: list[str], structure: bool) -> dict:
         "measured": e.measured_map is not None,
         "structure": structure,
         # a matrix has no probabilities
-        "probabilities": not isinstance(e.model, Blosum62),
+        "probabilities": not isinstance(e.model, Substitutions),
         # the included scans first
         "proteins": scans.sort_values("ships", ascending=False, kind="stable").index.tolist(),
         "models": models,
@@ -216,7 +216,7 @@ def _list_facts(e: Explorer) -> str:
     "List what a map shows and how it was made, on one line."
     m = e.mutant
     how = "each position masked, log-odds against the wild type (equation 1)"
-    if isinstance(e.model, Blosum62):
+    if isinstance(e.model, Substitutions):
         how = "substitution scores, in nats"
     facts = [
         f"{len(m.wild_type):,} residues, {m.offset} to {m.last}",

@@ -97,13 +97,16 @@ def test_scans_of_a_protein_share_its_alignment_and_its_fits(tmp_path, adapted, 
     assert {fit[2:] for fit in adapted} == {(3, 7), (4, 7)}
     spearman = rows[rows.metric == "spearman"].set_index(["task", "model"]).sort_index()
     names = ["carp_4k_random_adapted", "pssm", "tiny_adapted", "tiny_adapted+pssm"]
+    without = ["dms_matrix", "pssm+dms_matrix"]
     averaged = ["tiny_adapted_averaged", "tiny_adapted_averaged+pssm"]
     for task in ("AB_CD_2013", "AB_CD_2016", "EF_GH_2014"):
-        assert sorted(set(spearman.loc[task].index)) == [*names, *averaged]
+        assert sorted(set(spearman.loc[task].index)) == sorted([*names, *averaged, *without])
         assert sorted(spearman.loc[(task, "tiny_adapted+pssm")].seed) == [3, 4]
     # what the alignment does not cover has a score of the adapted model alone
     n = {name: spearman.loc[[("AB_CD_2016", name)]].n.iloc[0] for name in names}
-    assert n["tiny_adapted"] - 4 == n["pssm"] == n["tiny_adapted+pssm"]
+    n |= {name: spearman.loc[[("AB_CD_2016", name)]].n.iloc[0] for name in without}
+    assert n["tiny_adapted"] - 4 == n["pssm"] == n["tiny_adapted+pssm"] == n["pssm+dms_matrix"]
+    assert n["tiny_adapted"] == n["dms_matrix"]
     # the fits together are one more model, which belongs to no seed
     assert len(spearman.loc[[("AB_CD_2016", averaged[0])]]) == 1
     assert n["tiny_adapted"] == spearman.loc[("AB_CD_2016", averaged[0])].n.item()
@@ -135,7 +138,7 @@ def test_an_interrupted_run_goes_on_and_finished_rows_are_not_computed_again(
     score = sys.modules["carp_nb.families"].score_scan
 
     def counted(scorer, scan, *args, **kwargs):
-        if len(scored) == 5:
+        if len(scored) == 9:
             scored.append("stopped")
             raise KeyboardInterrupt
         scored.append((scorer.name, scan.name))
@@ -147,10 +150,11 @@ def test_an_interrupted_run_goes_on_and_finished_rows_are_not_computed_again(
     before = len(adapted)
     rows = all_rows(families, fits, tmp_path)
     assert before == 1 and len(adapted) == 4
-    # PSSM, twice adapted, mixture and random, and the mean and its mixture, of two scans: once each
-    assert len(scored) - 1 == 2 * (1 + 2 * 3 + 2)
+    # PSSM, table and both, twice adapted, mixture and random, and the mean and its mixture, of two
+    # scans: once each
+    assert len(scored) - 1 == 2 * (3 + 2 * 3 + 2)
     again = all_rows(families, fits, tmp_path)
-    assert len(scored) - 1 == 18 and len(adapted) == 4
+    assert len(scored) - 1 == 22 and len(adapted) == 4
     pd.testing.assert_frame_equal(rows, again)
 
 
@@ -169,7 +173,8 @@ def test_without_adapting_the_model_itself_is_mixed(tmp_path, adapted, model):
     write_family(tmp_path / "x.a3m")
     families = read_families([scan("x")], str(tmp_path / "x.a3m"))
     rows = all_rows(families, FamilyFits([model], adapt=False, n_boot=20), tmp_path)
-    assert set(rows.model) == {"pssm", "tiny+pssm"} and not adapted
+    assert set(rows.model) == {"pssm", "dms_matrix", "pssm+dms_matrix", "tiny+pssm"}
+    assert not adapted
 
 
 def test_alignments_are_found_by_name_or_by_content(tmp_path):

@@ -157,7 +157,7 @@ def test_own_scan_by_path_with_fasta_and_alignment(papermill, tmp_path):
     # only what the alignment covers
     assert n["mine", "pssm", "wild-type"] == n["mine", "carp_600k_sprot50+pssm", "masked"] == 10
     assert set(pd.read_csv(done.out / "by_protein_means.csv").what) == {
-        "unadapted", "BLOSUM62", "PSSM", "mixture"
+        "unadapted", "BLOSUM62", "other scans", "PSSM", "mixture without model", "mixture"
     }  # fmt: skip
     assert "mixture" in (done.out / "by_protein.svg").read_text()
     assert "mine" in (done.out / "figure.html").read_text()
