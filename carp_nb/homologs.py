@@ -378,6 +378,42 @@ def _choose_hits(
             chosen.append(hit)
     return chosen[: thresholds.most]
 
+# %% ../nbs/library/46_homologs.ipynb #544fcf92
+# four groups of five, as frequent as each other; what often takes each other's place is apart
+_GROUPS = "IDKSF" + "VERTY" + "LNHAW" + "MQGCP"
+# a gap has a number of its own
+_GROUP_OF = np.array([*(_GROUPS.index(a) // 5 for a in AMINO_ACIDS), 4], np.uint8)
+_MANY = 0.05  # share of the pairs above which comparing all of them is faster
+
+
+def _count_equal(
+    rows: np.ndarray,  # uint8 [M, L], up to kinds
+    others: np.ndarray,  # uint8 [N, L]
+    kinds: int,  # what has this value is equal to nothing
+) -> torch.Tensor:  # float32 [M, N]
+    "Count the columns that are equal, as an inner product of ones and zeros."
+    ones = np.eye(kinds + 1, dtype=np.float32)[:, :-1]
+    first, second = (torch.from_numpy(ones[part]).flatten(1) for part in (rows, others))
+    return first @ second.T
+
+
+def _near_pairs(
+    rows: np.ndarray,  # uint8 [M, L]
+    others: np.ndarray,  # uint8 [N, L]
+    needed: np.ndarray,  # float32 [M, 1], how many residues have to be shared
+) -> np.ndarray:  # bool [M, N]
+    "Find which of two blocks share enough, by groups and then by residue."
+    least = torch.from_numpy(needed)
+    in_groups = _count_equal(_GROUP_OF[rows], _GROUP_OF[others], 4)
+    near = (in_groups >= least).numpy()
+    first, second = np.divmod(np.flatnonzero(near), near.shape[1])
+    if len(first) > _MANY * near.size:
+        return (_count_equal(rows, others, len(AMINO_ACIDS)) >= least).numpy()
+    same = rows[first] == others[second]
+    same &= rows[first] < len(AMINO_ACIDS)
+    near[first, second] = same.sum(1) >= needed[first, 0]
+    return near
+
 # %% ../nbs/library/46_homologs.ipynb #34b9f2c6
 def near_rows(
     aligned: np.ndarray,  # uint8 [N, L]
@@ -386,22 +422,16 @@ def near_rows(
     "Yield, for some rows at a time, which sequences share at least `identity` of each one's residues."
     residues = (aligned < len(AMINO_ACIDS)).sum(1)
     # the margin keeps exactly 80 % on the near side, whatever the rounding of 0.8 * n
-    needed = np.maximum(residues, 1)[:, None] * identity - 1e-6
+    least = np.ceil(np.maximum(residues, 1) * identity - 1e-6)
+    needed = least.astype(np.float32)[:, None]
     # some 64 MB of ones and zeros at a time, however long the query is
     step = max(1, min(2048, 2**24 // max(1, len(AMINO_ACIDS) * aligned.shape[1])))
     for i in range(0, len(aligned), step):
-        rows = _one_hot_rows(aligned[i : i + step])
+        rows, enough = aligned[i : i + step], needed[i : i + step]
         parts = []
         for j in range(0, len(aligned), step):
-            shared = rows @ _one_hot_rows(aligned[j : j + step]).T
-            parts.append(shared.numpy() >= needed[i : i + step])
+            parts.append(_near_pairs(rows, aligned[j : j + step], enough))
         yield i, np.concatenate(parts, 1)
-
-
-def _one_hot_rows(aligned: np.ndarray) -> torch.Tensor:  # float32 [N, 20 L]
-    "Encode rows as ones and zeros; what is no amino acid has no one."
-    letters = np.eye(len(AMINO_ACIDS) + 1, dtype=np.float32)[aligned][..., :-1]
-    return torch.from_numpy(letters.reshape(len(aligned), -1))
 
 # %% ../nbs/library/46_homologs.ipynb #d5dbe36e
 def sequence_weights(
@@ -411,8 +441,11 @@ def sequence_weights(
     """Return one over the number of sequences (itself included) that share at least `identity` of
     a sequence's residues; 0 for a sequence without residues."""
     near = np.zeros(len(aligned), int)
-    for start, close in near_rows(aligned, identity):
-        near[start : start + len(close)] = close.sum(1)
+    # a bar where this takes longer than two seconds
+    with tqdm(total=len(aligned), desc="compare", delay=2) as bar:
+        for start, close in near_rows(aligned, identity):
+            near[start : start + len(close)] = close.sum(1)
+            bar.update(len(close))
     present = (aligned < len(AMINO_ACIDS)).any(1)
     return np.where(present, 1 / np.maximum(near, 1), 0.0)
 
