@@ -7,6 +7,7 @@ ALIGNMENTS is a folder of a3m files named after the proteins, such as `carp-nb h
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from carp_nb.adaptation import AdaptConfig, adapt
+from carp_nb.carp import CARP
+from carp_nb.esm import ESM
 from carp_nb.families import ProteinFamily, read_families
 from carp_nb.files import write_table
 from carp_nb.progress import tqdm
 from carp_nb.results import provenance
 from carp_nb.scans import ScanFacts, find_inputs
-from carp_nb.scorers import Blosum62
+from carp_nb.scorers import Blosum62, Substitutions
 from carp_nb.scoring import score_mutants
 
 # short ones of different families, so that a setting takes a few minutes
@@ -83,22 +86,24 @@ def draw_homologs(path: Path, homologs: int, target: Path) -> Path:
     return target
 
 
-def correlations(family: ProteinFamily, model) -> list[float]:  # one for each of WEIGHTS
+def correlations(
+    family: ProteinFamily,
+    model: CARP | ESM,
+    tables: Sequence[Substitutions],
+    weights: Sequence[Sequence[float]],  # of the profile, of the model and of each table
+) -> list[float]:  # one for each mixture
     "Score the scans of a protein by every mixture, and average its scans."
     found = []
     for profile in family.profiles:
         scan = profile.scan
-        mutants = list(scan.table.mutant)
-        scores = []
-        for scorer, method in [
-            (profile.pssm, "wild-type"),
-            (model, "masked"),
-            (Blosum62(), "wild-type"),
-        ]:
-            given = (scorer, scan.wild_type, mutants, scan.offset, method)
-            scores.append(np.asarray(score_mutants(*given)))
+        given = (scan.wild_type, list(scan.table.mutant), scan.offset)
+        scores = [
+            np.asarray(score_mutants(profile.pssm, *given, "wild-type")),
+            np.asarray(score_mutants(model, *given, "masked")),
+            *(np.asarray(score_mutants(table, *given, "wild-type")) for table in tables),
+        ]
         measured = scan.direction * scan.table.score
-        mixed = np.array(WEIGHTS) @ np.stack(scores)
+        mixed = np.array(weights) @ np.stack(scores)
         found.append([spearmanr(row, measured).statistic for row in mixed])
     return np.mean(found, axis=0).tolist()
 
@@ -107,7 +112,7 @@ def run_trial(trial: Trial, family: ProteinFamily) -> dict:
     "Adapt to one family and correlate."
     fitted = adapt(trial.start, family.path, AdaptConfig(**trial.settings), progress=False)
     names = ["{:g} PSSM {:g} model {:g} BLOSUM62".format(*weights) for weights in WEIGHTS]
-    row = dict(zip(names, correlations(family, fitted)))
+    row = dict(zip(names, correlations(family, fitted, [Blosum62()], WEIGHTS)))
     return {"seconds": fitted.card.seconds, "sequences": fitted.card.sequences, **row}
 
 

@@ -14,44 +14,46 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, spearmanr
+from adaptation_settings import correlations
+from scipy.stats import rankdata
 
 from carp_nb.alphabet import AMINO_ACIDS
 from carp_nb.datasets import Scan
-from carp_nb.families import ProteinFamily, protein_name, read_families
-from carp_nb.files import package_folder, write_table
+from carp_nb.families import protein_name, read_families
+from carp_nb.files import write_table
 from carp_nb.mutants import parse_mutant
 from carp_nb.pretrained import load_model
 from carp_nb.progress import tqdm
 from carp_nb.results import provenance
 from carp_nb.scans import ScanFacts, find_inputs
 from carp_nb.scorers import Blosum62, DmsMatrix
-from carp_nb.scoring import score_mutants
 
-TABLE = package_folder("tables") / "substitution_effects.csv"
-# of the profile, of the adapted model and of the table
+# of the profile, of the adapted model, of the table and of BLOSUM62
 WEIGHTS = [
-    (1, 0, 0),
-    (0, 1, 0),
-    (0, 0, 1),
-    (0.5, 0.5, 0),
-    (0.4, 0, 0.6),
-    (0.3, 0.1, 0.6),
-    (0.25, 0.1, 0.65),
-    (0.25, 0.15, 0.6),
-    (0.2, 0.2, 0.6),
-    (0.3, 0.2, 0.5),
-    (0.25, 0.25, 0.5),
+    (1, 0, 0, 0),
+    (0, 1, 0, 0),
+    (0, 0, 1, 0),
+    (0.5, 0.5, 0, 0),
+    (0.4, 0, 0.6, 0),
+    (0.3, 0.1, 0.6, 0),
+    (0.25, 0.1, 0.65, 0),
+    (0.25, 0.15, 0.6, 0),
+    (0.2, 0.2, 0.6, 0),
+    (0.3, 0.2, 0.5, 0),
+    (0.25, 0.25, 0.5, 0),
+    (0, 0, 0, 1),
 ]
+# columns; BLOSUM62 is in no mixture
+NAMES = ["{:g} PSSM {:g} model {:g} dms_matrix".format(*weights) for weights in WEIGHTS[:-1]]
+NAMES.append("BLOSUM62")
 
 
 def scan_ranks(scan: Scan) -> tuple[np.ndarray, np.ndarray]:  # float [20, 20], twice
     "Sum the ranks of each substitution in a scan, and count it, per single mutant of the scan."
-    singles = [(mutant, i) for i, mutant in enumerate(scan.table.mutant) if ":" not in mutant]
-    measured = scan.direction * scan.table.score.to_numpy()[[i for _, i in singles]]
-    ranks = (rankdata(measured) - 0.5) / len(singles)
+    singles = scan.table[~scan.table.mutant.str.contains(":", regex=False)]
+    ranks = (rankdata(scan.direction * singles.score) - 0.5) / len(singles)
     sums, counts = np.zeros((20, 20)), np.zeros((20, 20))
-    for (mutant, _), rank in zip(singles, ranks):
+    for mutant, rank in zip(singles.mutant, ranks):
         (mutation,) = parse_mutant(mutant)
         place = AMINO_ACIDS.find(mutation.wt), AMINO_ACIDS.index(mutation.mt)
         # a wild type may have a letter that is no amino acid
@@ -73,31 +75,6 @@ def mean_ranks(scans: Iterable[Scan]) -> pd.DataFrame:  # [20, 20], wild type by
     return pd.DataFrame(means, pd.Index(letters, name="wild type"), letters).round(4)
 
 
-class TableOfOthers(DmsMatrix):
-    "The table of the package, made of all proteins but one."
-
-    def __init__(self, scans: Iterable[Scan]):
-        super().__init__(mean_ranks(scans))
-
-
-def correlations(family: ProteinFamily, model, table: DmsMatrix) -> dict[str, float]:
-    "Score the scans of a protein by every mixture, and average its scans."
-    found = []
-    for profile in family.profiles:
-        scan = profile.scan
-        mutants = list(scan.table.mutant)
-        members = [(profile.pssm, "wild-type"), (model, "masked"), (table, "wild-type")]
-        scores = []
-        for scorer, method in [*members, (Blosum62(), "wild-type")]:
-            given = (scorer, scan.wild_type, mutants, scan.offset, method)
-            scores.append(np.asarray(score_mutants(*given)))
-        measured = scan.direction * scan.table.score
-        mixed = np.array([*np.array(WEIGHTS) @ np.stack(scores[:3]), scores[3]])
-        found.append([spearmanr(row, measured).statistic for row in mixed])
-    names = ["{:g} PSSM {:g} model {:g} dms_matrix".format(*weights) for weights in WEIGHTS]
-    return dict(zip([*names, "BLOSUM62"], np.mean(found, axis=0)))
-
-
 def compare(scans: Sequence[Scan], alignments: str, models: Path, path: Path) -> None:
     "Write a row for each protein that has an alignment and a model."
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
@@ -108,8 +85,9 @@ def compare(scans: Sequence[Scan], alignments: str, models: Path, path: Path) ->
             continue
         others = [scan for scan in scans if protein_name(scan) != family.protein]
         model = load_model(models / f"{family.protein}.safetensors", "cpu")
+        tables = [DmsMatrix(mean_ranks(others)), Blosum62()]
         row = {"homologs": key[0], "protein": key[1]}
-        row |= correlations(family, model, TableOfOthers(others))
+        row |= dict(zip(NAMES, correlations(family, model, tables, WEIGHTS)))
         made = provenance("cpu")
         rows.append(row | {name: made[name] for name in ("torch", "commit", "device")})
         write_table(pd.DataFrame(rows), path)
@@ -118,7 +96,7 @@ def compare(scans: Sequence[Scan], alignments: str, models: Path, path: Path) ->
 def main() -> None:
     scans, _ = find_inputs("validation", "", ScanFacts())
     if len(sys.argv) == 1:
-        write_table(mean_ranks(scans).reset_index(), TABLE)
+        write_table(mean_ranks(scans).reset_index(), DmsMatrix.path)
         return
     alignments, models, folder = sys.argv[1:]
     compare(scans, alignments, Path(models), Path(folder) / "mixtures.csv")

@@ -17,8 +17,10 @@ from carp_nb.scoring import score_mutants
 SCRIPT = Path(__file__).parent.parent / "scripts/substitution_effects.py"
 
 
-@pytest.fixture(scope="module")
-def script():
+@pytest.fixture
+def script(monkeypatch):
+    # as a script finds the one beside it
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     return runpy.run_path(str(SCRIPT), run_name="effects")
 
 
@@ -49,7 +51,7 @@ def test_a_protein_counts_once_and_a_direction_turns_its_ranks(script):
     more = script["mean_ranks"]([scan("a_1", {"M1A": 1.0, "M1C": 2.0, "K2A": 3.0, "M1A:K2A": 0})])
     pd.testing.assert_frame_equal(more, ranks)
     assert np.isnan(ranks.loc["W", "A"])
-    # three scans of BLAT_ECOLX weigh as much together as the one of another protein
+    # two scans of BLAT_ECOLX weigh as much together as the one of another protein
     low = [
         scan(f"BLAT_ECOLX_{year}", {"M1A": 1.0, "M1C": 2.0})
         for year in "Tenaillon2013 Palzkill2012".split()
