@@ -14,7 +14,7 @@ import pandas as pd
 
 from .errors import CarpError, reading
 from .files import in_project
-from .pretrained import MATRIX
+from .pretrained import DMS_MATRIX, MATRIX
 from .scorers import scorer_sha256
 from .scoring import Scorer
 from .tensors import read_header
@@ -32,8 +32,8 @@ def _read_correlations(
         with reading(path, "the results of a run"):
             tables.append(pd.read_parquet(path, columns=_COLUMNS))
     rows = pd.concat(tables[1:] or tables)
-    # the method of the map; the matrix has one method only, whatever it is called
-    is_shown = (rows.method == "masked") | (rows.model == MATRIX)
+    # the method of the map; a table has one method only, whatever it is called
+    is_shown = (rows.method == "masked") | rows.model.isin([MATRIX, DMS_MATRIX])
     rows = rows[(rows.metric == "spearman") & is_shown]
     return rows.drop_duplicates(["task", "model", "weights_sha"], keep="last")
 

@@ -26,7 +26,7 @@ from carp_nb.pretrained import load_model
 from carp_nb.progress import tqdm
 from carp_nb.results import provenance
 from carp_nb.scans import ScanFacts, find_inputs
-from carp_nb.scorers import Blosum62, DmsMatrix
+from carp_nb.scorers import EFFECTS, Blosum62, DmsMatrix
 
 # of the profile, of the adapted model, of the table and of BLOSUM62
 WEIGHTS = [
@@ -96,7 +96,7 @@ def compare(scans: Sequence[Scan], alignments: str, models: Path, path: Path) ->
 def main() -> None:
     scans, _ = find_inputs("validation", "", ScanFacts())
     if len(sys.argv) == 1:
-        write_table(mean_ranks(scans).reset_index(), DmsMatrix.path)
+        write_table(mean_ranks(scans).reset_index(), EFFECTS)
         return
     alignments, models, folder = sys.argv[1:]
     compare(scans, alignments, Path(models), Path(folder) / "mixtures.csv")

@@ -11,7 +11,7 @@ from carp_nb.alphabet import AMINO_ACIDS
 from carp_nb.datasets import Scan
 from carp_nb.errors import CarpError
 from carp_nb.scans import SPLIT, ScanFacts, find_inputs
-from carp_nb.scorers import DmsMatrix, load_scorer, scorer_sha256
+from carp_nb.scorers import EFFECTS, load_scorer, scorer_sha256
 from carp_nb.scoring import score_mutants
 
 SCRIPT = Path(__file__).parent.parent / "scripts/substitution_effects.py"
@@ -36,7 +36,7 @@ def test_the_shipped_table_is_that_of_the_validation_scans(script):
         pytest.skip(f"the validation scans are not here: {error}")
     if {s.name for s in scans} != set(SPLIT[SPLIT.split == "validation"].scan):
         pytest.skip("not all of the validation scans are here")
-    shipped = pd.read_csv(DmsMatrix.path, index_col="wild type")
+    shipped = pd.read_csv(EFFECTS, index_col="wild type")
     pd.testing.assert_frame_equal(script["mean_ranks"](scans), shipped)
 
 
@@ -61,7 +61,7 @@ def test_a_protein_counts_once_and_a_direction_turns_its_ranks(script):
 
 
 def test_scores_are_log_odds_of_the_ranks():
-    ranks = pd.read_csv(DmsMatrix.path, index_col="wild type")
+    ranks = pd.read_csv(EFFECTS, index_col="wild type")
     assert list(ranks) == list(ranks.index) == list(AMINO_ACIDS)
     odds = np.log(ranks / (1 - ranks))
     best = odds.max().max()
