@@ -23,6 +23,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 import carp_nb
+from .defaults import DEFAULT_MODEL
 from .family_commands import adapt, homologs
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ def _give_scores(
 def score(
     protein: Protein,
     mutants: Mutants = "",
-    model: Model = "carp_600k_sprot50",
+    model: Model = DEFAULT_MODEL,
     output: ScoreFile = "",
     offset: Offset = None,
     method: Method = "masked",
@@ -354,7 +355,7 @@ MapFile = Annotated[
 def map_protein(
     protein: Protein,
     output: MapFile,
-    model: Model = "carp_600k_sprot50",
+    model: Model = DEFAULT_MODEL,
     offset: Offset = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -373,7 +374,7 @@ def map_protein(
 def embed(
     fasta: Annotated[Path, Argument(help="sequences")],
     file: Annotated[Path | None, Argument(help="to write: .safetensors, .npz or .h5")] = None,
-    model: Model = "carp_600k_sprot50",
+    model: Model = DEFAULT_MODEL,
     per: Annotated[str, Option(help="sequence (mean over residues) or residue")] = "sequence",
     layer: Annotated[int, Option(help="0 = embedding, -1 = last")] = -1,
     dtype: Dtype = "float32",

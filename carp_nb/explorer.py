@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from .alphabet import AMINO_ACIDS
 from .charts import finish_figure
 from .datasets import SOURCES, Scan, load_scan, read_dms
+from .defaults import DEFAULT_MODEL
 from .devices import as_dtype
 from .editing import ACTIONS, Changes, History, Mutant, read_state, write_state
 from .errors import CarpError, one_line
@@ -663,7 +664,7 @@ def _open_measurements(
 # %% ../nbs/library/81_explorer.ipynb #f3bf91af
 def explore(
     sequence: str = "abeta42",  # residues, the name of a scan, or a FASTA file
-    # a name or file for `load_scorer`, or a scorer; empty: the state's, else carp_600k_sprot50
+    # a name or file for `load_scorer`, or a scorer; empty: the state's, else DEFAULT_MODEL
     model: str | Path | Scorer = "",
     scan: str = "",  # measurements: a name in list_datasets() or a table; empty: the state's
     offset: int = 1,  # number of the first residue; a named scan brings its own
@@ -687,5 +688,5 @@ def explore(
         scan_offset = int(settings.get("scan_offset", mutant.offset))
     measured, direction, scan = _open_measurements(scan, mutant.wild_type, scan_offset, named)
     if isinstance(model, (str, Path)):
-        model = load_scorer(model or settings.get("model") or "carp_600k_sprot50", device)
+        model = load_scorer(model or settings.get("model") or DEFAULT_MODEL, device)
     return Explorer(model, mutant, measured, direction, dtype, settings.get("label", ""), scan)

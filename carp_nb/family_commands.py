@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from .defaults import DEFAULT_MODEL
+
 # %% ../nbs/library/86_family_commands.ipynb #40b2d002
 Query = Annotated[str, Argument(help="a sequence, or a FASTA file with one")]
 Database = Annotated[
@@ -78,7 +80,7 @@ Resume = Annotated[
 def adapt(
     family: FamilyFile,
     output: Weights,
-    model: Start = "carp_600k_sprot50",
+    model: Start = DEFAULT_MODEL,
     updates: Updates = None,
     lr: Rate = None,
     masking: Selected = None,

@@ -9,6 +9,7 @@ __all__ = ['fill_map', 'write_map', 'map_page']
 from collections.abc import Sequence
 from pathlib import Path
 
+from .defaults import DEFAULT_MODEL
 from .editing import ACTIONS, Mutant
 from .errors import CarpError, check_writable
 from .explorer import Explorer, explore
@@ -105,7 +106,7 @@ def write_map(
 def map_page(
     protein: str,  # a sequence, a FASTA file with one or more, or the name of a scan
     path: str | Path,  # to write; ending in .html, .png or .svg
-    model: str | Path | Scorer = "carp_600k_sprot50",  # anything that `load_scorer` takes
+    model: str | Path | Scorer = DEFAULT_MODEL,  # anything that `load_scorer` takes
     offset: int | None = None,  # number of the first residue; None: 1, of a scan its own
     dtype: str = "float32",
     device: str = "auto",

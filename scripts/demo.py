@@ -13,6 +13,7 @@ from pathlib import Path
 from carp_nb import load_model, mutation_scan
 from carp_nb.adaptation import AdaptConfig, adapt, save_adapted
 from carp_nb.charts import carp_style
+from carp_nb.defaults import DEFAULT_MODEL
 from carp_nb.files import atomic_path, in_project
 from carp_nb.maps import compare_scans_figure
 from carp_nb.readers import read_alignment
@@ -38,7 +39,7 @@ def main():
     options = parser.parse_args()
     family = in_project(FAMILY)
     protein = read_alignment(family).query
-    model = load_model("carp_600k_sprot50", device="cpu")
+    model = load_model(DEFAULT_MODEL, device="cpu")
     adapted = adapt(model, family, AdaptConfig(updates=options.updates))
     card = adapted.card
     scans = {

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from carp_nb import datasets
 from carp_nb.cli import app
 from carp_nb.datasets import load_dataset
+from carp_nb.defaults import DEFAULT_MODEL
 from carp_nb.embedding import read_embeddings
 from carp_nb.pretrained import list_models, load_model
 from carp_nb.scoring import mutation_scan, score_mutants
@@ -53,7 +54,7 @@ def test_models_lists_every_model():
 
 
 def test_score_gives_what_the_library_gives(tmp_path):
-    model = load_model("carp_600k_sprot50")
+    model = load_model(DEFAULT_MODEL)
     (tmp_path / "one.fasta").write_text(f">one\n{WILD_TYPE}\n")
     assert (
         typed(

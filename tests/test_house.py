@@ -21,6 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from carp_nb.defaults import DEFAULT_MODEL
+from carp_nb.pretrained import shipped_weights
 from carp_nb.results import notebook_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -301,6 +303,15 @@ def test_section_notebook_uses_each_of_its_parameters(path):
                 used.add("budget")
     unused = [name for name in notebook_parameters(path.stem) if name not in used]
     assert not unused, f"{path.name} has parameters that it never reads: {', '.join(unused)}"
+
+
+def test_default_model_is_one_everywhere():
+    "A notebook that takes an included model takes the one that the command line takes."
+    # Figures 3 and 4 follow the run whose checkpoints are kept
+    sections = [notebook_parameters(path.stem) for path in SECTIONS if path.stem != "checkpoints"]
+    named = {parameters["model"].default for parameters in sections if "model" in parameters}
+    assert named & shipped_weights().keys() == {DEFAULT_MODEL}
+    assert f'load_model("{DEFAULT_MODEL}")' in (ROOT / "README.md").read_text()
 
 
 def test_notebooks_are_clean_and_agree_with_the_package(tmp_path):

@@ -385,7 +385,7 @@ def test_command_writes_each_format(tmp_path):
     for words in (["e.h5"], ["-o", "e.npz"], ["--output", "e.safetensors"]):
         words[-1] = str(tmp_path / words[-1])
         said = typed("embed", tmp_path / "two.fasta", *words, "--per", "residue")
-        assert said.exit_code == 0 and "2 sequences by carp_600k_sprot50" in said.stdout
+        assert said.exit_code == 0 and "2 sequences by carp_600k_sprot50_v3" in said.stdout
         assert [len(v) for _, v in read_embeddings(words[-1])] == [10, 3]
 
 
