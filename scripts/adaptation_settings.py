@@ -50,7 +50,7 @@ class Trial:
         default_factory=dict
     )  # of `AdaptConfig`; what is not named is the default
     homologs: int = 0  # drawn at random; 0: all
-    start: str = "carp_600k_sprot50"
+    start: str = "carp_600k_sprot50"  # the included model when the settings were chosen
     proteins: frozenset | None = frozenset(SIX)  # None: all that are in the group
 
 
@@ -61,14 +61,14 @@ TRIALS = [
     Trial("whole sequences", {"unaligned": 1.0}, homologs=30),
     Trial("never in the query", {"in_query": 0.0}),
     Trial("never in the query", {"in_query": 0.0}, homologs=30),
+    Trial("carp_600k_sprot50_v3", {}, 30, "carp_600k_sprot50_v3"),
+    Trial("carp_600k_sprot50_v3", {}, 0, "carp_600k_sprot50_v3", None),
     Trial("bfloat16", {"dtype": "bfloat16"}),
     Trial("bfloat16", {"dtype": "bfloat16"}, homologs=30),
     Trial("bfloat16, Muon, 1e-3", {"dtype": "bfloat16", "optimizer": "muon"}),
     Trial("bfloat16, Muon, 1e-3", {"dtype": "bfloat16", "optimizer": "muon"}, homologs=30),
     Trial("bfloat16, carp_2_4m_sprot50", {"dtype": "bfloat16"}, 0, "carp_2_4m_sprot50"),
     Trial("bfloat16, carp_2_4m_sprot50", {"dtype": "bfloat16"}, 30, "carp_2_4m_sprot50"),
-    Trial("bfloat16, carp_600k_sprot50_v3", {"dtype": "bfloat16"}, 0, "carp_600k_sprot50_v3"),
-    Trial("bfloat16, carp_600k_sprot50_v3", {"dtype": "bfloat16"}, 30, "carp_600k_sprot50_v3"),
     Trial("always aligned", {"unaligned": 0.0}),
     Trial("always aligned", {"unaligned": 0.0}, homologs=30),
     Trial("15 % selected", {"masking": 15}),
