@@ -55,6 +55,49 @@ def optimizer_of(
             chosen[name] = "muon" if name in hidden else "adam"
     return chosen
 
+# %% ../nbs/library/17_optimizers.ipynb #4c5b6a79
+def _orthogonalize(
+    matrix: Tensor,  # [rows, columns]
+    coefficients: tuple[float, float, float],
+    steps: int,
+    eps: float,
+) -> Tensor:  # the same shape
+    "Bring the singular values of a matrix near one by Newton-Schulz iterations, in its own dtype."
+    tall = len(matrix) > matrix.shape[1]
+    if tall:
+        matrix = matrix.T
+    a, b, c = coefficients
+    matrix = matrix / matrix.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = matrix @ matrix.T
+        matrix = torch.addmm(matrix, torch.addmm(gram, gram, gram, beta=b, alpha=c), matrix, beta=a)
+    if tall:
+        return matrix.T
+    return matrix
+
+# %% ../nbs/library/17_optimizers.ipynb #2e3d4c5b
+class _Float32Muon(torch.optim.Muon):
+    "PyTorch's Muon with its iterations in float32."
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        "Update all matrices that have a gradient."
+        for group in self.param_groups:
+            momentum = group["momentum"]
+            how = (group["ns_coefficients"], group["ns_steps"], group["eps"])
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(weight.grad)
+                mean = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
+                # Nesterov's look ahead
+                update = _orthogonalize(weight.grad.lerp(mean, momentum), *how)
+                # the size of a step of Adam
+                size = 0.2 * max(weight.shape) ** 0.5
+                weight.add_(update, alpha=-group["lr"] * size)
+
 # %% ../nbs/library/17_optimizers.ipynb #969c9f8f
 def _as_matrix(weight: Tensor) -> Tensor:  # [C_out, C_in] or [C_out, C_in, k] -> [C_out, k C_in]
     "View a weight as a matrix. Raises RuntimeError for a convolution in another order of memory."
@@ -73,10 +116,11 @@ class MuonAdam:
         self._hidden = [weights[name] for name, kind in chosen.items() if kind == "muon"]
         others = [weights[name] for name, kind in chosen.items() if kind == "adam"]
         self._views = [nn.Parameter(_as_matrix(w.data)) for w in self._hidden]
+        kind = torch.optim.Muon
+        if all(weight.device.type == "cpu" for weight in self._hidden):
+            kind = _Float32Muon
         # No weight decay, as with Adam
-        self.muon = torch.optim.Muon(
-            self._views, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-        )
+        self.muon = kind(self._views, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
         self.adam = torch.optim.Adam(others, lr=lr, fused=True)
 
     @property
