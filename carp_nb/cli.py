@@ -479,7 +479,10 @@ ValidSet = Annotated[str, Option(help="held-out sequences: a dataset or a FASTA 
 RunName = Annotated[str, Option(help="of the model; left out: the size")]
 Init = Annotated[
     str,
-    Option(help="weights to begin with: a model of this size by name or file; left out: random"),
+    Option(
+        help="weights to begin with: a model of this size, or a narrower CARP, by name or file; "
+        "left out: random"
+    ),
 ]
 
 # %% ../nbs/library/87_cli.ipynb #13d60075

@@ -92,7 +92,7 @@ class PretrainConfig:
     name: str | None = None  # of the trained model; None: the size
     clip: float = 0.0  # largest norm of the gradient; 0: not limited, as in the paper
     skip_non_finite: int = 0  # updates that may be left out for a loss that is not finite
-    init: str = ""  # name or file of the weights to begin with; empty: random ones
+    init: str = ""  # name or file of the weights to begin with, or a narrower CARP's; empty: random
 
     def __post_init__(self):
         _check_size(self.size)

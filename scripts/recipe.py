@@ -27,6 +27,7 @@ ADAM = PretrainConfig(
 )
 MUON = replace(ADAM, optimizer="muon", lr=3e-3)
 KNOWN = replace(MUON, init="carp_600k_sprot50")
+WIDE = replace(MUON, size="carp_2_4m", masking=25, dtype="float32")
 
 # what a row is called, how it is trained, seeds
 TRIALS: list[tuple[str, PretrainConfig, tuple[int, ...]]] = [
@@ -43,6 +44,8 @@ TRIALS: list[tuple[str, PretrainConfig, tuple[int, ...]]] = [
     ("Muon, constant rate", replace(MUON, cooldown=0.0), (0,)),
     ("Muon, fall over the last 30 %", replace(MUON, cooldown=0.3), (0,)),
     ("Muon, windows of 256 residues", replace(MUON, max_length=256), (0,)),
+    ("2.4M, Muon, from the 2.4M (v3)", replace(WIDE, init="carp_2_4m_sprot50_v3"), (0,)),
+    ("2.4M, Muon, from the 600k (v3)", replace(WIDE, init="carp_600k_sprot50_v3"), (0,)),
 ]
 
 
