@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carp_nb.alphabet import AMINO_ACIDS
+from carp_nb.defaults import DEFAULT_MODEL
 from carp_nb.editing import History, Mutant, read_state, write_state
 from carp_nb.explorer import Explorer
 from carp_nb.pretrained import load_model
@@ -281,4 +282,4 @@ def test_mutate_notebook_exports(papermill):
     table = pd.read_csv(next(done.out.glob("*.csv")))
     assert table[table.in_mutant].mutant.tolist() == ["T252W", "D267E"] and len(table) == 56 * 19
     mutant, others = read_state(next(done.out.glob("*.txt")).read_text())
-    assert mutant.text == "T252W:D267E" and others["model"] == "carp_600k_sprot50"
+    assert mutant.text == "T252W:D267E" and others["model"] == DEFAULT_MODEL

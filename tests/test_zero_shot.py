@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from carp_nb.defaults import DEFAULT_MODEL
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "nbs/zero_shot.ipynb"
 NO_NETWORK = {
@@ -64,7 +66,7 @@ def test_default_scores_the_shipped_scans(tmp_path):
     assert status == 0, shown
     rows = pd.read_parquet(tmp_path / "out/results.parquet")
     assert set(rows.task) == {"abeta42", "tdp43", "gb1_olson_sample"} and {
-        "carp_600k_sprot50",
+        DEFAULT_MODEL,
         "blosum62",
     } == set(rows.model)
     assert (
@@ -80,13 +82,13 @@ def test_own_protein(papermill, tmp_path):
     (tmp_path / "mine.fasta").write_text(">mine\nMQYKLILNGKTLKGETTTEA\n")
     done = papermill("zero_shot", fasta="mine.fasta", mutants="Y26W,K27A:L28V", offset=24)
     assert done.status == 0, done.shown
-    table = pd.read_csv(done.out / "mutants_mine_carp_600k_sprot50.csv")
+    table = pd.read_csv(done.out / f"mutants_mine_{DEFAULT_MODEL}.csv")
     assert set(table.mutant) == {"Y26W", "K27A:L28V"} and table.percentile.tolist() == [100.0, 50.0]
     done = papermill("zero_shot", fasta="mine.fasta")
     assert done.status == 0, done.shown
     assert (
-        len(pd.read_csv(done.out / "mutants_mine_carp_600k_sprot50.csv")) == 19 * 20
-        and (done.out / "mutants_mine_carp_600k_sprot50.svg").exists()
+        len(pd.read_csv(done.out / f"mutants_mine_{DEFAULT_MODEL}.csv")) == 19 * 20
+        and (done.out / f"mutants_mine_{DEFAULT_MODEL}.svg").exists()
     )
 
 
@@ -153,9 +155,9 @@ def test_own_scan_by_path_with_fasta_and_alignment(papermill, tmp_path):
     done = papermill("zero_shot", adapt="false", **settings)
     assert done.status == 0, done.shown
     n = correlations(done.out).n
-    assert n["mine", "carp_600k_sprot50", "masked"] == 20
+    assert n["mine", DEFAULT_MODEL, "masked"] == 20
     # only what the alignment covers
-    assert n["mine", "pssm", "wild-type"] == n["mine", "carp_600k_sprot50+pssm", "masked"] == 10
+    assert n["mine", "pssm", "wild-type"] == n["mine", f"{DEFAULT_MODEL}+pssm", "masked"] == 10
     assert set(pd.read_csv(done.out / "by_protein_means.csv").what) == {
         "unadapted", "BLOSUM62", "other scans", "PSSM", "mixture without model", "mixture"
     }  # fmt: skip
@@ -171,7 +173,7 @@ def test_proteingym_layout_needs_nothing_else(papermill, tmp_path):
     assert done.status == 0, done.shown
     rows = correlations(done.out)
     assert set(rows.index.get_level_values("task")) == {"ASSAY_2020", "abeta42"}
-    assert rows.n["ASSAY_2020", "carp_600k_sprot50", "masked"] == 19
+    assert rows.n["ASSAY_2020", DEFAULT_MODEL, "masked"] == 19
 
 
 @pytest.mark.parametrize(
