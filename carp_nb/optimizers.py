@@ -77,7 +77,7 @@ def _orthogonalize(
 
 # %% ../nbs/library/17_optimizers.ipynb #2e3d4c5b
 class _Float32Muon(torch.optim.Muon):
-    "PyTorch's Muon with its iterations in float32."
+    "PyTorch's Muon as `MuonAdam` sets it, without weight decay, with its iterations in float32."
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -93,7 +93,7 @@ class _Float32Muon(torch.optim.Muon):
                     state["momentum_buffer"] = torch.zeros_like(weight.grad)
                 mean = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
                 # Nesterov's look ahead
-                update = _orthogonalize(weight.grad.lerp(mean, momentum), *how)
+                update = _orthogonalize(weight.grad.lerp(mean, momentum).float(), *how)
                 # the size of a step of Adam
                 size = 0.2 * max(weight.shape) ** 0.5
                 weight.add_(update, alpha=-group["lr"] * size)

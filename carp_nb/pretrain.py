@@ -183,7 +183,7 @@ def widen(
     model = CARP(config)
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: weight.shape for name, weight in model.state_dict().items()}
-    state = narrow.to("cpu").state_dict()
+    state = {name: weight.cpu() for name, weight in narrow.state_dict().items()}
     grown = {name: _copy_channels(state[name], shape, generator) for name, shape in shapes.items()}
     model.load_state_dict(grown)
     return model
@@ -204,7 +204,7 @@ def first_model(config: PretrainConfig) -> CARP | ESM:  # on the CPU
     if config.init:
         given = load_model(config.init, "cpu")
         if _can_widen(getattr(given, "config", None), model.config):
-            return widen(cast(CARP, given), cast(CARPConfig, model.config), config.seed)
+            given = widen(cast(CARP, given), cast(CARPConfig, model.config), config.seed)
         if not isinstance(given, type(model)) or given.config != model.config:
             raise CarpError(
                 f"init is {config.init}, a model {_size_of(given)}, and the size of this run is "
