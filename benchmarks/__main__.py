@@ -69,6 +69,7 @@ MEASURED = [
 
 # what makes one kind of processor faster than another in a line of the table, on x86 and on Arm
 FEATURES = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16", "i8mm"}
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # without one of these bfloat16 is emulated
 
 
 def cpu_features(info: Path = Path("/proc/cpuinfo")) -> str:
@@ -352,6 +353,11 @@ def why_not(line: Line, measured: pd.DataFrame, given: argparse.Namespace) -> st
     if line.gpu and given.device != "cpu" and not torch.cuda.is_available():
         return "needs a GPU"
     here = processor_here(line, given.device)
+    features = set(cpu_features().split())
+    # nothing is known of a processor without features
+    emulated = bool(features) and not features & BFLOAT16
+    if emulated and not line.gpu and "bf16" in f"{line.name} {line.work}":
+        return "needs a processor with products in bfloat16"
     same = measured[(measured.line == line.name) & (measured.processor == here)]
     if given.skip_measured and len(same):
         return f"was measured on {here}"

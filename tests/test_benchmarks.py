@@ -101,6 +101,17 @@ def test_a_line_starts_only_if_it_fits(bench, capsys):
     assert f"was measured on {PLAIN}" in capsys.readouterr().out
 
 
+def test_bfloat16_is_measured_where_it_is_not_emulated(bench, monkeypatch, capsys):
+    line = Line("some-bf16", "work in bf16", "a peer", lambda: probe(1.0), unit="MB")
+    monkeypatch.setitem(LINES, line.name, line)
+    _, kept = bench("some-bf16", "first", features=PLAIN)
+    assert kept.line.tolist() == ["first"]
+    assert "needs a processor with products in bfloat16" in capsys.readouterr().out
+    for features in (AMX, "avx2 avx512_bf16 avx512f", ""):
+        _, kept = bench("some-bf16", features=features)
+        assert "some-bf16" in kept[kept.processor == (features or "cpu")].line.tolist()
+
+
 @pytest.mark.parametrize(
     "row, kind",
     [
