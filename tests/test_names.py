@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from carp_nb import arrays
 from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.cli import app
+from carp_nb.defaults import DEFAULT_MODEL
 from carp_nb.devices import device_name, pick_device
 from carp_nb.embedding import embed, read_embeddings
 from carp_nb.errors import CarpError
@@ -385,7 +386,7 @@ def test_command_writes_each_format(tmp_path):
     for words in (["e.h5"], ["-o", "e.npz"], ["--output", "e.safetensors"]):
         words[-1] = str(tmp_path / words[-1])
         said = typed("embed", tmp_path / "two.fasta", *words, "--per", "residue")
-        assert said.exit_code == 0 and "2 sequences by carp_600k_sprot50_v3" in said.stdout
+        assert said.exit_code == 0 and f"2 sequences by {DEFAULT_MODEL}" in said.stdout
         assert [len(v) for _, v in read_embeddings(words[-1])] == [10, 3]
 
 
