@@ -140,6 +140,19 @@ def _draw_means(
         colour = model_colour(model)
         label_point(axes, f"{value:.2f}", x + 0.2, value, size=9, va="center", color=colour)
 
+# %% ../nbs/library/73_figures.ipynb #be3c109c
+_MANY = 12  # columns; beside the second panel more of them would be too small to read
+
+
+def _zero_shot_panels(columns: int) -> tuple[Figure, np.ndarray]:  # Axes [2]
+    "The two panels of `zero_shot_figure`, side by side or, with many columns, one below the other."
+    if columns > _MANY:
+        return plt.subplots(2, 1, figsize=(1.3 + 0.75 * columns, 8.4))
+    # the second panel has a column for each other model, narrower ones
+    widths = [columns, max(3.2, 0.5 * columns)]
+    size = (1.3 + 0.95 * sum(widths), 4.2)
+    return plt.subplots(1, 2, figsize=size, width_ratios=widths)
+
 # %% ../nbs/library/73_figures.ipynb #3fe75b2c
 @carp_style()
 def zero_shot_figure(
@@ -153,10 +166,7 @@ def zero_shot_figure(
     stated = published("zero_shot").query("metric in ('mean Spearman', 'Spearman on Cas9')")
     names = [m if m in _ONE_WAY else f"{m}\n{method}" for m, method in labels]
     names += list(stated.model + np.where(stated.n > 1, "\npublished", "\nCas9, published"))
-    # the second panel has a column for each other model, narrower ones
-    widths = [len(names), max(3.2, 0.5 * len(names))]
-    size = (1.3 + 0.95 * sum(widths), 4.2)
-    figure, (axes, ahead) = plt.subplots(1, 2, figsize=size, width_ratios=widths)
+    figure, (axes, ahead) = _zero_shot_panels(len(names))
     hollow = budget == "smoke"
     _draw_means(axes, rows, labels, stated, hollow)
     tilt_labels(axes, names, size=8)
