@@ -240,7 +240,6 @@ def test_what_is_asked_stands_in_the_columns_of_the_query(tmp_path, in_query):
     rows = ["MKVAWMKVAW", "M-VkkAWMKICW", "MRV-----VW", "------CVAW"]
     family = read_relatives(write_a3m(tmp_path / "f.a3m", rows))
     config = replace(CONFIG, in_query=in_query, unaligned=0.0, masking=40, batch_tokens=4000)
-    config = replace(config, every_position=False)
     rows = FamilyRows(family, np.arange(1, 4), config)
     corrupted, tokens, mask, selected = FamilyBatches(rows, np.ones(3), config, 100)[0]
     decoded = {PROTEIN.decode(row) for row in tokens}
@@ -253,35 +252,6 @@ def test_what_is_asked_stands_in_the_columns_of_the_query(tmp_path, in_query):
     seen = PROTEIN.encode("MKVAWMKVAW").expand_as(tokens[:, :10]) if in_query else tokens[:, :10]
     kept = ~selected[:, :10]
     assert torch.equal(corrupted[:, :10][kept], seen[kept]) and 0.1 < kept.float().mean() < 0.9
-
-
-def test_a_relative_is_asked_for_at_every_position_of_the_query(tmp_path):
-    rows = ["MKVAWMKVAW", "M-VkkAWMKICW", "MKVAWMKVAW"]
-    family = read_relatives(write_a3m(tmp_path / "f.a3m", rows))
-    config = replace(CONFIG, in_query=1.0, unaligned=0.0, masking=20, batch_tokens=4000)
-    drawn = FamilyRows(family, np.arange(3), config)
-    batch = FamilyBatches(drawn, np.ones(3), config, 100)[0]
-    corrupted, tokens, _, selected = (part[:, :10] for part in batch)
-    of_relative = torch.tensor([PROTEIN.decode(row) == "MKVAWMKICW" for row in tokens])
-    # all but its gap
-    wanted = torch.tensor([column != 1 for column in range(10)])
-    assert torch.equal(selected[of_relative], wanted.expand(int(of_relative.sum()), 10))
-    # one in ten is masked or replaced; elsewhere the query's residue is seen
-    changed = corrupted[of_relative] != PROTEIN.encode("MKVAWMKVAW")
-    assert float(changed.float().mean()) == pytest.approx(0.1, abs=0.03)
-    # the query and what is equal to it are asked for where a mask is drawn, in two of ten
-    assert float(selected[~of_relative].float().mean()) == pytest.approx(0.2, abs=0.03)
-
-
-def test_a_run_from_before_every_position_was_asked_does_not_go_on(tmp_path):
-    old = quiet(config=replace(CONFIG, every_position=False, updates=4), folder=tmp_path)
-    record = json.loads((tmp_path / "config.json").read_text())
-    del record["config"]["every_position"]
-    (tmp_path / "config.json").write_text(json.dumps(record))
-    again = quiet(config=replace(CONFIG, every_position=False, updates=4), folder=tmp_path)
-    assert torch.equal(again.decoder.weight, old.decoder.weight)
-    with pytest.raises(CarpError, match="every_position=False, not True"):
-        quiet(config=replace(CONFIG, updates=4), folder=tmp_path)
 
 
 def test_a_long_alignment_is_cropped_with_its_query(tmp_path):
