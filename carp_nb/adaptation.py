@@ -546,7 +546,7 @@ def _make_task(
     held_out = hold_out(weights, clusters, config.held_out, config.seed)
     return _Task(start, relatives, weights, clusters, held_out, config, cast(Any, others), called)
 
-# %% ../nbs/library/48_adaptation.ipynb #dda9a382
+# %% ../nbs/library/48_adaptation.ipynb #fdd0b4a0
 def _describe(task: _Task, watch: _Watch, metrics: pd.DataFrame, run: str) -> AdaptationCard:
     "Write down what was done and what it brought."
     memory = watch.memory
@@ -585,7 +585,7 @@ def _describe(task: _Task, watch: _Watch, metrics: pd.DataFrame, run: str) -> Ad
         aligned=task.family.rows is not None and task.config.unaligned < 1,
     )
 
-
+# %% ../nbs/library/48_adaptation.ipynb #dda9a382
 def _train_task(
     task: _Task,
     folder: Path,

@@ -559,7 +559,7 @@ def _cell_html(cell, best: dict[tuple[str, str], float]) -> str:
         lines.append(f"<small>{texts['basis']}</small>")
     return f"<div style='{_CELL_STYLE}'>{'<br>'.join(lines)}</div>"
 
-# %% ../nbs/library/72_paper.ipynb #1e1f6e30
+# %% ../nbs/library/72_paper.ipynb #66cdd05d
 # ((set, split)s, method, model) -> what fills these cells
 FillCommand = Callable[[list[tuple[str, str]], str, str], str]
 _COMMAND_STYLE = "white-space:normal;overflow-wrap:anywhere"
@@ -593,7 +593,7 @@ def _with_caption(style: Styler, lines: Sequence[str]) -> Styler:
     text = "<br>".join(filter(None, lines))
     return style.set_caption(text) if text else style
 
-
+# %% ../nbs/library/72_paper.ipynb #1e1f6e30
 def paper_table(
     compared: pd.DataFrame,  # as `against_paper` gives it
     command: FillCommand,

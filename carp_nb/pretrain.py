@@ -458,7 +458,7 @@ def _refuse_other_training(
         kept = _attributes(folder / name)
         refuse_other_content(folder / name, kept, _run_sha256(settings))
 
-# %% ../nbs/library/43_pretrain.ipynb #e2bb8e69
+# %% ../nbs/library/43_pretrain.ipynb #7ec85872
 def _finished_model(folder: Path, name: str, steps: int) -> CARP | ESM | None:
     """Load the model of a run that has made all of its updates; None if it has not, or if its
     files are damaged and the last checkpoint makes them again.
@@ -487,7 +487,7 @@ def _measured_to(folder: Path, steps: int) -> bool:
     except CarpError:
         return False
 
-
+# %% ../nbs/library/43_pretrain.ipynb #e2bb8e69
 def _train_run(
     config: PretrainConfig,
     batches: Batches,

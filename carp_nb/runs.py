@@ -116,7 +116,7 @@ def find_runs(
     runs = runs.drop_duplicates(["name", "size", "seed", "corpus_sha256"])
     return runs.sort_values(["parameters", "seed"], ignore_index=True)
 
-# %% ../nbs/library/44_runs.ipynb #fa239689
+# %% ../nbs/library/44_runs.ipynb #899a60d5
 # in these the runs of one series may differ
 _FREE = (*SAME_UPDATES, "lr", "seed", "name", "tokens", "corpus_sha256")
 
@@ -150,7 +150,7 @@ def _series_so_far(
     )
     return cast(pd.DataFrame, runs[alike])
 
-
+# %% ../nbs/library/44_runs.ipynb #fa239689
 def pretrain_series(
     config: PretrainConfig,  # size, tokens, batches, crop; lr and seed are set here
     seeds: Sequence[int],

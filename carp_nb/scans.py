@@ -137,7 +137,7 @@ def _own_wild_type(
         )
     return wild_type_from_variant(path, mutant_column, variants, facts.offset)
 
-# %% ../nbs/library/37_scans.ipynb #07eb73a4
+# %% ../nbs/library/37_scans.ipynb #f4f1a5be
 def _known_source(path: Path, columns: list[str]) -> Source | None:
     "The scan that a file is by its name, if it has that scan's columns; None for any other file."
     for source in SOURCES:
@@ -170,7 +170,7 @@ def _drop_rare(path: Path, scan: Scan) -> Scan:
         ) - sum(kept)
     return replace(scan, table=scan.table[kept].reset_index(drop=True), dropped=dropped)
 
-
+# %% ../nbs/library/37_scans.ipynb #07eb73a4
 def read_own_scan(
     path: Path,  # csv or tsv, plain or gzip
     facts: ScanFacts,
