@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'Model', 'Device', 'Dtype', 'BatchTokens', 'Protein', 'Mutants', 'SkipBad', 'SkipRecords', 'Measured',
            'Direction', 'ScoreFile', 'Offset', 'Method', 'MapFile', 'Share', 'RunFolder', 'Size', 'TrainSet',
-           'ValidSet', 'RunName', 'Init', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate', 'Warmup', 'Cooldown',
-           'Accumulate', 'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite', 'RestartWith', 'Snapshots',
-           'models', 'verify', 'fetch', 'score', 'map_protein', 'embed', 'split', 'corpus', 'pretrain', 'plan',
-           'notebooks']
+           'ValidSet', 'RunName', 'Init', 'PairsFile', 'Paired', 'Tokens', 'UpdateTokens', 'MaxLength', 'LearningRate',
+           'Warmup', 'Cooldown', 'Accumulate', 'Recompute', 'Optimizer', 'Masking', 'Clip', 'SkipNonFinite',
+           'RestartWith', 'Snapshots', 'models', 'verify', 'fetch', 'score', 'map_protein', 'embed', 'split', 'corpus',
+           'pretrain', 'plan', 'notebooks']
 
 # %% ../nbs/library/87_cli.ipynb #6af66793
 import sys
@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 
 import carp_nb
 from .defaults import DEFAULT_MODEL
-from .family_commands import adapt, homologs
+from .family_commands import adapt, homologs, pairs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -484,6 +484,12 @@ Init = Annotated[
         "left out: random"
     ),
 ]
+PairsFile = Annotated[
+    str, Option(help="homologs within the corpus to learn from, by `carp-nb pairs`")
+]
+Paired = Annotated[
+    float, Option(min=0, max=1, help="share of those in --pairs that are asked for a homolog")
+]
 
 # %% ../nbs/library/87_cli.ipynb #13d60075
 Tokens = Annotated[float, Option(help="residues to train on")]
@@ -574,12 +580,16 @@ def pretrain(
     seed: int = 0,
     name: RunName = "",
     init: Init = "",
+    pairs: PairsFile = "",
+    paired: Paired = 0.75,
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
     "Train a CARP or an ESM, from scratch or from given weights; writes a model card and its curve."
     if restart_with:
         return _restart_and_describe(output, restart_with, device)
+    rate = {"lr": lr, "warmup": warmup, "cooldown": cooldown, "clip": clip}
+    start = {"init": init, "pairs": pairs, "paired": paired, "seed": seed}
     config = _pretrain_config(
         device,
         dtype,
@@ -588,18 +598,14 @@ def pretrain(
         tokens=tokens,
         batch_tokens=batch_tokens,
         max_length=max_length,
-        lr=lr,
-        warmup=warmup,
-        cooldown=cooldown,
-        seed=seed,
         accumulate=accumulate,
         recompute=recompute,
         snapshots=snapshots,
-        clip=clip,
         skip_non_finite=skip_non_finite,
         optimizer=optimizer,
         masking=masking,
-        init=init,
+        **rate,
+        **start,
     )
     _train_and_describe(output, config, train, valid, device)
 
@@ -670,6 +676,7 @@ def notebooks(
 
 # %% ../nbs/library/87_cli.ipynb #f164bc41
 app.command()(homologs)
+app.command()(pairs)
 app.command()(adapt)
 
 # %% ../nbs/library/87_cli.ipynb #32566512

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Query', 'Database', 'Family', 'EValue', 'Coverage', 'Identity', 'FamilyFile', 'Weights', 'Start', 'Updates', 'Rate',
-           'Selected', 'Mix', 'Pretraining', 'Whole', 'Resume', 'homologs', 'adapt']
+           'Selected', 'Mix', 'Pretraining', 'Whole', 'Resume', 'homologs', 'pairs', 'adapt']
 
 # %% ../nbs/library/86_family_commands.ipynb #1d55a788
 from pathlib import Path
@@ -43,6 +43,28 @@ def homologs(
     thresholds = Thresholds(evalue, coverage, identity, most)
     family = find_homologs(query, database, output, thresholds, iterations)
     print(f"{family.describe()}: {output}")
+
+# %% ../nbs/library/86_family_commands.ipynb #c7d20202
+def pairs(
+    corpus: Annotated[
+        str, Argument(help="a dataset, a FASTA file or a folder made by `carp-nb corpus`")
+    ],
+    output: Annotated[Path, Option("--output", "-o", help="table to write (.parquet)")],
+    evalue: EValue = 1e-3,
+    residues: Annotated[int, Option(min=1, help="aligned columns, at least")] = 40,
+    identity: Annotated[float, Option(min=0, max=1, help="highest share of equal columns")] = 0.95,
+    most: Annotated[int, Option(min=1, help="homologs of a sequence, best first")] = 30,
+    sensitivity: Annotated[float, Option(min=1, max=7.5, help="of MMseqs2")] = 4.0,
+    sequences: Annotated[int, Option(min=0, help="searched for, from the first; 0: all")] = 0,
+) -> None:
+    "Search a corpus for homologs within it, for `carp-nb pretrain --pairs` (MMseqs2)."
+    from carp_nb.pairs import PairLimits, find_pairs
+    from carp_nb.pretrain import as_corpus
+
+    limits = PairLimits(evalue, residues, identity, most, sensitivity)
+    found = find_pairs(as_corpus(corpus), output, limits, sequences)
+    paired = found.table["query"].nunique()
+    print(f"{len(found.table):,} pairs of {paired:,} sequences: {output}")
 
 # %% ../nbs/library/86_family_commands.ipynb #b1fc50c9
 FamilyFile = Annotated[

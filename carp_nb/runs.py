@@ -542,12 +542,14 @@ def _data_facts(record: dict, train_set: Corpus) -> dict:
 
 # %% ../nbs/library/44_runs.ipynb #5be20d13
 def _optimizer_in_words(config: dict) -> str:
-    "Name the optimizer and a masking rate that is not the paper's; older records have neither."
+    "Name the optimizer, and what is not the paper's; older records have neither."
     words = "Adam"
     if config.get("optimizer") == "muon":
         words = "Muon for the matrices of the blocks and Adam for the other weights"
     if config.get("masking", 15) != 15:
         words += f", {config['masking']} % of the residues selected"
+    if config.get("pairs_sha256"):
+        words += f", {100 * config['paired']:g} % of those with homologs asked for one"
     return words
 
 # %% ../nbs/library/44_runs.ipynb #0bfd7f0d
