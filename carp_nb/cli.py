@@ -485,10 +485,13 @@ Init = Annotated[
     ),
 ]
 PairsFile = Annotated[
-    str, Option(help="homologs within the corpus to learn from, by `carp-nb pairs`")
+    str,
+    Option(
+        help="homologs within the corpus, by `carp-nb pairs`; sequences without any are not read"
+    ),
 ]
 Paired = Annotated[
-    float, Option(min=0, max=1, help="share of those in --pairs that are asked for a homolog")
+    float, Option(min=0, max=1, help="share of the sequences that are asked for a homolog")
 ]
 
 # %% ../nbs/library/87_cli.ipynb #13d60075

@@ -69,6 +69,11 @@ class Pairs:
         numbers = np.arange(len(self.corpus) + 1)
         return np.searchsorted(self.table["query"], numbers)
 
+    @property
+    def queries(self) -> np.ndarray:  # int, rising
+        "The sequences that have a homolog."
+        return self.table["query"].unique()
+
     @cached_property
     def sha256(self) -> str:
         "The checksum of the pairs and of their corpus."
@@ -100,7 +105,7 @@ class PairedBatches:
         pairs: Pairs,  # of the same corpus
         seed: int,
         percent: int = 15,  # of the residues that are masked
-        share: float = 0.75,  # of those with homologs that are asked for one
+        share: float = 0.75,  # of the sequences with homologs asked for one
     ):
         self.batches = batches
         self.pairs = pairs

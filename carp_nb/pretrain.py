@@ -96,7 +96,7 @@ class PretrainConfig:
     skip_non_finite: int = 0  # updates that may be left out for a loss that is not finite
     init: str = ""  # name or file of the weights to begin with, or a narrower CARP's; empty: random
     pairs: str = ""  # homologs within the corpus, a file of `carp-nb pairs`; empty: none
-    paired: float = 0.75  # share of those with homologs that are asked for one
+    paired: float = 0.75  # share of the sequences that are asked for a homolog
 
     def __post_init__(self):
         _check_size(self.size)
@@ -495,15 +495,16 @@ def pretrain(
     folder = Path(folder)
     # a run is that of the type it was trained in
     config = replace(config, dtype=used_dtype(config.dtype, device))
-    batches = Batches(train_set, config.batch_tokens, config.max_length, config.seed)
-    plan = config.plan(batches)
     sums = {"corpus_sha256": train_set.sha256, "valid_sha256": held_out_sha256(valid_set)}
     if config.init:
         sums["init_sha256"] = model_sha256(first_model(config))
-    pairs = None
+    pairs = among = None
     if config.pairs:
         pairs = read_pairs(config.pairs, train_set)
+        among = pairs.queries
         sums["pairs_sha256"] = pairs.sha256
+    batches = Batches(train_set, config.batch_tokens, config.max_length, config.seed, among)
+    plan = config.plan(batches)
     settings = {**asdict(config), **sums}
     _refuse_other_training(folder, settings, record or {})
     ranks = processes()

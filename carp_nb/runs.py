@@ -549,7 +549,7 @@ def _optimizer_in_words(config: dict) -> str:
     if config.get("masking", 15) != 15:
         words += f", {config['masking']} % of the residues selected"
     if config.get("pairs_sha256"):
-        words += f", {100 * config['paired']:g} % of those with homologs asked for one"
+        words += f", {100 * config['paired']:g} % of the sequences asked for a homolog"
     return words
 
 # %% ../nbs/library/44_runs.ipynb #0bfd7f0d
