@@ -5,7 +5,7 @@ MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 UV := $(shell command -v uv 2>/dev/null)
 BIN := .venv/bin
 STAMP := .venv/installed
-RUN := outputs/zero_shot/carp_600k_sprot50_v3
+RUN := outputs/zero_shot/carp_600k_sprot50_pairs
 
 .PHONY: help demo scans test check format style mutants bench gpu lab docs sync readme clean
 help:  ## this list

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from carp_nb.defaults import DEFAULT_MODEL
+from carp_nb.defaults import PRETRAINED_MODEL
 from carp_nb.experiments import load_split
 
 
@@ -27,7 +27,7 @@ def test_smoke_on_what_ships(notebook, place, tables, papermill):
         ("ridge", "train"),
         ("ridge", "train + valid"),
         ("cnn", "train"),
-        (DEFAULT_MODEL, "pt-fr"),
+        (PRETRAINED_MODEL, "pt-fr"),
     }
     assert (
         scores.value.between(-1, 1).all()
@@ -94,6 +94,6 @@ def test_a_split_file_of_the_user_is_fitted_and_scored_by_auroc(papermill, tmp_p
     assert done.status == 0, done.shown
     found = pd.read_parquet(done.out / "results.parquet")
     scores = found[found.metric == "auroc"]
-    assert set(scores.model) == {"ridge", DEFAULT_MODEL} and scores.value.between(0, 1).all()
+    assert set(scores.model) == {"ridge", PRETRAINED_MODEL} and scores.value.between(0, 1).all()
     assert set(zip(found.task, found.split)) == {("idr.csv", "own")}
     assert scores[scores.model == "ridge"].value.max() > 0.9

@@ -15,7 +15,7 @@ from biotite.structure.io.pdbx import CIFCategory, CIFFile, set_structure
 
 from carp_nb.assays import check_task
 from carp_nb.coordinates import contact_map, read_chain
-from carp_nb.defaults import DEFAULT_MODEL
+from carp_nb.defaults import PRETRAINED_MODEL
 from carp_nb.finetune import FinetuneConfig, FineTuned, finetune
 from carp_nb.heads import ContactHead
 from carp_nb.metrics import contact_precision, mean_precision
@@ -245,8 +245,8 @@ def test_smoke_on_what_ships(papermill):
         assert (
             set(zip(scores.model, scores.method))
             == {
-                (DEFAULT_MODEL, "pt-fr"),
-                (DEFAULT_MODEL, "na-fr"),
+                (PRETRAINED_MODEL, "pt-fr"),
+                (PRETRAINED_MODEL, "na-fr"),
                 ("one-hot", "frozen"),
             }
             and scores.value.between(0, 1).all()
