@@ -63,6 +63,8 @@ TRIALS = [
     Trial("never in the query", {"in_query": 0.0}, homologs=30),
     Trial("carp_600k_sprot50_v3", {}, 30, "carp_600k_sprot50_v3", None),
     Trial("carp_600k_sprot50_v3", {}, 0, "carp_600k_sprot50_v3", None),
+    Trial("carp_600k_sprot50_pairs", {}, 30, "carp_600k_sprot50_pairs", None),
+    Trial("carp_600k_sprot50_pairs", {}, 0, "carp_600k_sprot50_pairs", None),
     Trial("bfloat16", {"dtype": "bfloat16"}),
     Trial("bfloat16", {"dtype": "bfloat16"}, homologs=30),
     Trial("bfloat16, Muon, 1e-3", {"dtype": "bfloat16", "optimizer": "muon"}),
