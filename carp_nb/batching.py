@@ -317,7 +317,9 @@ class Batches:
         self.max_length = max_length
         self.seed = seed
         self.lengths = np.minimum(corpus.lengths, max_length)
-        self.among = np.arange(len(corpus)) if among is None else among
+        self.among = among
+        # of those that are drawn
+        self._lengths = self.lengths if among is None else self.lengths[among]
         self._starts = [0]  # first step of every epoch met so far
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])  # the last epoch asked for
 
@@ -326,11 +328,12 @@ class Batches:
         if self._epoch[0] != epoch:
             # Some 64 batches to a bucket: with 8192 sequences for the paper's 1.4 million
             # tokens, 29 % of the tokens were padding.
-            lengths = self.lengths[self.among]
-            bucket = max(8192, int(64 * self.batch_tokens / lengths.mean()))
+            bucket = max(8192, int(64 * self.batch_tokens / self._lengths.mean()))
             rng = np.random.default_rng([self.seed, epoch])
-            batches = bucketed_batches(lengths, self.batch_tokens, rng, bucket)
-            self._epoch = (epoch, [self.among[batch] for batch in batches])
+            batches = bucketed_batches(self._lengths, self.batch_tokens, rng, bucket)
+            if self.among is not None:
+                batches = [self.among[batch] for batch in batches]
+            self._epoch = (epoch, batches)
         return self._epoch[1]
 
     def chosen(self, step: int) -> np.ndarray:  # int [B]
@@ -343,7 +346,7 @@ class Batches:
 
     @property
     def tokens_per_step(self) -> float:  # mean residues, from the first epoch
-        return self.lengths[self.among].sum() / len(self._batches(0))
+        return self._lengths.sum() / len(self._batches(0))
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:  # int64 [B, L], mask bool [B, L]
         # The 1 keeps these draws apart from those of an epoch, seeded by [seed, epoch]

@@ -199,7 +199,7 @@ def _make_database(
     run_mmseqs(*words, folder=folder)
 
 # %% ../nbs/library/42_pairs.ipynb #c7d20403
-_PART = 20_000  # sequences that are searched together
+_PART = 10_000  # sequences that are searched together
 
 
 def _search_part(
@@ -255,6 +255,8 @@ def find_pairs(
     path = Path(path)
     if path.suffix != ".parquet":
         raise CarpError(f"{path}: give a name ending in .parquet.")
+    if sequences < 0:
+        raise CarpError(f"sequences is {sequences}; give 1 or more, or 0 for all.")
     check_writable(path)
     asked = {**asdict(limits), "corpus": corpus.sha256, "part": _PART}
     asked["mmseqs"] = run_mmseqs("version", folder=path.parent)
@@ -262,7 +264,8 @@ def find_pairs(
     parts = []
     with scratch_folder(tempfile.gettempdir()) as folder:
         _make_database(corpus, range(len(corpus)), "all", folder)
-        starts = range(0, sequences or len(corpus), _PART)
+        searched = min(sequences or len(corpus), len(corpus))
+        starts = range(0, searched, _PART)
         bar = tqdm(starts, desc="search", unit="part", disable=not progress)
         for first in bar:
 
@@ -274,8 +277,7 @@ def find_pairs(
             remedy = "delete it and search again"
             parts.append(read_columns(part, remedy, *PAIR_COLUMNS))
     table = pd.concat(parts, ignore_index=True)
-    if sequences:
-        table = table[table["query"] < sequences]
+    table = table[table["query"] < searched]
     if table.empty:
         raise CarpError(
             f"no two of the {len(corpus):,} sequences are homologs at e-value "
