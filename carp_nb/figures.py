@@ -47,7 +47,7 @@ from carp_nb.charts import (
 )
 from .datasets import Scan
 from .esm import ESM
-from .files import read_columns, write_text
+from .files import read_columns, read_record, write_text
 from .mlm import ngram_counts
 from carp_nb.paper import (
     average_runs,
@@ -231,13 +231,14 @@ def learning_curve(
     held_out: pd.DataFrame,  # held_out.parquet of a run
     reached: pd.Series,  # held-out loss of "trigram" and "residue frequencies", in nats
     model: str,  # name, for the colour
+    trained: str = "training",  # what the training loss is called
 ) -> Figure:
     "Loss against tokens seen, for training and held-out sequences, with the baselines as lines."
     # held-out losses are recorded by step, training losses by tokens
     tokens = np.interp(held_out.step, [0, *history.step], [0, *history.tokens])
     colour = model_colour(model)
     figure, axes = plt.subplots(figsize=(5.0, 3.4))
-    axes.plot(history.tokens, history.loss, color=colour, alpha=0.35, lw=1, label="training")
+    axes.plot(history.tokens, history.loss, color=colour, alpha=0.35, lw=1, label=trained)
     axes.plot(tokens, held_out.loss, color=colour, marker="o", ms=4, label="held out")
     _draw_baselines(axes, reached)
     axes.set(xscale="log", xlabel="residues seen", ylabel="loss (nats per masked residue)")
@@ -258,7 +259,10 @@ def describe_run(
     table = held_out_table(model, counts, valid_set)
     history = read_columns(folder / "metrics.parquet", "start the run again", "step", "loss")
     held_out = read_columns(folder / "held_out.parquet", "start the run again", "step", "loss")
-    figure = learning_curve(history, held_out, table.T["all"], model.name)
+    config = read_record(folder / "config.json", "start the run again", "config")["config"]
+    # the two are then no answers to one question
+    trained = "training, of homologs too" if config.get("pairs_sha256") else "training"
+    figure = learning_curve(history, held_out, table.T["all"], model.name, trained)
     # a card may have been edited by hand since
     curve = folder / "learning_curve.svg"
     if not curve.exists():
