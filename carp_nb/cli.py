@@ -244,7 +244,10 @@ Offset = Annotated[
 ]
 Method = Annotated[
     str,
-    Option(help="masked (equation 1), masked-each (ESM, ProteinGym), wild-type, pseudo-likelihood"),
+    Option(
+        help="masked (equation 1), masked-each (ESM, ProteinGym), wild-type, pseudo-likelihood; "
+        "left out: what the model is meant for, masked for most"
+    ),
 ]
 
 # %% ../nbs/library/87_cli.ipynb #e6448cc5
@@ -296,7 +299,7 @@ def score(
     model: Model = DEFAULT_MODEL,
     output: ScoreFile = "",
     offset: Offset = None,
-    method: Method = "masked",
+    method: Method = "",
     dtype: Dtype = "float32",
     device: Device = "auto",
     batch_tokens: BatchTokens = 16384,
@@ -311,7 +314,7 @@ def score(
     from carp_nb.mutant_tables import ranked_table, score_tables
     from carp_nb.readers import SKIP_BAD
     from carp_nb.scorers import load_scorer
-    from carp_nb.scoring import rank_proteins, read_proteins
+    from carp_nb.scoring import method_of, rank_proteins, read_proteins
 
     # All that can be wrong with the input is looked at before a model is loaded
     if output:
@@ -321,7 +324,6 @@ def score(
     proteins = [(name or "sequence", residues) for name, residues in records]
     if offset is None:
         offset = scan.offset if scan else 1
-    settings = {"offset": offset, "method": method, "dtype": dtype, "progress": bool(output)}
     wanted, rows = _read_wanted(mutants, proteins, offset, skip_bad)
     measurements = read_measurements(measured, rows, direction, skip_bad)
     # A table of the user comes back as it was
@@ -330,6 +332,8 @@ def score(
         table_suffix(output, given + ["protein"] * (len(proteins) > 1))
     scorer = load_scorer(model, device)
     scorer.batch_tokens = batch_tokens
+    settings = {"offset": offset, "dtype": dtype, "progress": bool(output)}
+    settings["method"] = method or method_of(scorer)
     if rows is None:
         table = ranked_table(
             rank_proteins([scorer], proteins, wanted, **settings, skip_bad=skip_bad)

@@ -35,7 +35,7 @@ from .pretrained import own_weights, shipped_weights
 from .protbert import ProtBert, hugging_face_weights
 from .readers import fasta_record
 from .scorers import load_scorer
-from .scoring import Scorer, mutation_scan, read_proteins, score_mutants
+from .scoring import Scorer, method_of, mutation_scan, read_proteins, score_mutants
 
 # %% ../nbs/library/81_explorer.ipynb #597cf38e
 class _PartialScan:
@@ -56,7 +56,8 @@ class _PartialScan:
 
     def fill(self, model: Scorer, positions: np.ndarray) -> None:
         "Compute some positions."
-        self.values[positions] = mutation_scan(model, self.sequence, positions, offset=0).to_numpy()
+        scan = mutation_scan(model, self.sequence, positions, 0, method_of(model))
+        self.values[positions] = scan.to_numpy()
         # only now, because another thread shows what is done
         self.done[positions] = True
 
@@ -134,7 +135,7 @@ class MutantSummary(TypedDict):
     mutant: str  # "A24C:D30E", or "WT"
     sequence: str
     n: int  # mutations
-    score: float | None  # nats, with all mutated positions masked at once
+    score: float | None  # nats, of all mutations together
     sum: float | None  # nats, the scores of its single mutants added up
     difference: float | None  # nats, score - sum
     percentile: float | None  # % of the single mutants that score no higher
@@ -374,7 +375,8 @@ class _Answers:
 
     def score(self, mutant: Mutant) -> None:
         "Compute the score of a mutant."
-        scores = score_mutants(self.model, mutant.wild_type, [mutant.text], mutant.offset)
+        given = (mutant.wild_type, [mutant.text], mutant.offset, method_of(self.model))
+        scores = score_mutants(self.model, *given)
         self.scores[mutant.mutations] = float(scores[0])
 
     def fill(self, scan: _PartialScan, positions: np.ndarray) -> None:

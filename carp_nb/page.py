@@ -16,7 +16,7 @@ from .explorer import Explorer, explore
 from .files import atomic_path
 from .readers import SKIP_BAD, keep_short
 from .scorers import load_scorer
-from .scoring import Scorer, mutation_scan, read_proteins
+from .scoring import Scorer, method_of, mutation_scan, read_proteins
 from .widget import page_text
 
 # %% ../nbs/library/83_page.ipynb #4c89b255
@@ -27,9 +27,8 @@ def fill_map(
 ) -> Explorer:  # the same, with all of its map
     "Compute a map at once, and how far it agrees with the measurements if there are any."
     m = e.mutant
-    scan = mutation_scan(
-        e.model, m.wild_type, None, m.offset, dtype=dtype, progress=progress, name=e.label
-    )
+    given = (m.wild_type, None, m.offset, method_of(e.model), dtype, progress, e.label)
+    scan = mutation_scan(e.model, *given)
     e.map.values[:] = scan.to_numpy()
     e.map.done[:] = True
     # nothing is left but the agreement with measurements

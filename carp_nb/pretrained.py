@@ -337,6 +337,12 @@ def _load_file(path: Path, device: torch.device) -> CARP | ESM | ProtBert:
     vars(model)["path"] = path
     return model.eval()
 
+# %% ../nbs/library/21_pretrained.ipynb #e8d957b5
+_MODELS = pd.read_csv(package_folder("tables") / "models.csv", dtype=str).fillna("")
+_GOOD_FOR = dict(zip(_MODELS["name"], _MODELS["good_for"], strict=True))
+# the method of `scoring` that a model is meant for; empty: masked
+_METHODS = dict(zip(_MODELS["name"], _MODELS["method"], strict=True))
+
 # %% ../nbs/library/21_pretrained.ipynb #225007a0
 def _load_named(key: str, name: str, device: torch.device, progress: bool) -> CARP | ESM | ProtBert:
     "Load a model by name. Raises CarpError for an unverified file of another shape."
@@ -345,6 +351,9 @@ def _load_named(key: str, name: str, device: torch.device, progress: bool) -> CA
         _must_have_shape(key, path)
     model = _load_file(path, device)
     model.name = key
+    # as is the path: most models say nothing of it
+    if _METHODS.get(key):
+        vars(model)["method"] = _METHODS[key]
     return model
 
 # %% ../nbs/library/21_pretrained.ipynb #876cfb48
@@ -537,10 +546,6 @@ def _published_rows(user_weights: dict[str, Path]) -> list[dict[str, Any]]:
         n_bytes = sum(sizes[member] for member in members)
         rows.append(_row(name, size, n_bytes, "fair-esm", False, here))
     return rows
-
-# %% ../nbs/library/21_pretrained.ipynb #e8d957b5
-_MODELS = pd.read_csv(package_folder("tables") / "models.csv", dtype=str)
-_GOOD_FOR = dict(zip(_MODELS["name"], _MODELS["good_for"], strict=True))
 
 # %% ../nbs/library/21_pretrained.ipynb #33502f99
 def list_models() -> pd.DataFrame:

@@ -125,6 +125,11 @@ class Mixture(nn.Module):
         return min((length for length in lengths if length is not None), default=None)
 
     @property
+    def method(self) -> str:  # of the model in it
+        methods = [getattr(member, "method", "masked") for member in self.members]
+        return next((method for method in methods if method != "masked"), "masked")
+
+    @property
     def config(self) -> SimpleNamespace:
         reach = [member.config.receptive_field for member in self.members]
         return SimpleNamespace(receptive_field=max(reach))

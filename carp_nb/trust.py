@@ -16,7 +16,7 @@ from .errors import CarpError, reading
 from .files import in_project
 from .pretrained import DMS_MATRIX, MATRIX
 from .scorers import scorer_sha256
-from .scoring import Scorer
+from .scoring import Scorer, method_of
 from .tensors import read_header
 
 # %% ../nbs/library/56_trust.ipynb #dea8373e
@@ -25,6 +25,7 @@ _COLUMNS = ["task", "model", "method", "metric", "value", "weights_sha"]
 
 def _read_correlations(
     outputs: Path,  # folder of the kept runs
+    method: str = "masked",  # of the map; a table has one method only, whatever it is called
 ) -> pd.DataFrame:  # task, model, value, weights_sha: a row per scan and model
     "Read the Spearman correlations of the zero-shot runs that are kept; no rows without any."
     tables = [pd.DataFrame(columns=_COLUMNS)]
@@ -32,8 +33,7 @@ def _read_correlations(
         with reading(path, "the results of a run"):
             tables.append(pd.read_parquet(path, columns=_COLUMNS))
     rows = pd.concat(tables[1:] or tables)
-    # the method of the map; a table has one method only, whatever it is called
-    is_shown = (rows.method == "masked") | rows.model.isin([MATRIX, DMS_MATRIX])
+    is_shown = (rows.method == method) | rows.model.isin([MATRIX, DMS_MATRIX])
     rows = rows[(rows.metric == "spearman") & is_shown]
     return rows.drop_duplicates(["task", "model", "weights_sha"], keep="last")
 
@@ -131,7 +131,7 @@ def describe_trust(
     card = _find_card(model)
     if card:
         return f"{model.name}: {_say_adapted(card)}."
-    text = _say_measured(_read_correlations(in_project("outputs")), model)
+    text = _say_measured(_read_correlations(in_project("outputs"), method_of(model)), model)
     if not text and source in ("", model.name):
         text = _say_published(model.name)
     return f"{model.name}: {text or 'agreement with experiments not measured here'}."

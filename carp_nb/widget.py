@@ -45,7 +45,7 @@ from .identity import file_name
 from .pretrained import list_models
 from .readers import first_five
 from .scorers import Substitutions, load_scorer
-from .scoring import Scorer
+from .scoring import Scorer, method_of
 from .trust import describe_trust
 
 # %% ../nbs/library/82_widget.ipynb #835ce387
@@ -67,6 +67,7 @@ def _describe_protein(e: Explorer, models: list[str], structure: bool) -> dict:
         "label": e.label,
         "model": e.source,
         "trust": describe_trust(e.model, e.source),
+        "unmasked": method_of(e.model) == "wild-type",
         "measured": e.measured_map is not None,
         "structure": structure,
         # a matrix has no probabilities
@@ -216,6 +217,8 @@ def _list_facts(e: Explorer) -> str:
     "List what a map shows and how it was made, on one line."
     m = e.mutant
     how = "each position masked, log-odds against the wild type (equation 1)"
+    if method_of(e.model) == "wild-type":
+        how = "nothing masked, log-odds against the wild type"
     if isinstance(e.model, Substitutions):
         how = "substitution scores, in nats"
     facts = [

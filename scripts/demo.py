@@ -42,6 +42,7 @@ def main():
     model = load_model(DEFAULT_MODEL, device="cpu")
     adapted = adapt(model, family, AdaptConfig(updates=options.updates))
     card = adapted.card
+    # by one method, so that the two can be compared
     scans = {
         f"before: {model.name}": mutation_scan(model, protein, progress=sys.stderr.isatty()),
         f"after: adapted to {card.sequences - 1} homologs": mutation_scan(adapted, protein),

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
+from io import StringIO
 
 import matplotlib
 import numpy as np
@@ -19,8 +20,10 @@ from typer.testing import CliRunner
 from carp_nb import datasets
 from carp_nb.cli import app
 from carp_nb.datasets import load_dataset
-from carp_nb.defaults import DEFAULT_MODEL
+from carp_nb.defaults import DEFAULT_MODEL, PRETRAINED_MODEL
 from carp_nb.embedding import read_embeddings
+from carp_nb.explorer import explore
+from carp_nb.page import fill_map
 from carp_nb.pretrained import list_models, load_model
 from carp_nb.scoring import mutation_scan, score_mutants
 
@@ -63,14 +66,33 @@ def test_score_gives_what_the_library_gives(tmp_path):
         == 0
     )
     table = pd.read_csv(tmp_path / "s.csv").set_index("mutant")
-    np.testing.assert_allclose(
-        table.score[["K2A", "T3C:Y5D"]], score_mutants(model, WILD_TYPE, ["K2A", "T3C:Y5D"])
-    )
+    # the default is meant to be scored with nothing masked
+    wanted = score_mutants(model, WILD_TYPE, ["K2A", "T3C:Y5D"], method="wild-type")
+    np.testing.assert_allclose(table.score[["K2A", "T3C:Y5D"]], wanted)
     (tmp_path / "all.csv").write_text(typed("score", WILD_TYPE).stdout)
     everything = pd.read_csv(tmp_path / "all.csv").set_index("mutant").score
-    assert len(everything) == 19 * len(WILD_TYPE) and np.isclose(
-        everything["K2A"], mutation_scan(model, WILD_TYPE).loc[2, "A"]
-    )
+    scan = mutation_scan(model, WILD_TYPE, method="wild-type")
+    assert len(everything) == 19 * len(WILD_TYPE)
+    assert np.isclose(everything["K2A"], scan.loc[2, "A"])
+
+
+@pytest.mark.parametrize("model", [DEFAULT_MODEL, PRETRAINED_MODEL])
+def test_score_and_map_follow_the_method_of_the_model(model, tmp_path):
+    "What is not asked for is what the model is meant for; what is asked for is done."
+    asked = {}
+    for method in ("", "masked", "wild-type"):
+        words = ["--method", method] if method else []
+        done = typed("score", WILD_TYPE, "--model", model, "--mutants", "K2A", *words)
+        asked[method] = float(pd.read_csv(StringIO(done.stdout)).score[0])
+    meant = {DEFAULT_MODEL: "wild-type", PRETRAINED_MODEL: "masked"}[model]
+    assert asked[""] == asked[meant]
+    assert not np.isclose(asked["masked"], asked["wild-type"])
+    drawn = fill_map(explore(WILD_TYPE, model, dtype="float32"))
+    stepped = explore(WILD_TYPE, model, dtype="float32")
+    while stepped.step():
+        pass
+    for e in (drawn, stepped):
+        assert np.isclose(e.map.values[1, 0], asked[meant], atol=1e-4)
 
 
 def test_embed_writes_what_the_library_reads(tmp_path):

@@ -422,8 +422,8 @@ function render({ model, el }) {
     const line = (label, value, unit, title) => element("tr", { title }, element("td", {}, label), element("td", {}, value), element("td", {}, unit));
     const partial = now.done < length() ? ` so far` : "";
     $.numbers.replaceChildren(
-      line("Score", now.n ? signed(now.score) : "0.00", "nats", "equation 1: all mutated positions masked at once"),
-      line("Sum of single effects", now.n ? signed(now.sum) : "0.00", "nats", "each position masked alone"),
+      line("Score", now.n ? signed(now.score) : "0.00", "nats", protein.unmasked ? "nothing masked" : "equation 1: all mutated positions masked at once"),
+      line("Sum of single effects", now.n ? signed(now.sum) : "0.00", "nats", protein.unmasked ? "nothing masked" : "each position masked alone"),
       line("Difference", now.n ? signed(now.difference) : "0.00", "nats", "score less sum"),
       line("Percentile", now.n ? number(now.percentile, 1) : "–", `of ${now.singles.toLocaleString("en")} singles${partial}`, "share of the single mutants that score no higher"),
       ...(now.measured === null || !now.n ? [] : [line("Measured", signed(now.measured), "as in the scan", "the scan's own value of exactly this mutant")]));
@@ -446,7 +446,7 @@ function render({ model, el }) {
     const computed = part === 1 ? `${length().toLocaleString("en")} positions` : `${now.done.toLocaleString("en")} of ${length().toLocaleString("en")} positions`;
     const left = now.busy && !now.cancelled && now.seconds_left > 1 ? `, ${duration(now.seconds_left)} left` : "";
     $.count.textContent = computed + left + (known.some((_, i) => isPreview(i)) ? "; pale: preview" : "");
-    $.count.title = known.some((_, i) => isPreview(i)) ? "Pale columns are a preview: one pass over the unmasked wild type. The masked values of equation 1 replace them one by one; no score, list or export is taken from a preview." : "";
+    $.count.title = known.some((_, i) => isPreview(i)) ? "Pale columns are a preview: one pass over the unmasked wild type. The final values replace them one by one; no score, list or export is taken from a preview." : "";
     $.cancel.hidden = part === 1 && !waiting && !now.cancelled; $.cancel.textContent = now.cancelled ? "Go on" : "Cancel";
     root.dataset.busy = now.busy;
   }
