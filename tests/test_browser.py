@@ -25,9 +25,10 @@ import pytest
 from PIL import Image
 
 from carp_nb.datasets import load_dataset
+from carp_nb.defaults import DEFAULT_MODEL
 from carp_nb.editing import History, Mutant, read_state
 from carp_nb.pretrained import load_model
-from carp_nb.scoring import rank_mutants, score_mutants
+from carp_nb.scoring import method_of, rank_mutants, score_mutants
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = (
@@ -410,9 +411,9 @@ def test_odd_letters_their_export_and_the_end_of_the_kernel(page, lab, tmp_path)
             table = table[table.note.isna()]
         assert len(table) == 19 * (len(sequence) - len(left_out))
         some = table.sample(20, random_state=0)
-        scores = score_mutants(
-            load_model("carp_600k_sprot50", "cpu"), sequence, some.mutant.tolist(), dtype="auto"
-        )
+        model = load_model(DEFAULT_MODEL, "cpu")
+        wanted = (sequence, some.mutant.tolist(), 1, method_of(model), "auto")
+        scores = score_mutants(model, *wanted)
         np.testing.assert_allclose(some.log_odds.to_numpy(float), scores, atol=1e-4)
     page.click("[data-is=other]")
     page.set_viewport_size({"width": 800, "height": 1250})
