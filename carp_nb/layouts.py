@@ -209,6 +209,9 @@ def save_checkpoint(
         card = vars(model).get("card")
         if card is not None:
             metadata["card"] = json.dumps(asdict(card))
+        # the method of `scoring` that it is meant for, if not the usual one
+        if "method" in vars(model):
+            metadata["scored_by"] = vars(model)["method"]
         save_tensors(model.state_dict(), path, metadata)
         return path
     stored = _on_cpu(_published_layout(model))

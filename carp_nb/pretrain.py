@@ -465,6 +465,8 @@ def _train_run(
     corrupted = CorruptedBatches(batches, config.seed, config.masking)
     if pairs is not None:
         corrupted = PairedBatches(batches, pairs, config.seed, config.masking, config.paired)
+        # it knows what may stand in place of a residue that it sees
+        vars(model)["method"] = "wild-type"
     # A checkpoint with every snapshot, so that a resumed run seldom measures one again
     saved = frozenset(snapshots)
     train(model, corrupted, mlm_step, plan, folder, snapshots, progress, save_at=saved)

@@ -43,6 +43,7 @@ from carp_nb.protbert import (
     hugging_face_weights,
     load_protbert,
 )
+from .tensors import read_header
 
 # %% ../nbs/library/21_pretrained.ipynb #9da31ad4
 ORIGINS = {
@@ -335,6 +336,11 @@ def _load_file(path: Path, device: torch.device) -> CARP | ESM | ProtBert:
     model.name = name
     # set through `vars`, because the classes do not declare it: only a loaded model has a path
     vars(model)["path"] = path
+    method = ""
+    if path.suffix == ".safetensors":
+        method = read_header(path)[1].get("scored_by", "")
+    if method:
+        vars(model)["method"] = method
     return model.eval()
 
 # %% ../nbs/library/21_pretrained.ipynb #e8d957b5
