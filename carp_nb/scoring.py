@@ -430,7 +430,7 @@ def rank_proteins(
     # of every protein, or of each by its id; None: every single substitution
     mutants: list[str] | Mapping[str, list[str]] | None = None,
     offset: int = 1,
-    method: str = "masked",
+    method: str = "masked",  # empty: by which each model is meant to be scored
     dtype: str = "float32",
     progress: bool = False,
     skip_bad: bool = False,  # leave out proteins that are too long for a model, with a note
@@ -447,9 +447,10 @@ def rank_proteins(
     for name, sequence in proteins:
         wanted = mutants[name] if isinstance(mutants, Mapping) else mutants
         for model in models:
+            way = method or method_of(model)
             try:
                 ranked[name, model.name] = rank_mutants(
-                    model, sequence, wanted, offset, method, dtype, progress, name
+                    model, sequence, wanted, offset, way, dtype, progress, name
                 )
             except ValueError as error:
                 raise CarpError(f"{name}: {error}") from error

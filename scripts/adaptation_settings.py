@@ -65,6 +65,17 @@ TRIALS = [
     Trial("carp_600k_sprot50_v3", {}, 0, "carp_600k_sprot50_v3", None),
     Trial("carp_600k_sprot50_pairs", {}, 30, "carp_600k_sprot50_pairs", None),
     Trial("carp_600k_sprot50_pairs", {}, 0, "carp_600k_sprot50_pairs", None),
+    *(
+        Trial(
+            f"carp_600k_sprot50_pairs, {label}", settings, homologs, "carp_600k_sprot50_pairs", None
+        )
+        for homologs in (30, 0)
+        for label, settings in {
+            "three of four in the query": {"in_query": 0.75},
+            "always in the query": {"in_query": 1.0, "unaligned": 0.0},
+            "600 updates": {"updates": 600},
+        }.items()
+    ),
     Trial("bfloat16", {"dtype": "bfloat16"}),
     Trial("bfloat16", {"dtype": "bfloat16"}, homologs=30),
     Trial("bfloat16, Muon, 1e-3", {"dtype": "bfloat16", "optimizer": "muon"}),
