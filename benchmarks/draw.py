@@ -2,6 +2,8 @@
 that measures may be without it.
 """
 
+from textwrap import wrap
+
 import pandas as pd
 
 
@@ -13,7 +15,12 @@ def panel(rows: pd.DataFrame, title: list[str], scale: str):
         "label:N",
         sort=list(rows.label),
         title=None,
-        axis=alt.Axis(labelLimit=0, labelExpr="split(datum.label, ' | ')", labelFontSize=9),
+        axis=alt.Axis(
+            labelLimit=0,
+            labelExpr="split(datum.label, ' | ')",
+            labelFontSize=9,
+            minExtent=450,  # fonts differ in width, and a label must not be cut
+        ),
     )
     shown, x = (
         alt.Chart(rows).encode(y=label),
@@ -26,7 +33,21 @@ def panel(rows: pd.DataFrame, title: list[str], scale: str):
         shown.mark_tick(color="#9a9a9a", thickness=2).encode(x=x("floor")),
         shown.mark_tick(color="black", thickness=2).encode(x=x("aim")),
     ]
-    return alt.layer(*layers).properties(width=420, height=alt.Step(38))
+    return alt.layer(*layers).properties(width=420, height=alt.Step(46))
+
+
+def label(row) -> str:  # lines with " | " between them
+    "What was done, against what and on what, in lines that are short enough for the margin."
+    parts = [row.work, f"against {row.peer}", row.processor if row.several else ""]
+    return " | ".join(line for part in parts for line in wrap(part, 84))
+
+
+def other_units(rows: pd.DataFrame) -> list[str]:
+    "A line for each number that is no ratio of times, and how many could not be measured."
+    measured = rows[rows.ratio.notna()]
+    said = [f"{r.work}: {r.ratio:.0f} {r.unit}" for r in measured.itertuples()]
+    missing = rows.meets[rows.ratio.isna()].value_counts()
+    return said + [f"{n} lines {why}" for why, n in missing.items()]
 
 
 def chart(table: pd.DataFrame):
@@ -35,14 +56,10 @@ def chart(table: pd.DataFrame):
     """
     import altair as alt
 
-    rows = table.assign(label=lambda t: t.work + " | against " + t.peer)
-    several = rows.duplicated("line", keep=False)
-    rows.loc[several, "label"] += " | " + rows.processor[several]
+    rows = table.assign(several=table.duplicated("line", keep=False))
+    rows["label"] = [label(row) for row in rows.itertuples()]
     faster, straight = rows[rows.unit == "times faster"], rows[rows.unit == "time ratio"]
     others = rows[~rows.unit.isin(["times faster", "time ratio"])]
-
-    def value(r):
-        return f"{r.ratio:.0f} {r.unit}" if pd.notna(r.ratio) else f"{r.meets}; {r.command}"
 
     words = alt.Title(
         "In other units",
@@ -50,14 +67,15 @@ def chart(table: pd.DataFrame):
         anchor="start",
         offset=12,
         orient="bottom",
-        subtitle=[f"{r.work}, {r.unit}: {value(r)}" for r in others.itertuples()],
+        subtitle=other_units(others),
     )
     return alt.vconcat(
         panel(
             faster,
             [
-                "peer / ours: more is better (log scale); bar: interval; grey: floor, black: aim",
-                "hollow: against the peer at its best",
+                "peer / ours: more is better (log scale)",
+                "bar: interval; hollow: against the peer at its best",
+                "grey: floor; black: aim",
             ],
             "log",
         ),
