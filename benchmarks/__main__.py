@@ -69,7 +69,7 @@ MEASURED = [
 
 # what makes one kind of processor faster than another in a line of the table, on x86 and on Arm
 FEATURES = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16", "i8mm"}
-# This one is not used. It tells AMD's Zen 5 from Zen 4, which has half as many products a cycle.
+# Nothing uses this one. AMD's Zen 5 has it; Zen 4, whose products are slower, has not.
 FEATURES |= {"avx512_vp2intersect"}
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # without one of these bfloat16 is emulated
 
