@@ -158,8 +158,10 @@ def _zero_shot_cells(run: PlannedRun, plan: dict[str, PlannedRun]) -> list[Fille
     given = _all_parameters(run)
     label = _budget_label(run, given)
     models = split_commas(given["model"])
+    # what the notebook scores scans by where nothing is said
+    method = given["method"] or "masked"
     return [
-        FilledCell(run.notebook, name, "", given["method"], model, label)
+        FilledCell(run.notebook, name, "", method, model, label)
         for name, model in product(_scan_sets(given["datasets"]), models)
     ]
 
