@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import __main__ as table_of
+from benchmarks.draw import other_units
 from benchmarks.lines import LINES, Line, Ways
 
 AMX, PLAIN = "amx_bf16 avx2 avx512_bf16 avx512f", "avx2"
@@ -148,3 +149,16 @@ def test_two_kinds_of_processor_are_two_rows_of_the_chart():
     rows = rows.assign(processor=["avx2", None, "amx"], ratio=1.0, lo=1.0, hi=1.0)
     drawn = json.dumps(table_of.chart(rows).to_dict())
     assert "fp32 | avx2" in drawn and "fp32 | amx" in drawn
+
+
+def test_the_chart_counts_what_was_not_measured_and_gives_each_number_its_unit():
+    rows = pd.DataFrame(
+        {
+            "work": ["titin", "pretraining", "scan"],
+            "unit": ["MB above the weights", "% of the peak", "positions/s"],
+            "ratio": [830.6, None, None],
+            "meets": ["aim", "not measured: needs a GPU", "not measured: needs a GPU"],
+        }
+    )
+    said = other_units(rows)
+    assert said == ["titin: 831 MB above the weights", "2 lines not measured: needs a GPU"]
