@@ -169,14 +169,11 @@ def _best_figure(
     "The best mutants of a list and their scores."
     # positions are counted from below, and the best is to be at the top
     top = ranked.head(most).iloc[::-1]
-    # of a few mutants high enough for the label beside them
-    height = max(1.9, 0.5 + 0.175 * len(top))
-    figure, axes = plt.subplots(figsize=(4.7, height))
+    figure, axes = plt.subplots(figsize=(4.7, max(1.9, 0.5 + 0.175 * len(top))))
     axes.scatter(top.score, range(len(top)), s=28, color=model_colour("carp"), zorder=3)
     axes.axvline(0, color="0.6", lw=0.8)
     axes.set_yticks(range(len(top)), list(top.mutant), fontsize=8)
-    axes.set_ylim(-0.6, len(top) - 0.4)  # no mark is cut
-    axes.set_xlabel("log-odds against the wild type (nats)")
+    axes.set(ylim=(-0.6, len(top) - 0.4), xlabel="log-odds against the wild type (nats)")
     axes.set_ylabel(f"best {len(top)} of {len(ranked):,} mutants")
     return finish_figure(figure)
 
