@@ -54,6 +54,9 @@ class Corpus:
         # One offset more than sequences, so that the last one needs no case of its own
         return cls(np.concatenate(rows), np.concatenate([[0], ends]))
 
+    def __repr__(self) -> str:
+        return f"Corpus({len(self):,} sequences, {len(self.tokens):,} residues)"
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

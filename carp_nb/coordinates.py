@@ -71,6 +71,9 @@ class Chain:
     ca: np.ndarray  # [L, 3] Å, NaN where unresolved
     cb: np.ndarray  # [L, 3] Å, Cα for glycine, NaN where unresolved
 
+    def __repr__(self) -> str:
+        return f"Chain({self.name!r}: {len(self):,} residues)"
+
     def __len__(self) -> int:
         return len(self.sequence)
 

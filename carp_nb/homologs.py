@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -456,7 +456,8 @@ class Family:
 
     alignment: Alignment
     effective: float  # sequences, the query included, counted at 80 % identity
-    coverage: np.ndarray  # [L] share of the homologs that have a residue in this column
+    # [L] share of the homologs that have a residue in this column
+    coverage: np.ndarray = field(repr=False)
 
     @property
     def homologs(self) -> int:
@@ -479,7 +480,7 @@ class Family:
             f"{covered:,} of {len(self.coverage):,} residues"
         )
 
-
+# %% ../nbs/library/46_homologs.ipynb #1a8b3dde
 def describe_family(alignment: Alignment) -> Family:
     "Count the sequences of an alignment, their effective number, and the coverage per column."
     present = alignment.rows[1:] < len(AMINO_ACIDS)

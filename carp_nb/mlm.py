@@ -106,6 +106,9 @@ class Evaluation:
     # Single answers rather than means, so that an interval can be taken from them too
     answers: pd.DataFrame
 
+    def __repr__(self) -> str:
+        return f"Evaluation({self.loss:.3f} nats, {len(self.answers):,} residues)"
+
     @property
     def loss(self) -> float:
         "Nats per selected token."

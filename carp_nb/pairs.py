@@ -63,6 +63,9 @@ class Pairs:
     table: pd.DataFrame  # of `PAIR_COLUMNS`, by query; positions are 0-based
     corpus: Corpus
 
+    def __repr__(self) -> str:
+        return f"Pairs({len(self.table):,} in {self.corpus})"
+
     @cached_property
     def starts(self) -> np.ndarray:  # int64 [N + 1]
         "The first row of each sequence of the corpus."

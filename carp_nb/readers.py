@@ -13,7 +13,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -623,9 +623,10 @@ def find_cell(
 class Alignment:
     "Related proteins in the columns of one of them, the query."
 
-    names: list[str]  # [N] ids, the query's first
+    names: list[str] = field(repr=False)  # [N] ids, the query's first
     query: str  # [L] its residues, one per column
-    rows: np.ndarray  # uint8 [N, L], 0-19 in the order of AMINO_ACIDS, 20: no amino acid
+    # uint8 [N, L], 0-19 in the order of AMINO_ACIDS, 20: no amino acid
+    rows: np.ndarray = field(repr=False)
 
     @property
     def name(self) -> str:

@@ -33,6 +33,9 @@ class Relatives:
     read: int  # sequences in the source, also those behind the last one that is taken
     source: str  # for messages
 
+    def __repr__(self) -> str:
+        return f"Relatives({len(self.names):,} of {self.source})"
+
     @property
     def query(self) -> str:
         "The residues of the query."

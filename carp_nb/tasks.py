@@ -91,6 +91,9 @@ class Task:
     licence: str = ""
     citation: str = ""
 
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}, {self.split!r}: {len(self):,} rows)"
+
     def __len__(self) -> int:
         return len(self.table)
 
