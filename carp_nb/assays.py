@@ -21,7 +21,7 @@ from .datasets import Scan, load_scan
 from .errors import CarpError
 from .metrics import evaluate_predictions
 from .mutants import mutate, parse_mutant, place_mutant
-from .readers import find_column, table_lines
+from .readers import find_column, is_fasta, stream_records, table_lines
 from carp_nb.tasks import (
     KINDS,
     SEQUENCE_COLUMNS,
@@ -199,6 +199,9 @@ def read_sequences(
 
     Raises CarpError for a missing column, FileNotFoundError.
     """
+    if is_fasta(path):
+        records = stream_records(Path(path))
+        return [record.text.decode("utf-8", "replace") for record in records]
     lines = table_lines(Path(path))
     header = next(lines)[1]
     column = find_column(
@@ -224,15 +227,8 @@ def _read_table(
     test_fold: int | None,
 ) -> Task:
     "Read a labelled table. Raises CarpError with the row of an illegal symbol."
-    stops = 0
     for i, sequence in enumerate(read_sequences(source, sequence_column or None), 1):
-        stops += sequence.endswith("*")
         PROTEIN.to_ids(sequence.rstrip("*"), f"{source}, row {i}")
-    if stops:
-        warnings.warn(
-            f"{source}: the * at the end of {stops} sequences (a stop codon) is left out.",
-            stacklevel=3,
-        )
     return read_labelled(
         source, sequence_column or None, target_column or None, split_column, kind, test_fold
     )

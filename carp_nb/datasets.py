@@ -74,9 +74,17 @@ def _read_table(
     return pd.DataFrame(rows, columns=["line", "mutant", "score"]), names
 
 # %% ../nbs/library/36_datasets.ipynb #dd1603e1
+_MATRIX = (
+    "a matrix of scores has the residues of the wild type in its first line, one letter per "
+    "column, and the new residues in its first column."
+)
+
+
 def _is_matrix(path: Path) -> bool:
     "Recognise a matrix by its first line: a blank corner, then one letter per residue."
     corner, *parent = next(table_lines(path))[1]
+    if corner == "" and len(parent) > 1 and all(number.isdigit() for number in parent):
+        raise CarpError(f"{path}: {_MATRIX}")
     return corner == "" and len(parent) > 1 and all(len(letter) == 1 for letter in parent)
 
 
@@ -93,6 +101,8 @@ def _read_matrix(
         # a line without a letter stands for no residue
         if not new:
             continue
+        if len(new) > 1:
+            raise CarpError(f"{path}, line {n}: {new!r} is no residue; {_MATRIX}")
         for i, (wt, score) in enumerate(zip(parent, scores)):
             cells.append((n, f"{wt}{i + offset}{new}", score.strip(), i >= length))
     table = pd.DataFrame(cells, columns=["line", "mutant", "score", "outside"])
@@ -545,15 +555,19 @@ def wild_type_from_variant(
         if not any(cells):
             continue
         try:
-            undone = [Mutation(m.mt, m.number, m.wt) for m in parse_mutant(row[mutant_column])]
+            changes = parse_mutant(row[mutant_column])
         # a variant that stops early or lacks residues is not the whole protein
         except Unscorable:
             continue
         name = f"{path}, line {n}, {variant_column}"
-        variant = PROTEIN.decode(PROTEIN.encode(row[variant_column], name))
+        variant = PROTEIN.decode(PROTEIN.encode(row[variant_column].rstrip("*"), name))
+        undone = [Mutation(m.mt, m.number, m.wt) for m in changes]
         try:
             return mutate(variant, place_mutant(undone, variant, offset))
         except Misplaced as error:
+            # the column may be that of the wild type
+            if not _describe_misfit(changes, variant, offset):
+                return variant
             raise CarpError(
                 f"{path}, line {n}: {row[mutant_column]} is not in its {variant_column}: {error}"
             ) from error

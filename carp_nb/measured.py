@@ -21,7 +21,7 @@ from .indels import list_sites
 from .metrics import proteingym_measures, spearman_interval
 from .mutant_tables import MutantTable
 from .readers import bad_rows, find_column, parse_numbers
-from .tasks import MISSING
+from .tasks import MISSING, TRUTH
 
 # %% ../nbs/library/53_measured.ipynb #335b6e22
 DIRECTIONS = {"higher": 1, "lower": -1}  # which measured value is fitter
@@ -41,9 +41,6 @@ class Measurement:
         return DIRECTIONS[self.direction] * self.values
 
 # %% ../nbs/library/53_measured.ipynb #d021671b
-_WORDS = {"true": "1", "false": "0"}  # as pandas writes two classes
-
-
 def read_measurement(
     mutants: MutantTable,
     column: str,
@@ -55,11 +52,9 @@ def read_measurement(
         raise CarpError(f"direction is {direction!r}; say higher or lower, whichever is fitter.")
     names = list(mutants.table.columns)
     find_column(mutants.path, names, column, advice="the columns are")
-    if names.count(column) > 1:
-        raise CarpError(f"{mutants.path}: {names.count(column)} columns are called {column!r}.")
     texts = mutants.table[column].str.strip()
     lower = texts.str.lower()
-    values = parse_numbers(lower.map(_WORDS).fillna(texts)).to_numpy()
+    values = parse_numbers(lower.map(TRUTH).fillna(texts)).to_numpy()
     missing = lower.isin(MISSING).to_numpy()
     unreadable = ~np.isfinite(values) & ~missing
     if unreadable.any() and not skip_bad:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from os.path import exists, isfile
 from pathlib import Path
 
@@ -27,7 +28,13 @@ from carp_nb.indels import (
     names_changes,
     score_sequences,
 )
-from .mutants import Unscorable, mutants_from_sequences
+from carp_nb.mutants import (
+    Unscorable,
+    mutants_from_sequences,
+    mutate,
+    parse_mutant,
+    place_mutant,
+)
 from carp_nb.readers import (
     MUTANT_COLUMNS,
     BadRows,
@@ -137,6 +144,33 @@ def _list_sequences(
     return sequences
 
 # %% ../nbs/library/52_mutant_tables.ipynb #1815ea6b
+_LOOKED_AT = 1000  # rows
+
+
+def _note_contradictions(
+    path: str | Path,
+    mutants: list[str],  # of each row
+    whole: list[str],  # of each row; "" in a table without them
+    wild_type: str,
+    offset: int,
+) -> None:
+    "Warn of rows whose sequence is not that of their mutant."
+    differ = []
+    for mutant, sequence in islice(zip(mutants, whole), _LOOKED_AT):
+        try:
+            expected = mutate(wild_type, place_mutant(parse_mutant(mutant), wild_type, offset))
+        except CarpError:
+            continue
+        if len(sequence) == len(expected) and sequence.upper() != expected:
+            differ.append(mutant)
+    if differ:
+        warnings.warn(
+            f"{path}: {len(differ)} of the first {min(len(mutants), _LOOKED_AT)} rows have another "
+            f"sequence than their mutant: {first_five(differ)}. The mutant is what counts.",
+            stacklevel=3,
+        )
+
+
 def read_mutant_table(
     path: str | Path,  # csv, tsv or a list, plain or gzip
     wild_type: str = "",  # needed where the table holds sequences instead of mutants
@@ -159,14 +193,17 @@ def read_mutant_table(
         find_column(path, table.columns, None, MUTANT_COLUMNS, advice)
     empty = [""] * len(table)
     mutants = table[name].str.strip().tolist() if name else empty
-    cells = table[whole].str.strip().tolist() if whole else empty
+    # a stop codon may stand at the end
+    cells = table[whole].str.strip().str.rstrip("*").tolist() if whole else empty
     sequences = _list_sequences(mutants, cells, wild_type)
+    _note_contradictions(path, mutants, cells, wild_type, offset)
     for row, sequence in sequences.items():
         mutants[row] = _as_mutant(sequence, wild_type, offset)
     return MutantTable(str(path), mutants, lines, table, sequences)
 
 # %% ../nbs/library/52_mutant_tables.ipynb #0af42375
-_ENDINGS = (".csv", ".tsv", ".txt", ".gz", ".xlsx", ".xls", ".ods", ".parquet", ".json")
+_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".xlsx", ".xls", ".ods", ".parquet", ".json")
+_ENDINGS += (".gz", ".zip", ".bz2", ".xz", ".zst")
 
 
 def is_mutant_file(source: str) -> bool:

@@ -130,8 +130,13 @@ def _parse_one(
 _SEPARATOR = re.compile(r"\s*[:,;+/]\s*|\s+")
 
 
-# RefSeq, Ensembl or UniProt, as in NP_000537.3:p.Lys2Ala
-_REFERENCE = re.compile(r"^[A-Z0-9_]{1,30}(?<=[0-9])(?:\.[0-9]{1,3})?:(?=p\.)", re.I | re.A)
+# a gene, RefSeq, Ensembl or UniProt, as in NP_000537.3:p.Lys2Ala or NM_000546.6(TP53):p.Lys2Ala
+_REFERENCE = re.compile(
+    r"""(?: ^ | (?<=[;,\s\[]))
+    (?! (?:p\.)? \(? [A-Z]{1,3} [0-9]+ (?:[A-Z]{1,3} | [*=]) \)? : )  # a change, as in K2A:p.T3C
+    [A-Z0-9_.-]{1,40} (?:\( [A-Z0-9_.-]{1,40} \))? : (?=p\.)""",
+    re.I | re.A | re.X,
+)
 
 
 def drop_reference(mutant: str) -> str:

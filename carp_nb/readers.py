@@ -8,14 +8,13 @@ __all__ = ['SKIP_BAD', 'MUTANT_COLUMNS', 'first_five', 'bad_rows', 'Record', 'st
            'BadRows', 'find_column', 'find_optional_column', 'find_cell', 'Alignment', 'read_alignment']
 
 # %% ../nbs/library/30_readers.ipynb #5fc1478a
-import csv
 import io
 import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from .alphabet import AMINO_ACIDS, PROTEIN
+from .delimited import MARKS_16, encoding_of, table_cells
 from .errors import CarpError, reading, visible
 from .files import atomic_path, open_file
 
@@ -116,7 +116,20 @@ def _must_be_short(path: Path, record: Record, letters: int) -> None:
         )
 
 # %% ../nbs/library/30_readers.ipynb #fd566224
-_MARKS_16 = (b"\xff\xfe", b"\xfe\xff")  # the byte-order marks of UTF-16
+_MARK = b"\xef\xbb\xbf"  # the byte-order mark of UTF-8
+_PACKED = {  # first bytes -> what such a file is, and what to do
+    b"PK\3\4": "a zip archive or a workbook (xlsx, ods); name a file in it, as in a.zip#b.fasta",
+    b"BZh": "packed with bzip2; unpack it, or use gzip",
+    b"\xfd7zXZ": "packed with xz; unpack it, or use gzip",
+    b"(\xb5/\xfd": "packed with zstd; unpack it, or use gzip",
+}
+
+
+def _refuse_packed(path: Path, start: bytes) -> None:
+    "Raise CarpError for a file that begins as archives do."
+    for magic, what in _PACKED.items():
+        if start.startswith(magic):
+            raise CarpError(f"{path} is {what}.")
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:  # line number, text
@@ -128,9 +141,11 @@ def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:  # line number, text
             # a file whose lines end in CR alone is one chunk
             for line in chunk.splitlines():
                 number += 1
-                if number == 1 and (b"\0" in line[:2] or line[:2] in _MARKS_16):
+                if number == 1 and (b"\0" in line[:2] or line[:2] in MARKS_16):
                     raise CarpError(f"{path} is UTF-16; save it as plain text (UTF-8).")
-                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if number == 1:
+                    _refuse_packed(path, line)
+                text = line.removeprefix(_MARK) if number == 1 else line
                 # what follows a NUL belongs to another alignment, with another query
                 text, nul, rest = text.partition(b"\0")
                 after = text if ended else rest
@@ -145,6 +160,15 @@ def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:  # line number, text
                     yield number, text
 
 # %% ../nbs/library/30_readers.ipynb #c853cfc9
+_OTHER_FORMATS = re.compile(rb"(CLUSTAL|MUSCLE|PileUp|!!|\d+\s+\d+$|begin )", re.I)
+
+
+def _residues_of(line: bytes) -> bytes:
+    "The residues of a line without blanks, and without the numbers that GenBank writes."
+    words = line.split()
+    return b"".join([word for word in words if not word.isdigit()] or words)
+
+
 def _raw_records(path: Path) -> Iterator[Record]:
     "Stream records as they are, also those without an id or residues."
     record = None
@@ -156,13 +180,15 @@ def _raw_records(path: Path) -> Iterator[Record]:
             record = Record(number, text[1:].decode("utf-8", "replace").strip(), [])
             letters = 0
         elif record:
-            record.parts.append((number, text))
+            record.parts.append((number, _residues_of(text)))
             letters += len(text)
             _must_be_short(path, record, letters)
         else:
+            advice = "is this a FASTA file?"
+            if _OTHER_FORMATS.match(text):
+                advice = "convert the alignment to FASTA, a3m or Stockholm."
             raise CarpError(
-                f"{path}, line {number}: expected a header that starts with '>'; "
-                "is this a FASTA file?"
+                f"{path}, line {number}: expected a header that starts with '>'; {advice}"
             )
     if not record:
         raise CarpError(f"{path} holds no sequences.")
@@ -276,9 +302,11 @@ def read_fasta(
 
 
 def is_fasta(path: str | Path) -> bool:
-    "Whether a file begins with the header of a FASTA record."
+    "Whether a file begins with the header of a FASTA record, or with comments and then one."
     with open_file(path) as file:
-        return file.read(1) == b">"
+        start = file.read(1 << 16).removeprefix(_MARK)
+    lines = (line.strip() for line in start.splitlines())
+    return next((s for s in lines if s and s[:1] not in b";#"), b"").startswith(b">")
 
 # %% ../nbs/library/30_readers.ipynb #f5c504fa
 def keep_short(
@@ -307,12 +335,19 @@ def keep_short(
     )
 
 # %% ../nbs/library/30_readers.ipynb #4b17834d
-def _is_annotation(name: str) -> bool:
-    "Whether a record of an alignment is hh-suite's own: predicted structure, or a consensus."
-    return name.startswith(("ss_", "sa_", "aa_")) or name.lower().endswith("consensus")
+_ANNOTATIONS = {"ss_pred", "ss_conf", "ss_dssp", "sa_dssp", "aa_dssp", "aa_pred"}
 
 
-_MARK = b"\xef\xbb\xbf"  # the byte-order mark of UTF-8
+def _without_annotations(records: Iterable[Record]) -> Iterator[Record]:
+    "Leave out hh-suite's own records: structures, and a consensus that is not the query."
+    rows = (record for record in records if record.name not in _ANNOTATIONS)
+    first = list(islice(rows, 2))
+    # the families of hh-suite's databases have it above the query
+    if len(first) == 2 and first[0].name == f"{first[1].name}_consensus":
+        del first[0]
+    for i, record in enumerate(chain(first, rows)):
+        if i == 0 or record.name.lower() not in ("consensus", f"{first[0].name}_consensus".lower()):
+            yield record
 
 
 def _is_stockholm(path: str | Path) -> bool:
@@ -325,22 +360,30 @@ def _is_stockholm(path: str | Path) -> bool:
 
 
 def _stockholm_lines(path: Path) -> Iterator[tuple[int, list[bytes]]]:  # line number, words
-    "Stream the lines of the first alignment of a Stockholm file, without its markup."
+    "Stream the lines of the alignment of a Stockholm file, without its markup."
     number = 0
+    ended = False
     with open_file(path) as file:
         for chunk in _chunks(path, file):
             for line in chunk.splitlines():
                 number += 1
-                if line.startswith(b"//"):
-                    return
+                if ended and line.strip():
+                    raise CarpError(
+                        f"{path}, line {number}: a second alignment starts here; give each a file "
+                        "of its own."
+                    )
+                ended = ended or line.startswith(b"//")
+                if ended:
+                    continue
                 # markup begins with #
                 if not line.removeprefix(_MARK).startswith(b"#"):
                     yield number, line.split()
-    warnings.warn(f"{path} does not end with //; is it cut off?", stacklevel=2)
+    if not ended:
+        warnings.warn(f"{path} does not end with //; is it cut off?", stacklevel=2)
 
 
 def _stockholm_rows(path: Path) -> Iterator[tuple[str, str]]:  # id, row
-    "Read the rows of the first alignment of a Stockholm file, whose lines come in blocks."
+    "Read the rows of the alignment of a Stockholm file, whose lines come in blocks."
     parts: dict[str, list[tuple[int, bytes]]] = {}
     block: set[str] = set()  # names since the last blank line
     for number, words in _stockholm_lines(path):
@@ -385,7 +428,7 @@ def read_aligned(
     _check_path(path)
     if _is_stockholm(path):
         return _stockholm_rows(Path(path))
-    records = (r for r in stream_records(Path(path)) if not _is_annotation(r.name))
+    records = _without_annotations(stream_records(Path(path)))
     return (_aligned_row(Path(path), record) for record in records)
 
 # %% ../nbs/library/30_readers.ipynb #e92d52ea
@@ -423,71 +466,7 @@ def write_fasta(
             written += 1
     return written
 
-# %% ../nbs/library/30_readers.ipynb #7a1f0c35
-_NO_TEXT = {  # first bytes -> what such a file is
-    b"PK\3\4": "a workbook (xlsx, ods) or a zip archive",
-    b"\xd0\xcf\x11\xe0": "a workbook (xls)",
-    b"PAR1\x15": "a parquet table",
-}
-
-
-def _encoding_of(path: Path) -> str:
-    """UTF-16 by its byte-order mark (Excel's Unicode text) or its zeros, else UTF-8 with or
-    without a mark. Raises CarpError for a workbook.
-    """
-    with open_file(path) as file:
-        start = file.read(8)
-    for magic, what in _NO_TEXT.items():
-        if start.startswith(magic):
-            raise CarpError(f"{path} is {what}; save the table as csv.")
-    if start[:2] in _MARKS_16:
-        return "utf-16"
-    # plain letters in UTF-16 have a zero each
-    if start[1:2] == b"\0":
-        return "utf-16-le"
-    return "utf-16-be" if start[:1] == b"\0" else "utf-8-sig"
-
-# %% ../nbs/library/30_readers.ipynb #7a1f0c37
-def _guess_separator(line: str) -> str:
-    "Guess the separator (tab, comma or semicolon) from the first line of a table."
-    if "\t" in line:
-        return "\t"
-    # a name may have a comma within quotes, or before a blank
-    bare = re.sub('"[^"]*"', "", line)
-    commas = len(re.findall(",(?! )", bare))
-    semicolons = len(re.findall(";(?! )", bare))
-    return ";" if semicolons > commas or (";" in bare and "," not in bare) else ","
-
 # %% ../nbs/library/30_readers.ipynb #66f883f9
-def _table_cells(
-    path: Path,
-    text: io.TextIOBase,
-    separator: str,  # "": guessed
-) -> Iterator[tuple[int, list[str]]]:  # line number, cells; the header first
-    "Yield the lines of an open table. Raises CarpError for one that does not match the header."
-    first = text.readline()
-    # Excel's own way to say the separator
-    stated = re.fullmatch(r'"?sep=(.)"?\s*', first)
-    if stated:
-        first = text.readline()
-    separator = separator or (stated[1] if stated else _guess_separator(first))
-    above = 1 + bool(stated)  # lines above the rows
-    header = next(csv.reader([first], delimiter=separator), [])
-    if not any(header):
-        raise CarpError(f"{path}: the first line is empty; it must name the columns.")
-    yield above, header
-    reader = csv.reader(text, delimiter=separator)
-    for cells in reader:
-        number = reader.line_num + above
-        if len(cells) == len(header):
-            yield number, cells
-        elif any(cells):
-            raise CarpError(
-                f"{path}, line {number}: {len(cells)} cells where the header has {len(header)}; "
-                "is this the right separator?"
-            )
-
-
 def table_lines(
     path: Path,  # csv or tsv, plain, gzip, or archive.zip#member
     separator: str = "",  # of the columns; "": guessed from the first line
@@ -497,24 +476,37 @@ def table_lines(
     Raises CarpError for a line that does not match the header.
     """
     with open_file(path) as file:
-        text = io.TextIOWrapper(file, _encoding_of(path), newline="")
+        text = io.TextIOWrapper(file, encoding_of(path), newline="")
         with reading(path, "table of text", "save it as csv in UTF-8"):
-            yield from _table_cells(path, text, separator)
+            yield from table_cells(path, text, separator)
 
 # %% ../nbs/library/30_readers.ipynb #2e0dea63
 # [0-9], because \d knows digits of all scripts and float() reads them
 _DECIMAL_COMMA = r"[-+]?[0-9]*,[0-9]+(?:[eE][-+]?[0-9]+)?"
 
 
+def _is_no_number(text: str) -> bool:
+    "Whether a cell has no digit."
+    return not re.search("[0-9]", text)
+
+
 def parse_numbers(
     texts: pd.Series,  # of strings
 ) -> pd.Series:  # float64, NaN for what is no number
-    "Read numbers with decimal points, or with decimal commas where the table has these."
+    """Read numbers with decimal points, or with decimal commas where the table has these.
+
+    A minus may be the long one of word processors. Where every number has a percent sign, percents
+    are what is returned.
+    """
+    texts = texts.astype(str).str.strip().str.replace("\N{MINUS SIGN}", "-", regex=False)
+    percents = texts.str.endswith("%")
+    if percents.any() and texts[~percents].map(_is_no_number).all():
+        texts = texts.str.removesuffix("%")
     number = pd.to_numeric(texts, errors="coerce").astype(float)
-    comma = texts.astype(str).str.strip().str.fullmatch(_DECIMAL_COMMA)
+    comma = texts.str.fullmatch(_DECIMAL_COMMA)
     if not comma.any():
         return number
-    with_commas = texts[comma].str.strip()
+    with_commas = texts[comma]
     # 1,234 could be 1234; 0,5 and 12,34 could not
     if with_commas.str.fullmatch(r"[-+]?[1-9][0-9]{0,2},[0-9]{3}").all():
         return number
@@ -551,7 +543,7 @@ class BadRows:
 
 # %% ../nbs/library/30_readers.ipynb #a2833bdf
 # names of a column of mutants; the first is the documented one
-MUTANT_COLUMNS = ("mutant", "variant", "mutation", "mutations", "hgvs_pro")
+MUTANT_COLUMNS = ("mutant", "variant", "mutation", "mutants", "variants", "mutations", "hgvs_pro")
 
 
 def find_column(
@@ -564,7 +556,7 @@ def find_column(
 ) -> str:  # the name as written in the table
     "Find a column by name. Raises CarpError if there is none, or several with common names."
     columns = [str(c) for c in columns]
-    hint = ""
+    hint = "."
     if chosen is None:
         # the documented name, written exactly so, goes before the others that are understood
         documented = [c for c in columns if c.strip() in common_names[:1]]
@@ -575,16 +567,24 @@ def find_column(
         if len(fitting) == 1:
             return fitting[0]
         why = "none has one of the common names"
+        hint = f" (common are {', '.join(common_names)})."
+        if any(re.fullmatch(r"-?[0-9.]+", c.strip()) for c in columns):
+            hint = "; is the line with the names missing?"
         if fitting:
             why = f"{' and '.join(fitting)} could be it"
+            hint = "."
     else:
-        if str(chosen) in columns:
+        if columns.count(str(chosen)) == 1:
             return str(chosen)
+        if str(chosen) in columns:
+            raise CarpError(
+                f"{path}: {columns.count(str(chosen))} columns are called {chosen!r}; rename one."
+            )
         why = f"there is no column {chosen!r}"
         near = get_close_matches(str(chosen), columns, n=1)
         if near:
-            hint = f", perhaps {near[0]!r}"
-    raise CarpError(f"{path}: {why}; {advice} {', '.join(c for c in columns if c)}{hint}.")
+            hint = f", perhaps {near[0]!r}."
+    raise CarpError(f"{path}: {why}; {advice} {', '.join(c for c in columns if c)}{hint}")
 
 
 def find_optional_column(
@@ -640,10 +640,13 @@ def _match_columns(
     "Drop insertions, or keep lower-case columns if the query has some."
     # lower case in the query marks poorly covered columns, in the others insertions
     # where all rows have one width and some have dots, a dot is a gap as in Stockholm
-    is_aligned = len(set(map(len, sequences))) == 1 and "." in "".join(sequences)
+    # the same where they would not line up without the lower case
+    columns = [re.sub("[a-z.]", "", s) for s in sequences]
+    is_uneven = "." in "".join(sequences) or len(set(map(len, columns))) > 1
+    is_aligned = len(set(map(len, sequences))) == 1 and is_uneven
     if is_aligned or any(c.islower() for c in sequences[0]):
         return [s.upper().replace(".", "-") for s in sequences]
-    return [re.sub("[a-z.]", "", s) for s in sequences]
+    return columns
 
 # %% ../nbs/library/30_readers.ipynb #f435b4c3
 def _encode_columns(

@@ -94,7 +94,10 @@ def is_scan_path(
 def _from_fasta(path: Path, facts: ScanFacts) -> str:
     "The record that is named after a scan, or the only one. Raises CarpError for none."
     fasta = facts.fasta
-    records = dict(read_fasta(fasta, facts.skip_bad, SKIP_BAD))
+    given = list(read_fasta(fasta, facts.skip_bad, SKIP_BAD))
+    records = dict(given)
+    if len(records) < len(given):
+        raise CarpError(f"{fasta}: two records have the same id; give each its own.")
     name = scan_name(path)
     if name not in records and len(records) > 1:
         raise CarpError(

@@ -468,6 +468,8 @@ def clean_sequence(
     residues = "".join(line for line in lines if not line.startswith(">"))
     # upper() turns some letters into plain ones (long s into S); what is not ASCII is refused below
     residues = re.sub(r"[\s0-9]", "", residues)
+    if re.fullmatch("(?:[A-Z][a-z]{2}){2,}", residues):
+        raise CarpError("the sequence is in three-letter codes; write one letter per residue.")
     if residues.isascii():
         residues = residues.upper()
     if residues.endswith("*"):

@@ -24,7 +24,7 @@ from carp_nb.mutants import parse_mutant
 from carp_nb.readers import read_aligned, read_alignment, read_fasta, table_lines
 from carp_nb.scans import ScanFacts, read_own_scan
 from carp_nb.scorers import Blosum62
-from carp_nb.scoring import agreement, mutation_scan
+from carp_nb.scoring import agreement, clean_sequence, mutation_scan
 from carp_nb.tasks import read_labelled
 
 CASES = Path(__file__).parent / "cases"
@@ -332,3 +332,118 @@ def test_a_ranking_by_pseudo_likelihood_keeps_indels():
         "Q2A,K4del,Q2fs", [("p", GB1)], skip_bad=True, method="pseudo-likelihood"
     )
     assert wanted == {"p": ["Q2A", "K4del"]}
+
+
+def test_a_query_called_consensus_stays_the_query(tmp_path):
+    path = tmp_path / "a.a3m"
+    path.write_text(">TPR_consensus\nMKTAYIAK\n>aa_1\nMKSAYIAK\n>b\nMKSAYIAR\n")
+    alignment = read_alignment(path)
+    assert alignment.names == ["TPR_consensus", "aa_1", "b"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'mutant\tcomment\tscore\nQ2A\t"weak\t0.5\nD22A\tok\t1\nY3F\t"strong\t2\nK4A\tok\t3\n',
+        'mutant,score,comment\nQ2A,0.5,"5 inch\nD22A,1,x\nY3F,2,y\n',
+    ],
+)
+def test_a_quote_that_is_not_closed_swallows_no_rows(text, tmp_path):
+    (tmp_path / "q.csv").write_text(text)
+    with pytest.raises(CarpError, match=r"q\.csv, line 2: a quote opens here"):
+        read_mutant_table(tmp_path / "q.csv", GB1)
+
+
+@pytest.mark.parametrize("cell", ["0,{}", "{}%", "\N{MINUS SIGN}0.{}"])
+def test_numbers_in_any_spelling_are_no_classes(cell, tmp_path):
+    rows = [f"MK{'ACDEFGHIKL'[i]};{cell.format(i)};train" for i in range(10)]
+    (tmp_path / "n.csv").write_text("\n".join(["sequence;target;split", *rows]))
+    task = read_labelled(tmp_path / "n.csv", kind=None)
+    assert (task.kind, task.table.target.nunique()) == ("regression", 10)
+
+
+def test_classes_are_written_in_one_way(tmp_path):
+    cells = ["TRUE", "true", "False", "#N/A", "<NA>"]
+    rows = [f"MK{letter},{cell}" for letter, cell in zip("ACDEF", cells)]
+    (tmp_path / "c.csv").write_text("\n".join(["sequence,target", *rows]))
+    task = read_labelled(tmp_path / "c.csv", kind=None)
+    assert (task.classes, task.dropped["no target"]) == ([0, 1], 2)
+
+
+@pytest.mark.parametrize("sequence", ["MK*V", "M2KC", "MK-D", "M?K"])
+def test_nothing_is_cut_out_of_labelled_sequences(sequence, tmp_path):
+    (tmp_path / "s.csv").write_text(f"sequence,target\nMKA,1\n{sequence},2\n")
+    with pytest.raises(CarpError, match="line 3"):
+        read_labelled(tmp_path / "s.csv")
+
+
+def test_a_stop_at_the_end_of_a_labelled_sequence_is_left_out(tmp_path):
+    (tmp_path / "s.csv").write_text("sequence,target\nMKA*,1\nMKC,2\n")
+    with pytest.warns(UserWarning, match="at the end of 1 sequences"):
+        assert read_labelled(tmp_path / "s.csv").table.sequence[0] == "MKA"
+
+
+def test_labels_behind_comments_and_under_other_names(tmp_path):
+    (tmp_path / "a.fa").write_bytes(
+        b"\xef\xbb\xbf;mine\n>a DMS_score=1.5\nMKV\n>b DMS_score=2\nMKA\n"
+    )
+    assert read_labelled(tmp_path / "a.fa").table.target.tolist() == [1.5, 2]
+    flip = "Sequence,Target,Set,Validation\nMKV,1,train,True\nMKA,2,train,\nMKC,3,test,\n"
+    (tmp_path / "f.csv").write_text(flip)
+    assert read_labelled(tmp_path / "f.csv").table.split.tolist() == ["valid", "train", "test"]
+
+
+def test_two_records_of_one_name_are_no_wild_type(tmp_path):
+    (tmp_path / "wt.fa").write_text(f">a\nMKTA\n>a\n{GB1}\n")
+    (tmp_path / "a.csv").write_text("mutant,score\nQ2A,1\n")
+    with pytest.raises(CarpError, match="two records have the same id"):
+        read_own_scan(tmp_path / "a.csv", ScanFacts(fasta=str(tmp_path / "wt.fa")))
+
+
+def test_three_letter_codes_are_no_residues():
+    with pytest.raises(CarpError, match="three-letter codes"):
+        clean_sequence("MetGlnTyrLys")
+
+
+def test_a_sequence_that_contradicts_its_mutant_is_noticed(tmp_path):
+    (tmp_path / "m.csv").write_text(
+        f"mutant,mutated_sequence\nQ2A,{GB1}\nY3F,{GB1[:2]}F{GB1[3:]}*\n"
+    )
+    with pytest.warns(UserWarning, match="1 of the first 2 rows have another sequence"):
+        assert read_mutants(str(tmp_path / "m.csv"), GB1) == ["Q2A", "Y3F"]
+
+
+def test_a_scan_may_name_its_wild_type_in_each_row(tmp_path):
+    (tmp_path / "w.csv").write_text(f"mutant,sequence,score\nQ2A,{GB1},1\nY3F,{GB1},2\n")
+    assert read_own_scan(tmp_path / "w.csv", ScanFacts()).wild_type == GB1
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        "EGFR:p.Lys2Ala",
+        "P04637-2:p.Lys2Ala",
+        "NM_000546.6(TP53):p.Lys2Ala",
+        "NP_1.1:p.Lys2Ala;NP_1.1:p.Thr3Cys",
+        "K2A:p.Thr3Cys",
+    ],
+)
+def test_hgvs_may_name_any_reference(mutant):
+    assert str(parse_mutant(mutant)[0]) == str(parse_mutant("K2A")[0])
+    assert len(parse_mutant(mutant)) == 1 + ("Thr3" in mutant)
+
+
+def test_a_scan_of_mavedb_begins_with_comments(tmp_path):
+    text = (
+        "# Accession: urn:1\n# Licence: CC0, x\naccession,hgvs_pro,score\nurn:1#1,p.Gln2Ala,0.5\n"
+    )
+    (tmp_path / "m.csv").write_text(text)
+    table = read_dms(tmp_path / "m.csv", GB1, 1).table
+    assert table.iloc[0].tolist() == ["Q2A", 0.5]
+
+
+@pytest.mark.parametrize("text", [",1,2,3\nA,1,2,3\n", ",A,C,D\nM1,1,2,3\n"])
+def test_a_matrix_the_other_way_round_is_refused(text, tmp_path):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(CarpError, match="a matrix of scores has the residues of the wild type"):
+        read_dms(tmp_path / "x.csv", "MKV", 1)
