@@ -9,6 +9,7 @@ __all__ = ['CARD', 'Model', 'AdaptConfig', 'FamilyRows', 'FamilyBatches', 'Trans
 # %% ../nbs/library/48_adaptation.ipynb #81fc9209
 import json
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -63,7 +64,8 @@ def _must_be(name: str, value: float, valid: bool, wanted: str) -> None:
 class AdaptConfig:
     "How a model is adapted."
 
-    updates: int = 300  # planned; the training ends earlier if the held-out loss no longer falls
+    # planned; the training ends earlier if the held-out loss no longer falls
+    updates: int = 0  # 0: 300, or 150 where there are too few clusters to hold some out
     lr: float = 1e-3  # peak learning rate
     warmup: int = 15  # updates of linear warmup, at most 5 % of those planned
     cooldown: float = 0.3  # share of the updates, at the end, over which the rate falls to zero
@@ -87,10 +89,10 @@ class AdaptConfig:
     name: str = ""  # of the adapted model; empty: that of the first one with _adapted behind it
 
     def __post_init__(self):
-        for name in ("updates", "batch_tokens", "every", "patience", "max_length"):
+        for name in ("batch_tokens", "every", "patience", "max_length"):
             _must_be(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         _must_be("lr", self.lr, 0 < self.lr < np.inf, "a number above 0")
-        for name in ("homologs", "flank"):
+        for name in ("updates", "homologs", "flank", "seed"):
             _must_be(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         _must_be("most", self.most, self.most >= 2, "2 or more sequences")
         for name in ("in_query", "unaligned", "mix", "cooldown"):
@@ -517,6 +519,18 @@ class _Task:
         return TranslatedBatches(batches, alphabet)
 
 # %% ../nbs/library/48_adaptation.ipynb #9dc1c166
+def _with_flanks(family: Relatives, whole: str | Path, flank: int) -> Relatives:
+    "Extend homologs by what stands beside them in a FASTA file; a note says if it has none of them."
+    extended = add_flanks(family, read_fasta(whole, skip_bad=True), flank)
+    if extended.sequences == family.sequences:
+        warnings.warn(
+            f"{whole}: it holds no residues beside the homologs of {family.source}; its ids have to "
+            "be theirs.",
+            stacklevel=4,
+        )
+    return extended
+
+
 def _make_task(
     model: object,
     family: Alignment | str | Path | Sequence[str],
@@ -530,9 +544,11 @@ def _make_task(
     relatives = read_relatives(family, config.most, wild_type)
     relatives = draw_relatives(relatives, config.homologs, config.seed)
     if whole is not None:
-        relatives = add_flanks(relatives, read_fasta(whole, skip_bad=True), config.flank)
+        relatives = _with_flanks(relatives, whole, config.flank)
     start = starting_model(model, config, device)
     config = replace(config, dtype=used_dtype(config.dtype, next(start.parameters()).device))
+    if pretraining is not None and not config.mix:
+        raise CarpError("pretraining data are used with mix, the share of them; give it as well.")
     # without a share of other data nothing is read
     others = None
     called = ""
@@ -544,6 +560,9 @@ def _make_task(
             others = as_corpus(called)
     weights, clusters = weigh_and_cluster(relatives, config.identity)
     held_out = hold_out(weights, clusters, config.held_out, config.seed)
+    # without a held-out loss nothing ends the training before it learns the homologs by heart
+    updates = config.updates or (300 if held_out.any() else 150)
+    config = replace(config, updates=updates)
     return _Task(start, relatives, weights, clusters, held_out, config, cast(Any, others), called)
 
 # %% ../nbs/library/48_adaptation.ipynb #fdd0b4a0

@@ -22,7 +22,7 @@ class Budget:
     """
 
     tokens: float = 0  # residues to pretrain on
-    updates: int = 300  # of an adaptation to a family
+    updates: int = 0  # of an adaptation to a family; 0: those of `AdaptConfig`
     seconds: int | None = None  # to wait for the mutation map
     shapes: str = ""  # models to measure, comma-separated
     lengths: tuple[int, ...] = ()  # residues

@@ -287,7 +287,7 @@ class FamilyFits:
     models: Sequence[AnyScorer]
     adapt: bool = True  # False: profiles and mixtures alone
     seeds: Sequence[int] = (0,)  # one adaptation each
-    updates: int = 300  # of an adaptation
+    updates: int = 0  # of an adaptation; 0: those of `AdaptConfig`
     method: str = "masked"
     dtype: str = "float32"
     mutants: int | None = None  # of each scan, drawn at random; None: all

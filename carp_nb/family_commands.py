@@ -88,7 +88,11 @@ Mix = Annotated[
     float | None, Option(help="share of the sequences of a batch that come from --pretraining")
 ]
 Pretraining = Annotated[
-    str, Option(help="other sequences, against forgetting: a dataset or a FASTA file")
+    str | None,
+    Option(
+        help="other sequences, against forgetting: a dataset or a FASTA file; left out: "
+        "sprot_train_sample"
+    ),
 ]
 Whole = Annotated[
     Path | None,
@@ -107,7 +111,7 @@ def adapt(
     lr: Rate = None,
     masking: Selected = None,
     mix: Mix = None,
-    pretraining: Pretraining = "sprot_train_sample",
+    pretraining: Pretraining = None,
     whole: Whole = None,
     seed: int = 0,
     name: Annotated[str, Option(help="of the model; left out: that of the file")] = "",

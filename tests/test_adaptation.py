@@ -17,6 +17,7 @@ from carp_nb.adaptation import (
     AdaptConfig,
     FamilyBatches,
     FamilyRows,
+    _make_task,
     adapt,
     read_card,
 )
@@ -467,3 +468,27 @@ def test_the_notebook_proposes_the_settings_that_were_chosen():
     for name in ("lr", "masking", "mix", "batch_tokens"):
         assert proposed[name].default == getattr(AdaptConfig(), name)
     assert get_budget("adapt", "laptop").updates == AdaptConfig().updates
+
+
+def test_fewer_updates_are_made_where_nothing_is_held_out():
+    few = _make_task(tiny(), FAMILY[:6], AdaptConfig())
+    many = _make_task(tiny(), FAMILY, AdaptConfig(held_out=0.5))
+    assert (few.held_out.any(), few.config.updates) == (False, 150)
+    assert (many.held_out.any(), many.config.updates) == (True, 300)
+    assert _make_task(tiny(), FAMILY[:6], AdaptConfig(updates=7)).config.updates == 7
+
+
+def test_pretraining_data_belong_with_their_share():
+    with pytest.raises(CarpError, match="used with mix"):
+        quiet(pretraining="sprot_train_sample")
+
+
+def test_whole_sequences_of_others_are_noticed(tmp_path):
+    (tmp_path / "whole.fa").write_text(">other\nMKVLLA\n")
+    with pytest.warns(UserWarning, match="holds no residues beside the homologs"):
+        quiet(config=replace(CONFIG, updates=1), whole=tmp_path / "whole.fa")
+
+
+def test_a_seed_below_zero_is_refused():
+    with pytest.raises(CarpError, match="seed is -1; give 0 or more"):
+        AdaptConfig(seed=-1)
