@@ -46,9 +46,8 @@ class Trial:
     "One setting, tried on some proteins."
 
     label: str
-    settings: dict = field(
-        default_factory=dict
-    )  # of `AdaptConfig`; what is not named is the default
+    # of `AdaptConfig`; what is not named is the default, and 300 updates are made
+    settings: dict = field(default_factory=dict)
     homologs: int = 0  # drawn at random; 0: all
     start: str = "carp_600k_sprot50"  # the included model when the settings were chosen
     proteins: frozenset | None = frozenset(SIX)  # None: all that are in the group
@@ -75,6 +74,17 @@ TRIALS = [
             "always in the query": {"in_query": 1.0, "unaligned": 0.0},
             "600 updates": {"updates": 600},
         }.items()
+    ),
+    *(
+        Trial(
+            f"carp_2_4m_sprot50_pairs, {updates} updates",
+            {"updates": updates},
+            homologs,
+            "carp_2_4m_sprot50_pairs",
+            None,
+        )
+        for updates in (150, 300)
+        for homologs in (30, 0)
     ),
     Trial("bfloat16", {"dtype": "bfloat16"}),
     Trial("bfloat16", {"dtype": "bfloat16"}, homologs=30),
@@ -123,7 +133,9 @@ def correlations(
 
 def run_trial(trial: Trial, family: ProteinFamily) -> dict:
     "Adapt to one family and correlate."
-    fitted = adapt(trial.start, family.path, AdaptConfig(**trial.settings), progress=False)
+    fitted = adapt(
+        trial.start, family.path, AdaptConfig(**{"updates": 300, **trial.settings}), progress=False
+    )
     names = ["{:g} PSSM {:g} model {:g} BLOSUM62".format(*weights) for weights in WEIGHTS]
     row = dict(zip(names, correlations(family, fitted, [Blosum62()], WEIGHTS)))
     return {"seconds": fitted.card.seconds, "sequences": fitted.card.sequences, **row}
