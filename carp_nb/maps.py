@@ -56,7 +56,10 @@ def _draw_scan_row(
     axes.set_yticks(range(len(letters)), letters, fontsize=6)
     # rows share one scale, the last one too
     axes.set(xlim=(left, left + width), ylabel="amino acid")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    last = int(block.index[-1])
+    numbers = MaxNLocator(integer=True).tick_values(left, left + width)
+    # a last row may end before its first round number
+    axes.set_xticks([n for n in numbers if left < n <= last] or [last])
     axes.spines[:].set_visible(False)
     return image
 

@@ -363,6 +363,7 @@ class MutationMap(anywidget.AnyWidget):
         self._models: list[str] = []  # offered so far
         self._adapted: dict[str, tuple[Scorer, Scorer]] = {}  # name -> start, result
         self._job: _AdaptJob | None = None  # an adaptation that is asked for or runs
+        self._failure: Exception | None = None  # what stopped the work on this map
         self._sent = np.zeros(len(explorer.mutant.wild_type), np.uint8)  # stages that the page has
         self.on_msg(lambda _, message, buffers: self.receive(message))
         self._start_work()
@@ -374,7 +375,7 @@ class MutationMap(anywidget.AnyWidget):
         "Show the map, and beside it a picture for where no widget can be."
         is_watched = _is_watched()
         # the first second fills the map of a short protein
-        self.wait(1.0 if is_watched else _UNWATCHED_SECONDS)
+        self._join(1.0 if is_watched else _UNWATCHED_SECONDS)
         bundle, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         if not is_watched:
             bundle = {"text/plain": repr(self)}
@@ -392,7 +393,7 @@ class MutationMap(anywidget.AnyWidget):
                 self._act(word, message.get("with", []))
         # whatever it is: a page without an answer takes the kernel for gone
         except Exception as error:
-            self.send({"kind": "error", "text": _error_text(error)})
+            self._send_error(error)
         if word == "hello":
             # together, because a page drops rows that come before their protein
             with self._lock:
@@ -403,7 +404,14 @@ class MutationMap(anywidget.AnyWidget):
             self.send({"kind": "heard"})
         else:
             self._send_update()
+        if word == "hello" and self._failure:
+            # the work may have failed before there was a page to be told
+            self._send_error(self._failure)
         self._start_work()
+
+    def _send_error(self, error: Exception) -> None:
+        "Show the page what went wrong."
+        self.send({"kind": "error", "text": _error_text(error)})
 
     def _act(self, word: str, arguments: list) -> None:
         "Do what a message asks for: a word for the map itself, or an action on the mutant."
@@ -418,6 +426,7 @@ class MutationMap(anywidget.AnyWidget):
         elif word in ("cancel", "resume"):
             e.cancelled = word == "cancel"
             e.given_up = None
+            self._failure = None
         elif word == "undo":
             e.history.undo()
         elif word == "redo":
@@ -516,7 +525,8 @@ class MutationMap(anywidget.AnyWidget):
                 if not request:
                     self.explorer.cancelled = True
                     self.explorer.given_up = self.explorer.mutant.mutations
-                self.send({"kind": "error", "text": _error_text(error)})
+                    self._failure = error
+                self._send_error(error)
             # checked again under the lock, so that no click is lost between the two
             with self._lock:
                 if not self._requests and not self.explorer.pending:
@@ -554,6 +564,7 @@ class MutationMap(anywidget.AnyWidget):
             if new.mutant.wild_type != old.mutant.wild_type:
                 self._structure = []
             self.explorer = new
+            self._failure = None
             self._sent = np.zeros(len(new.mutant.wild_type), np.uint8)
             self._send_protein()
             self._send_update()
@@ -562,13 +573,22 @@ class MutationMap(anywidget.AnyWidget):
         self,
         seconds: float | None = None,  # at most; None: until the map is full or cancelled
     ) -> Explorer:
-        "Wait for the work to end; clicks are answered meanwhile where the kernel has subshells."
+        """Wait for the work to end; clicks are answered meanwhile where the kernel has subshells.
+
+        Raises the error that stopped the work on this map.
+        """
+        self._join(seconds)
+        if self._failure:
+            raise self._failure
+        return self.explorer
+
+    def _join(self, seconds: float | None) -> None:
+        "Wait for the thread at work, at most some seconds."
         began = time.monotonic()
         while (thread := self._thread) is not None:
             if seconds is not None and time.monotonic() - began >= seconds:
                 break
             thread.join(0.1)
-        return self.explorer
 
 # %% ../nbs/library/82_widget.ipynb #5af326eb
 def _name_states(

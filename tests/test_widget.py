@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from carp_nb.alphabet import AMINO_ACIDS
 from carp_nb.defaults import DEFAULT_MODEL
 from carp_nb.editing import History, Mutant, read_state, write_state
-from carp_nb.explorer import Explorer
+from carp_nb.errors import CarpError
+from carp_nb.explorer import Explorer, explore
 from carp_nb.pretrained import load_model
 from carp_nb.scorers import Blosum62
 from carp_nb.scoring import score_mutants
@@ -208,13 +209,32 @@ def test_a_failing_model_is_told_once_and_ends():
             raise RuntimeError("out of memory")
 
     view = Kept(Explorer(Broken(), Mutant(WILD_TYPE)))
-    view.wait(MINUTE)
-    assert [m["text"] for m in view.sent if m["kind"] == "error"] == [
-        "RuntimeError: out of memory"
-    ] and view._thread is None
+    with pytest.raises(RuntimeError, match="out of memory"):
+        view.wait(MINUTE)
+    told = [m["text"] for m in view.sent if m["kind"] == "error"]
+    assert told == ["RuntimeError: out of memory"] and view._thread is None
     view.receive({"do": "toggle", "with": [3, "W"]})
-    view.wait(MINUTE)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        view.wait(MINUTE)
     assert view._thread is None
+
+
+def test_a_page_that_opens_after_a_failure_is_told_and_can_go_on(tmp_path):
+    alignment = tmp_path / "short.a3m"
+    alignment.write_text(f">part\n{WILD_TYPE[5:40]}\n>other\n{WILD_TYPE[5:40]}\n")
+    view = Kept(explore(WILD_TYPE, str(alignment)))
+    with pytest.raises(CarpError, match="positions lie outside the alignment"):
+        view.wait(MINUTE)
+    # what a notebook shows does not fail with it
+    assert "image/png" in view._repr_mimebundle_()[0]
+    view.sent.clear()
+    view.receive({"do": "hello"})
+    assert [m["kind"] for m in view.sent][-2:] == ["now", "error"]
+    view.receive({"do": "open", "with": [{"model": "blosum62"}]})
+    assert view.wait(MINUTE).map.done.all()
+    view.sent.clear()
+    view.receive({"do": "hello"})
+    assert "error" not in [m["kind"] for m in view.sent]
 
 
 def homologs(n: int) -> str:
@@ -272,6 +292,14 @@ def test_a_family_that_is_none_is_told(family):
     view.wait(MINUTE)
     assert len([m for m in view.sent if m["kind"] == "error"]) == 1
     assert view._job is None and view.explorer.map.done.all()
+
+
+def test_mutate_notebook_ends_with_what_stopped_the_map(papermill, tmp_path):
+    alignment = tmp_path / "short.a3m"
+    alignment.write_text(f">part\n{WILD_TYPE[5:40]}\n>other\n{WILD_TYPE[5:40]}\n")
+    done = papermill("mutate", sequence=WILD_TYPE, model=alignment)
+    assert done.status == 1 and "positions lie outside the alignment" in done.shown
+    assert not list(done.out.glob("*.png"))
 
 
 def test_mutate_notebook_exports(papermill):
