@@ -23,6 +23,7 @@ from carp_nb.charts import (
     line_style,
     model_shades,
 )
+from .scoring import Scorer, method_of
 
 # %% ../nbs/library/59_adaptation_figures.ipynb #4258f8b2
 def cards_table(cards: Sequence[AdaptationCard]) -> pd.DataFrame:
@@ -60,45 +61,73 @@ def card_rows(card: AdaptationCard) -> pd.DataFrame:  # metric, value, n
     return table.dropna(ignore_index=True)
 
 # %% ../nbs/library/59_adaptation_figures.ipynb #7e881085
-def adaptation_columns(model: object) -> dict[str, Any]:  # model, homologs, updates, seed
-    "Say what a model was adapted from and with; one that was not adapted has seen none."
+def adaptation_columns(
+    model: Scorer,
+) -> dict[str, Any]:  # model, homologs, updates, seed, method
+    "Say what a model was adapted from and with, and by which method it is to be scored."
     card = getattr(model, "card", None)
-    if card is None:
-        name = getattr(model, "name", type(model).__name__)
-        return {"model": name, "homologs": 0, "updates": 0, "seed": 0}
-    return {
-        "model": card.start,
-        "homologs": card.sequences - 1,
-        "updates": card.settings["updates"],
-        "seed": card.settings["seed"],
-    }
+    # one that was not adapted has seen no homologs
+    columns = {"model": model.name, "homologs": 0, "updates": 0, "seed": 0}
+    if card is not None:
+        columns = {
+            "model": card.start,
+            "homologs": card.sequences - 1,
+            "updates": card.settings["updates"],
+            "seed": card.settings["seed"],
+        }
+    return {**columns, "method": method_of(model)}
 
 # %% ../nbs/library/59_adaptation_figures.ipynb #488a4615
-def _draw_history(axes: Axes, card: AdaptationCard, colour: str, style: str) -> None:
+def _draw_history(
+    axes: Axes,
+    card: AdaptationCard,
+    label: str,
+    colour: str,
+    style: str,
+) -> None:
     "One line of held-out losses."
     updates = [update for update, _ in card.history]
     losses = [loss for _, loss in card.history]
-    label = f"{card.start}, {card.sequences - 1:,} homologs"
     axes.plot(updates, losses, color=colour, ls=style, label=label)
     # the losses of a line are numbers, so the lowest is one too
     best = losses[updates.index(card.best_update)]
     axes.scatter([card.best_update], [best], color=colour, s=28, zorder=3)
 
+# %% ../nbs/library/59_adaptation_figures.ipynb #488a4618
+def _label_runs(cards: Sequence[AdaptationCard]) -> list[str]:
+    "Name each run by model and homologs, and by updates and seed where they differ."
+    labels = [f"{card.start}, {card.sequences - 1:,} homologs" for card in cards]
+    for name, said in (("updates", "{:,} updates"), ("seed", "seed {}")):
+        values = [card.settings[name] for card in cards]
+        if len(set(values)) == 1:
+            continue
+        for i, value in enumerate(values):
+            labels[i] += ", " + said.format(value)
+    return labels
+
 # %% ../nbs/library/59_adaptation_figures.ipynb #d7210dff
+# below the axes a legend covers no line and no interval
+_BELOW = {"fontsize": 8, "loc": "outside lower center"}
+
+
 @carp_style()
 def loss_figure(cards: Sequence[AdaptationCard]) -> Figure:
-    "Draw the held-out loss of each adaptation against its updates; those that held nothing out have none."
-    figure, axes = plt.subplots(figsize=(5.2, 3.2))
-    # without held-out clusters there is no curve
+    "Draw held-out losses against updates, and say how many adaptations held nothing out."
     drawn = [card for card in cards if card.history]
-    shades = model_shades(card.start for card in drawn)
-    for i, card in enumerate(drawn):
-        _draw_history(axes, card, shades[card.start], line_style(i))
-    axes.set(xlabel="updates", ylabel="held-out loss (nats per masked residue)")
     if not drawn:
-        axes.set_title("too few clusters to hold some out")
+        figure = plt.figure(figsize=(5.2, 0.6))
+        sentence = "too few clusters to hold some out"
+        figure.text(0.5, 0.5, sentence, ha="center", va="center")
         return finish_figure(figure)
-    return finish_figure(figure, [axes], fontsize=8)
+    figure, axes = plt.subplots(figsize=(5.2, 3.2 + 0.17 * len(drawn)))
+    shades = model_shades(card.start for card in drawn)
+    for i, (card, label) in enumerate(zip(drawn, _label_runs(drawn))):
+        _draw_history(axes, card, label, shades[card.start], line_style(i))
+    axes.set(xlabel="updates", ylabel="held-out loss (nats per masked residue)")
+    if len(drawn) < len(cards):
+        missing = f"{len(cards) - len(drawn)} of {len(cards)} runs"
+        axes.set_title(f"{missing} had too few clusters to hold some out")
+    return finish_figure(figure, [figure], **_BELOW)
 
 # %% ../nbs/library/59_adaptation_figures.ipynb #5c628d94
 def _curves(
@@ -119,7 +148,7 @@ def curve_figure(
     along: str,  # homologs or updates
 ) -> Figure:
     "Draw the rank correlation with a scan against the number of homologs or updates, with intervals."
-    figure, axes = plt.subplots(figsize=(4.4, 3.2))
+    figure, axes = plt.subplots(figsize=(4.4, 3.4))
     shades = model_shades(table.model)
     for name, part in table.sort_values(along).groupby("model", sort=False):
         colour = shades[str(name)]
@@ -132,4 +161,4 @@ def curve_figure(
         draw_intervals(axes, part[along], part.lo, part.hi, colour)
     draw_zero(axes)
     axes.set(xlabel=along, ylabel="Spearman correlation\n(expected direction)")
-    return finish_figure(figure, [axes], fontsize=8)
+    return finish_figure(figure, [figure], **_BELOW)

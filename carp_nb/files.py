@@ -6,7 +6,7 @@
 __all__ = ['most_unpacked', 'open_file', 'file_sha256', 'text_sha256', 'joined_sha256', 'content_sha256', 'tensors_sha256',
            'rows_sha256', 'scratch_folder', 'publish', 'atomic_path', 'write_text', 'guard_formulas', 'table_suffix',
            'write_table', 'read_record', 'read_columns', 'claim', 'make_once', 'project_root', 'package_folder',
-           'in_project', 'split_commas', 'markdown_text']
+           'in_project', 'split_commas', 'split_numbers', 'markdown_text']
 
 # %% ../nbs/library/01_files.ipynb #122eb073
 import errno
@@ -617,6 +617,15 @@ def in_project(
 def split_commas(text: str) -> list[str]:
     "Split a text at commas and strip each part; empty parts are left out."
     return [part.strip() for part in text.split(",") if part.strip()]
+
+# %% ../nbs/library/01_files.ipynb #5b1c70aa
+def split_numbers(text: str, what: str) -> list[int]:
+    "Read whole numbers, separated by commas. Raises CarpError that begins with `what`."
+    try:
+        return [int(part) for part in split_commas(text)]
+    except ValueError:
+        advice = "it must be whole numbers, separated by commas"
+        raise CarpError(f"{what} is {text!r}; {advice}.") from None
 
 # %% ../nbs/library/01_files.ipynb #c532c99b
 def markdown_text(text: object) -> str:

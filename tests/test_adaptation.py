@@ -27,6 +27,7 @@ from carp_nb.budgets import get_budget
 from carp_nb.carp import CARP, TABLE_S1
 from carp_nb.cli import app
 from carp_nb.datasets import load_scan
+from carp_nb.defaults import DEFAULT_MODEL
 from carp_nb.embedding import embed
 from carp_nb.errors import CarpError
 from carp_nb.esm import ESM, TABLE_S2, ESMConfig
@@ -456,11 +457,40 @@ def test_the_notebook(papermill, tmp_path):
     assert done.status == 0, done.shown
     results = pd.read_parquet(done.out / "results.parquet")
     spearman = results[results.metric == "spearman"]
-    assert spearman.method.value_counts().to_dict() == {"adapted": 4, "unadapted": 1}
+    assert spearman.method.value_counts().to_dict() == {
+        "adapted, masked": 4,
+        "unadapted, masked": 1,
+    }
     assert set(spearman.split) >= {"0 homologs, 0 updates", "45 homologs, 4 updates"}
     assert (results.metric == "held-out loss after").sum() == 4
     for name in ("loss.svg", "map.svg", "homologs.svg", "updates.svg", "after.csv", "cards.csv"):
         assert (done.out / name).exists()
+
+
+def test_the_notebook_scores_each_model_by_its_own_method(papermill, tmp_path):
+    wild_type = load_scan("abeta42").wild_type
+    family = write_a3m(tmp_path / "abeta42.a3m", [wild_type, *[wild_type[:-1] + "V"] * 3])
+    done = papermill("adapt", family=family, scan="abeta42", updates=1, batch_tokens=100)
+    assert done.status == 0, done.shown
+    results = pd.read_parquet(done.out / "results.parquet")
+    methods = results[results.metric == "spearman"].method
+    assert methods.tolist() == ["unadapted, wild-type", "adapted, masked"]
+    before = pd.read_csv(done.out / "before.csv", index_col="position")
+    model = load_model(DEFAULT_MODEL, "cpu")
+    expected = mutation_scan(model, wild_type, method="wild-type")
+    np.testing.assert_allclose(before, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"homologs": "x"}, "homologs is 'x'; it must be whole numbers, separated by commas."),
+        ({"seeds": 0}, "seeds is 0; it must be at least 1."),
+    ],
+)
+def test_the_notebook_says_which_number_is_none(papermill, given, told):
+    done = papermill("adapt", model="random:carp_4k", **given)
+    assert done.status == 1 and told in done.shown
 
 
 def test_the_notebook_proposes_the_settings_that_were_chosen():
