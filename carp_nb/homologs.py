@@ -30,7 +30,7 @@ from torch import Tensor
 from .alphabet import AMINO_ACIDS, PROTEIN
 from .charts import carp_style, finish_figure, save_figure
 from .clusters import run_mmseqs
-from .errors import CarpError, check_file, check_writable
+from .errors import CarpError, check_file, check_writable, counted
 from .fetch import cache_dir, fetch, remote_bytes
 from carp_nb.files import (
     claim,
@@ -43,9 +43,17 @@ from carp_nb.files import (
     write_table,
     write_text,
 )
-from .mutants import count_fits
+from .mutants import say_differences
 from .progress import tqdm
-from .readers import Alignment, fasta_record, read_alignment, read_fasta, write_fasta
+from carp_nb.readers import (
+    Alignment,
+    check_sequence,
+    fasta_record,
+    read_alignment,
+    read_fasta,
+    stream_records,
+    write_fasta,
+)
 
 # %% ../nbs/library/46_homologs.ipynb #00b3863f
 @dataclass(frozen=True)
@@ -77,16 +85,16 @@ def _read_query(
     text = str(query).strip()
     if text.isalpha() and not os.path.isfile(text):
         PROTEIN.to_ids(text, name="query")
-        records = [("query", text.upper())]
+        name, sequence = "query", text.upper()
     else:
-        records = list(read_fasta(query))
-    if len(records) > 1:
-        names = ", ".join(name for name, _ in records[:3])
-        raise CarpError(
-            f"{query} holds {len(records):,} sequences ({names} ...); homologs are searched for "
-            "one protein, so put it into a file of its own."
-        )
-    name, sequence = records[0]
+        # as they are, because the rows of an alignment have gaps
+        records = list(stream_records(Path(query)))
+        if len(records) > 1:
+            raise CarpError(
+                f"{query} holds an alignment or several sequences ({len(records):,}); homologs are "
+                "searched for one protein, so put it into a file of its own."
+            )
+        name, sequence = check_sequence(Path(query), records[0])
     if len(sequence) > _LONGEST:
         raise CarpError(
             f"{name} has {len(sequence):,} residues, and MMseqs2 takes at most {_LONGEST:,}; "
@@ -320,7 +328,8 @@ def _search(
         run_mmseqs("createdb", "query.fasta", "query", "--dbtype", 1, "-v", 1, folder=folder)
         words = ["search", "query", target.resolve(), "found", "work", "-a", "-s", 7.5]
         words += ["--num-iterations", iterations, "-e", thresholds.evalue]
-        words += ["--max-seqs", thresholds.most]
+        # it cuts before the thresholds and counts the query, so what is wanted is chosen later
+        words += ["--max-seqs", max(thresholds.most, Thresholds.most)]
         if Path(f"{target}.idx.index").is_file():
             words += ["--db-load-mode", 2]
         # every sequence is looked at, which needs no index
@@ -474,8 +483,9 @@ class Family:
     def describe(self) -> str:
         "Say in one sentence how large the family is and how much of the query it covers."
         covered = int((self.coverage >= 0.5).sum())
+        homologs = counted(self.homologs, "homolog", "homologs")
         return (
-            f"{self.homologs:,} homologs of {self.alignment.name}, an effective number of "
+            f"{homologs} of {self.alignment.name}, an effective number of "
             f"{self.effective:.1f} sequences at 80 % identity; at least half of them cover "
             f"{covered:,} of {len(self.coverage):,} residues"
         )
@@ -535,7 +545,9 @@ def _no_homolog(name: str, database: str | Path, hits: list[Hit], limits: Thresh
     "The error for a search that has found nothing that counts."
     beside = "nothing was found at all"
     if hits:
-        beside = f"{len(hits):,} matches are the query itself or miss a threshold"
+        misses = "match is the query itself or misses a threshold"
+        miss = "matches are the query itself or miss a threshold"
+        beside = counted(len(hits), misses, miss)
     return NoHomologs(
         f"{database} holds no homolog of {name} at e-value {limits.evalue:g}, coverage "
         f"{limits.coverage:g} and identity {limits.identity:g} ({beside}); search a larger "
@@ -588,26 +600,6 @@ def _column_frequencies(
     counts = np.stack(columns) + pseudocount  # [L, 20]
     return counts / counts.sum(1, keepdims=True)
 
-# %% ../nbs/library/46_homologs.ipynb #92b7952f
-def _differences(
-    query: str,
-    wild_type: str,
-) -> str:
-    "Say where two proteins differ, in the placement without gaps where they differ least."
-    fits = count_fits(wild_type, set(enumerate(query)))
-    start = int(fits.index.to_numpy()[fits.to_numpy().argmax()])
-    places = range(max(0, -start), min(len(wild_type), len(query) - start))
-    differing = [i for i in places if wild_type[i] != query[i + start]]
-    # the query goes on where the wild type ends
-    outside = f"they share only {len(places)} residues"
-    if not differing:
-        return outside
-    i = differing[0]
-    return (
-        f"{len(differing)} of {len(places)} residues differ, first number {i + 1} of the wild "
-        f"type, {wild_type[i]}, where the alignment has {query[i + start]}"
-    )
-
 # %% ../nbs/library/46_homologs.ipynb #92b7e799
 def place_query(
     query: str,
@@ -616,18 +608,12 @@ def place_query(
     protein: str = "the wild type",  # likewise
 ) -> int:  # 0-based position of the query's first residue; negative if the wild type is its part
     "Place the query on the wild type. Raises CarpError for another protein, or two places."
-    sign = 1
-    longer = wild_type
-    shorter = query
-    if len(query) > len(wild_type):
-        sign = -1
-        longer = query
-        shorter = wild_type
+    shorter, longer = sorted([query, wild_type], key=len)
     first = longer.find(shorter)
     if first < 0:
         raise CarpError(
             f"{name}: its query ({len(query)} residues) is not {protein} ({len(wild_type)} "
-            f"residues) or a part of it: {_differences(query, wild_type)}; the first sequence of "
+            f"residues) or a part of it: {say_differences(query, wild_type)}; the first sequence of "
             "an alignment has to be the protein itself."
         )
     again = longer.find(shorter, first + 1)
@@ -636,7 +622,9 @@ def place_query(
             f"{name}: the alignment fits at residue {first + 1} and at residue {again + 1}; "
             f"give the alignment of the whole of {protein}."
         )
-    return sign * first
+    if len(query) > len(wild_type):
+        return -first
+    return first
 
 # %% ../nbs/library/46_homologs.ipynb #61bbb9fe
 class PSSM:
@@ -653,7 +641,7 @@ class PSSM:
         pseudocount: float = 1.0,  # of each amino acid in each column, in effective sequences
         name: str = "pssm",
     ):
-        if len(alignment.names) < 2:
+        if (alignment.rows == alignment.rows[0]).all():
             raise NoHomologs(
                 f"{name}: the alignment holds no homolog of {alignment.name}, so it says nothing "
                 "about mutations; search a larger database."
@@ -679,6 +667,11 @@ class PSSM:
         pssm.path = path
         return pssm
 
+    def covered(self, wild_type: str) -> range:  # 0-based
+        "Return the positions in the alignment. Raises CarpError for another protein."
+        start = place_query(self.query, wild_type, self.name)
+        return range(max(start, 0), min(start + len(self.query), len(wild_type)))
+
     def log_probs(
         self,
         wild_type: str,  # the query, a protein that contains it, or a part of it
@@ -690,11 +683,13 @@ class PSSM:
         if at is None:
             at = masked
         start = place_query(self.query, wild_type, self.name)
-        covered = range(max(start, 0), min(start + len(self.query), len(wild_type)))
+        covered = self.covered(wild_type)
         outside = sorted(set().union(*at) - set(covered))
         if outside:
+            lie = counted(len(outside), "position lies", "positions lie")
             raise CarpError(
-                f"{self.name}: {len(outside)} positions lie outside the alignment, which covers "
-                f"residues {covered[0] + 1} to {covered[-1] + 1}; the first is {outside[0] + 1}."
+                f"{self.name}: {lie} outside the alignment, which covers residues "
+                f"{covered.start + 1} to {covered.stop}; the first is {outside[0] + 1}; give "
+                "the part that it covers."
             )
         return [self._log_probs[np.array(positions, int) - start] for positions in at]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Shapes', 'Config', 'Stored', 'WEIGHT_SUFFIXES', 'to_published', 'empty_model', 'must_be_plausible', 'must_fit',
-           'from_published', 'save_checkpoint', 'file_title', 'read_weights', 'read_config', 'holds_bert']
+           'from_published', 'save_checkpoint', 'file_title', 'may_hold_weights', 'read_weights', 'read_config',
+           'holds_bert']
 
 # %% ../nbs/library/15_layouts.ipynb #af4d2952
 import argparse
@@ -506,10 +507,15 @@ for _suffix in (".pt", ".pth", ".bin", ".ckpt"):
     _READERS[_suffix] = _read_pt
 
 
+def may_hold_weights(path: Path) -> bool:
+    "Whether a file ends as those do that weights are read from."
+    return path.suffix.lower() in _READERS
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     "Begin every CarpError with the name of the file, once."
-    if path.suffix.lower() not in _READERS:
+    if not may_hold_weights(path):
         raise CarpError(f"{path.name}: weights are read from .pt or .safetensors files.")
     if not path.exists():
         raise FileNotFoundError(

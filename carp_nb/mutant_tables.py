@@ -47,6 +47,7 @@ from carp_nb.readers import (
 from carp_nb.scoring import (
     Scorer,
     check_wild_type,
+    covered_positions,
     hint_offset,
     method_name,
     place_on_columns,
@@ -237,6 +238,7 @@ def _place_substitutions(
     row: int,
     wild_type: str,
     offset: int,
+    covered: range | None = None,  # 0-based positions that can be scored; None: all
 ) -> str:  # the mutant
     "Check that equation 1 can score a row. Raises CarpError that says why not."
     sequence = mutants.sequences.get(row)
@@ -248,7 +250,7 @@ def _place_substitutions(
     # raises for a sequence that could not be written as a mutant
     if sequence is not None:
         mutants_from_sequences(wild_type, [sequence], offset)
-    place_on_columns(mutants.mutants[row], wild_type, offset)
+    place_on_columns(mutants.mutants[row], wild_type, offset, covered)
     return mutants.mutants[row]
 
 
@@ -294,10 +296,12 @@ def _place_rows(
     return placed
 
 # %% ../nbs/library/52_mutant_tables.ipynb #43eaef93
-def _hint(mutants: MutantTable, placed: _Placed, wild_type: str, offset: int, pseudo: bool) -> str:
+def _hint(
+    mutants: MutantTable, placed: _Placed, wild_type: str, offset: int, has_other: bool
+) -> str:
     "Say what to do about the rows that cannot be scored."
     hints = [hint_offset(mutants.mutants, wild_type, offset)]
-    if not pseudo:
+    if has_other:
         otherwise = _place_rows(mutants, wild_type, offset, _place_sequence)
         hints.append(hint_indels(len(set(placed.reasons) & set(otherwise.good))))
     hints.append("Rows that cannot be scored are kept, unscored, with --skip-bad (skip_bad=True).")
@@ -336,12 +340,15 @@ def score_table(
     "Score the rows of a table, in their order. Raises CarpError that counts the bad rows by kind."
     method = method_name(method)
     wild_type = check_wild_type(model, wild_type)
-    place = _place_substitutions
+    covered = covered_positions([model], wild_type)
+    place = partial(_place_substitutions, covered=covered)
+    # a profile has no other method
+    has_other = method != "pseudo-likelihood" and len(covered) == len(wild_type)
     if method == "pseudo-likelihood":
         place = partial(_place_sequence, max_length=model.max_length)
     placed = _place_rows(mutants, wild_type, offset, place)
     if placed.reasons and not skip_bad:
-        hint = _hint(mutants, placed, wild_type, offset, method == "pseudo-likelihood")
+        hint = _hint(mutants, placed, wild_type, offset, has_other)
         raise placed.bad.error(mutants.path or "the mutants", len(mutants), hint)
     good = list(placed.good.values())
     scores = _score_placed(model, wild_type, good, offset, method, dtype, progress)
@@ -396,9 +403,11 @@ def _keep_scorable(
     wild_type: str,
     offset: int,
     method: str,
+    models: Sequence[Scorer],
 ) -> list[str]:
     "The mutants of a protein that can be scored; a note counts the others by kind."
-    place = _place_substitutions
+    covered = covered_positions(models, wild_type)
+    place: Callable[..., str] = partial(_place_substitutions, covered=covered)
     if method_name(method) == "pseudo-likelihood":
         place = _place_sequence
     placed = _place_rows(MutantTable("", mutants), wild_type, offset, place)
@@ -418,6 +427,7 @@ def mutants_by_protein(
     offset: int = 1,
     skip_bad: bool = False,  # leave out mutants that cannot be scored, with a note
     method: str = "masked",  # by which they will be scored
+    models: Sequence[Scorer] = (),  # that will score them
 ) -> dict[str, list[str]] | None:  # id -> mutants; None: every single substitution
     "Read the mutants that are wanted of each protein. Raises CarpError as `read_mutants` does."
     if not source:
@@ -426,6 +436,6 @@ def mutants_by_protein(
     for name, sequence in proteins:
         mutants = read_mutants(source, sequence, offset)
         if skip_bad:
-            mutants = _keep_scorable(mutants, name, sequence, offset, method)
+            mutants = _keep_scorable(mutants, name, sequence, offset, method, models)
         wanted[name] = mutants
     return wanted

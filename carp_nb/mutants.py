@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONE_LETTER', 'STOP_CODON', 'Mutation', 'Unscorable', 'drop_reference', 'parse_mutant', 'format_mutant', 'Misplaced',
-           'check_offset', 'place_mutant', 'mutate', 'mutants_from_sequences', 'count_fits']
+           'check_offset', 'place_mutant', 'mutate', 'mutants_from_sequences', 'count_fits', 'say_differences']
 
 # %% ../nbs/library/03_mutants.ipynb #74b8f3a5
 import re
@@ -323,3 +323,23 @@ def count_fits(
     if sites and not fits:
         fits[min(number for number, _ in sites) - len(wild_type) + 1] = 0
     return pd.Series(fits, dtype=int).sort_index()
+
+# %% ../nbs/library/03_mutants.ipynb #92b7952f
+def say_differences(
+    query: str,  # of an alignment
+    wild_type: str,
+) -> str:
+    "Say where two proteins differ, in the placement without gaps where they differ least."
+    fits = count_fits(wild_type, set(enumerate(query)))
+    start = int(fits.index.to_numpy()[fits.to_numpy().argmax()])
+    places = range(max(0, -start), min(len(wild_type), len(query) - start))
+    differing = [i for i in places if wild_type[i] != query[i + start]]
+    # the query goes on where the wild type ends
+    outside = f"they share only {len(places)} residues"
+    if not differing:
+        return outside
+    i = differing[0]
+    return (
+        f"{len(differing)} of {len(places)} residues differ, first number {i + 1} of the wild "
+        f"type, {wild_type[i]}, where the alignment has {query[i + start]}"
+    )

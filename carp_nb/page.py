@@ -24,10 +24,11 @@ def fill_map(
     e: Explorer,
     dtype: str = "float32",  # float32, bfloat16, auto
     progress: bool = False,
+    skip_bad: bool = False,  # leave out positions that an alignment lacks, with a note
 ) -> Explorer:  # the same, with all of its map
     "Compute a map at once, and how far it agrees with the measurements if there are any."
     m = e.mutant
-    given = (m.wild_type, None, m.offset, method_of(e.model), dtype, progress, e.label)
+    given = (m.wild_type, None, m.offset, method_of(e.model), dtype, progress, e.label, skip_bad)
     scan = mutation_scan(e.model, *given)
     e.map.values[:] = scan.to_numpy()
     e.map.done[:] = True
@@ -110,7 +111,8 @@ def map_page(
     dtype: str = "float32",
     device: str = "auto",
     batch_tokens: int = 16384,  # residues per forward pass
-    skip_bad: bool = False,  # leave out records that cannot be used, with a note
+    # leave out, with a note, records that cannot be used and positions that an alignment lacks
+    skip_bad: bool = False,
     progress: bool = False,
 ) -> list[Explorer]:  # the maps
     "Compute the mutation map of each protein and write them into one file."
@@ -129,6 +131,6 @@ def map_page(
     scan_name = scan.name if scan else ""
     maps = _open_maps(scorer, records, scan_name, offset, dtype)
     for e in maps:
-        fill_map(e, dtype, progress)
+        fill_map(e, dtype, progress, skip_bad)
     write_map(maps, path)
     return maps

@@ -65,7 +65,8 @@ def _check_size(size: str) -> None:
         TABLE_S1[size]
     except KeyError as error:
         sizes = ", ".join(TABLE_S2)
-        raise CarpError(f"{error.args[0]}; or an ESM of Table S2: {sizes}.") from None
+        of_carp = str(error.args[0]).rstrip(".")
+        raise CarpError(f"{of_carp}; or an ESM of Table S2: {sizes}.") from None
 
 # %% ../nbs/library/43_pretrain.ipynb #c7d20502
 def _check_number(name: str, value: float, valid: bool, wanted: str) -> None:

@@ -179,10 +179,10 @@ def _unknown(
             f"{name} is a substitution matrix: it scores mutants, by load_scorer, and has neither "
             "weights nor representations; give a model out of list_models()."
         )
-    # it is a name wherever mutants are scored
-    choices = [*choices, MATRIX, DMS_MATRIX]
     advice = f"known are {', '.join(choices)}; "
-    near = difflib.get_close_matches(requested_key, choices, cutoff=0.5)
+    # the tables of substitutions are names as well, wherever mutants are scored
+    names = [*choices, MATRIX, DMS_MATRIX]
+    near = difflib.get_close_matches(requested_key, names, cutoff=0.5)
     if near:
         advice = f"did you mean {' or '.join(near)}? "
     return CarpError(

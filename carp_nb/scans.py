@@ -337,7 +337,8 @@ def find_scans(
 
 # %% ../nbs/library/37_scans.ipynb #9280755d
 def find_inputs(
-    datasets: str,  # of `find_scans`; "shipped" with a FASTA: no scans, its proteins are ranked
+    # of `find_scans`; "shipped" or nothing with a FASTA: no scans, its proteins are ranked
+    datasets: str,
     mutants: str,  # of the proteins in a FASTA; empty: all
     facts: ScanFacts,
 ) -> tuple[list[Scan], list[tuple[str, str]]]:  # scans, or (id, sequence) of proteins to rank
@@ -347,7 +348,7 @@ def find_inputs(
     """
     by_path = any(is_scan_path(item) for item in split_commas(datasets))
     # shipped is the default, so beside a FASTA file nobody has asked for it
-    ranks = bool(facts.fasta) and datasets == "shipped"
+    ranks = bool(facts.fasta) and split_commas(datasets) in ([], ["shipped"])
     if facts.fasta and not ranks and not by_path:
         raise CarpError(
             f"fasta is the wild type of scans given by path, and datasets={datasets} has their "

@@ -26,8 +26,9 @@ from .esm import ESM, Ensemble
 from .files import content_sha256, package_folder, text_sha256
 from .homologs import PSSM
 from .indels import fastest_log_probs
-from .layouts import WEIGHT_SUFFIXES, file_title
+from .layouts import WEIGHT_SUFFIXES, file_title, may_hold_weights
 from carp_nb.pretrained import (
+    ALIGNMENT_SUFFIXES,
     DMS_MATRIX,
     MATRIX,
     is_alignment,
@@ -37,6 +38,7 @@ from carp_nb.pretrained import (
     weights_sha256,
 )
 from .protbert import ProtBert
+from .scoring import covered_positions
 
 # %% ../nbs/library/54_scorers.ipynb #e8d4c6b5
 class Substitutions:
@@ -142,6 +144,10 @@ class Mixture(nn.Module):
     def batch_tokens(self, tokens: int) -> None:
         for member in self.members:
             member.batch_tokens = tokens
+
+    def covered(self, wild_type: str) -> range:  # 0-based
+        "Return the positions that all members know. Raises as they do."
+        return covered_positions(self.members, wild_type)
 
     def log_probs(
         self,
@@ -256,6 +262,12 @@ def load_scorer(
         return _load_mixture(name, picked, progress)
     if is_alignment(name):
         return PSSM.from_alignment(name)
+    path = Path(name).expanduser()
+    if path.is_file() and not may_hold_weights(path):
+        raise CarpError(
+            f"{name}: weights are read from .pt or .safetensors files, and an alignment from a file "
+            f"that ends in {', '.join(ALIGNMENT_SUFFIXES)}; give it one of these endings."
+        )
     return load_model(name_or_path, picked, progress)
 
 # %% ../nbs/library/54_scorers.ipynb #0ee89dc7

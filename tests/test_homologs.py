@@ -100,6 +100,21 @@ def test_a_search_among_shipped_sequences(tmp_path, query, cache):
 
 
 @needs_mmseqs
+def test_the_most_homologs_are_those_of_the_lowest_e_value(tmp_path, query):
+    out = tmp_path / "family.a3m"
+    find_homologs(query, SHIPPED, out, progress=False)
+    everything = read_alignment(out).names
+    for most in (1, 5):
+        family = find_homologs(query, SHIPPED, out, Thresholds(most=most), progress=False)
+        assert read_alignment(out).names == everything[: most + 1]
+    assert family.describe().startswith("5 homologs of P56344, an")
+    done = CliRunner().invoke(
+        app, ["homologs", str(query), "--database", str(SHIPPED), "-o", str(out), "--most", "1"]
+    )
+    assert done.exit_code == 0 and done.stdout.startswith("1 homolog of P56344, an"), done.output
+
+
+@needs_mmseqs
 def test_a_database_of_mmseqs_is_searched_and_left_as_it_is(tmp_path, query):
     run_mmseqs("createdb", SHIPPED, "own", "--dbtype", 1, "-v", 1, folder=tmp_path)
     before = {path.name for path in tmp_path.iterdir()}
@@ -146,8 +161,18 @@ def test_bad_words_are_refused_before_anything_is_read(tmp_path, query):
     refused("neither a file nor the name", query, "--database", "swisprot", "-o", out)
     refused("a name ending in .a3m", query, "--database", SHIPPED, "-o", tmp_path / "x.csv")
     refused("does not exist", tmp_path / "none.fasta", "--database", SHIPPED, "-o", out)
+    family = tmp_path / "family.a3m"
+    family.write_text(">q\nMKV\n>a\n-KV\n")
+    refused("holds an alignment or several sequences (2)", family, "--database", SHIPPED, "-o", out)
     refused("at most 65,535", "M" * 70_000, "--database", SHIPPED, "-o", out)
-    refused("holds 2,000 sequences", SHIPPED, "--database", SHIPPED, "-o", out)
+    refused(
+        "several sequences (2,000); homologs are searched for one",
+        SHIPPED,
+        "--database",
+        SHIPPED,
+        "-o",
+        out,
+    )
     assert not out.exists()
 
 

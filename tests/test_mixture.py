@@ -1,9 +1,11 @@
 """Profiles of alignments, and models mixed with them, wherever a scorer is named."""
 
 import gzip
+import io
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -16,8 +18,9 @@ from carp_nb.errors import CarpError
 from carp_nb.explorer import explore
 from carp_nb.homologs import PSSM
 from carp_nb.layouts import save_checkpoint
+from carp_nb.mutant_tables import mutants_by_protein
 from carp_nb.scorers import Mixture, load_scorer, load_scorers, scorer_sha256
-from carp_nb.scoring import mutation_scan, score_mutants
+from carp_nb.scoring import mutation_scan, rank_proteins, score_mutants
 
 WILD_TYPE = "MKTAYIAKQR"
 FAMILY = f">q\n{WILD_TYPE}\n>a\nMKTAYLAKQR\n>b\nMRTAWLAKQ-\n>c\nMRSAFLgggAKHR\n"
@@ -149,6 +152,58 @@ def test_a_part_of_the_protein_is_placed_and_the_rest_is_named(folder):
         assert "2 positions lie outside the alignment, which covers residues 3 to 12" in said
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_rows_outside_the_alignment_are_counted_or_kept_unscored(folder, tmp_path, mixed):
+    name = both(folder) if mixed else f"{folder}/family.a3m"
+    (tmp_path / "long.fasta").write_text(f">long\nGW{WILD_TYPE}GG\n")
+    (tmp_path / "mt.csv").write_text("mutant\nK53R\nW51A\nG63A:K53R\nK53W\n")
+    words = ["score", tmp_path / "long.fasta", "--offset", 50, "--model", name, "--mutants"]
+    said = command(*words, tmp_path / "mt.csv")
+    assert "2 of 4 rows cannot be used: line 3, W51A: position 51 lies outside the align" in said
+    assert "which covers residues 52 to 61; line 4," in said and "--skip-bad" in said
+    assert "2 a position outside the alignment" in said and "pseudo-likelihood" not in said
+    said = command(*words, "K53R,W51A")
+    assert "1 of 2 mutants cannot be scored: W51A: position 51" in said and "--skip-bad" in said
+    inside = score_mutants(load_scorer(name, "cpu"), f"GW{WILD_TYPE}GG", ["K4R", "K4W"])
+    for mutants in (tmp_path / "mt.csv", "K53R,W51A,G63A:K53R,K53W"):
+        done = CliRunner().invoke(app, [*map(str, words), str(mutants), "--skip-bad"])
+        assert done.exit_code == 0, done.output
+        table = pd.read_csv(io.StringIO(done.stdout))
+        np.testing.assert_allclose(table.score[[0, 3]], inside, atol=1e-5)
+        assert table.score[[1, 2]].isna().all() and table.note.isna().tolist() == [1, 0, 0, 1]
+        assert table.note[1].endswith("outside the alignment, which covers residues 52 to 61")
+
+
+def test_positions_outside_the_alignment_are_left_out_with_a_note(folder, tmp_path):
+    name = f"{folder}/family.a3m"
+    words = [f"GG{WILD_TYPE}", "--model", name, "--offset", "50", "-o"]
+    for verb, output in (("score", "s.csv"), ("map", "m.html")):
+        said = command(verb, *words, tmp_path / output)
+        assert "give that part of the protein, or leave the others out with --skip-bad" in said
+        done = CliRunner().invoke(app, [verb, *words, str(tmp_path / output), "--skip-bad"])
+        assert done.exit_code == 0, done.output
+        assert "2 positions lie outside the alignment, which covers residues 52 to 61; left" in (
+            done.stderr
+        )
+    scores = pd.read_csv(tmp_path / "s.csv").set_index("mutant").score
+    assert len(scores) == 19 * len(WILD_TYPE) and scores.notna().all()
+    assert scores["K53R"] == pytest.approx(score_mutants(load_scorer(name), WILD_TYPE, ["K2R"])[0])
+
+
+def test_each_model_ranks_what_all_of_them_cover(folder):
+    "As zero_shot.ipynb does for a protein with an alignment beside a model."
+    models = load_scorers(f"{folder}/small.safetensors,{folder}/family.a3m", "cpu")
+    proteins = [("long", f"GW{WILD_TYPE}")]
+    with pytest.warns(UserWarning, match="1 of 3 mutants are left out.*residues 3 to 12"):
+        wanted = mutants_by_protein("K4R,W2A,K4W", proteins, skip_bad=True, models=models)
+    assert wanted == {"long": ["K4R", "K4W"]}
+    ranked = rank_proteins(models, proteins, wanted, skip_bad=True)
+    assert [len(table) for table in ranked.values()] == [2, 2]
+    with pytest.warns(UserWarning, match="long: family: 2 positions lie outside the alignment"):
+        ranked = rank_proteins(models, proteins, skip_bad=True)
+    assert [len(table) for table in ranked.values()] == [19 * 12, 19 * 10]
+
+
 @pytest.mark.parametrize(
     "wild_type, said",
     [
@@ -176,12 +231,16 @@ def test_another_protein_is_refused_where_it_differs(folder, wild_type, said):
         ("carp_601k+{}/family.a3m", "no model is named 'carp_601k'; did you mean"),
         ("{}/alone.a3m", "alone: the alignment holds no homolog of q"),
         ("carp_600k_sprot50+{}/alone.a3m", "alone: the alignment holds no homolog of q"),
+        ("{}/copies.a3m", "copies: the alignment holds no homolog of q"),
+        ("{}/family.txt", "and an alignment from a file that ends in .a3m, .a2m, .sto"),
         ("{}/ragged.fasta", "rows cannot be used: a has 9 columns"),
         ("{}/weights.a3m", "weights.a3m"),
     ],
 )
 def test_wrong_names_and_files_are_one_sentence(folder, name, said):
     (folder / "alone.a3m").write_text(f">q\n{WILD_TYPE}\n")
+    (folder / "copies.a3m").write_text(f">q\n{WILD_TYPE}\n>a\n{WILD_TYPE}\n>b\n{WILD_TYPE}\n")
+    (folder / "family.txt").write_text(FAMILY)
     (folder / "ragged.fasta").write_text(f">q\n{WILD_TYPE}\n>a\n{WILD_TYPE[1:]}\n")
     shutil.copy(folder / "small.safetensors", folder / "weights.a3m")
     assert said in command("score", WILD_TYPE, "--model", name.format(folder))

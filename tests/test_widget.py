@@ -221,7 +221,7 @@ def test_a_failing_model_is_told_once_and_ends():
 
 def test_a_page_that_opens_after_a_failure_is_told_and_can_go_on(tmp_path):
     alignment = tmp_path / "short.a3m"
-    alignment.write_text(f">part\n{WILD_TYPE[5:40]}\n>other\n{WILD_TYPE[5:40]}\n")
+    alignment.write_text(f">part\n{WILD_TYPE[5:40]}\n>other\n-{WILD_TYPE[6:40]}\n")
     view = Kept(explore(WILD_TYPE, str(alignment)))
     with pytest.raises(CarpError, match="positions lie outside the alignment"):
         view.wait(MINUTE)
@@ -296,7 +296,7 @@ def test_a_family_that_is_none_is_told(family):
 
 def test_mutate_notebook_ends_with_what_stopped_the_map(papermill, tmp_path):
     alignment = tmp_path / "short.a3m"
-    alignment.write_text(f">part\n{WILD_TYPE[5:40]}\n>other\n{WILD_TYPE[5:40]}\n")
+    alignment.write_text(f">part\n{WILD_TYPE[5:40]}\n>other\n-{WILD_TYPE[6:40]}\n")
     done = papermill("mutate", sequence=WILD_TYPE, model=alignment)
     assert done.status == 1 and "positions lie outside the alignment" in done.shown
     assert not list(done.out.glob("*.png"))

@@ -192,7 +192,7 @@ def test_scans_that_cannot_be_scored(papermill, tmp_path, parameters, sentence):
     (tmp_path / "bare.csv").write_text("mutant,score\nQ2W,1\n")
     (tmp_path / "wt.fasta").write_text(f">protein\n{WILD_TYPE}\n")
     (tmp_path / "ali").mkdir()
-    (tmp_path / "ali/gym.fasta").write_text(">q\nMKV\n>a\nMKV\n")
+    (tmp_path / "ali/gym.fasta").write_text(">q\nMKV\n>a\nMRV\n")
     done = papermill("zero_shot", **parameters)
     assert done.status != 0 and sentence in done.shown, done.shown
     assert not list(done.out.glob("*.parquet"))
