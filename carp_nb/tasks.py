@@ -472,18 +472,21 @@ def read_labelled(
     """
     path = Path(path)
     target = "target"
+    strip = False
     if is_fasta(path):
         table = _labelled_fasta(path)
     else:
+        # FLIP's own files have symbols in their sequences, which FLIP leaves out
+        strip = {"set", "validation"} <= set(next(table_lines(path))[1])
         table, target = _labelled_table(
             path, sequence_column, target_column, split_column, test_fold
         )
     kind = kind or guess_kind(table.target)
     empty = table.split == ""
     if empty.all():
-        task = make_task(path, table.assign(split="train"), kind, strip=False)
+        task = make_task(path, table.assign(split="train"), kind, strip=strip)
     else:
-        task = make_task(path, table[~empty], kind, {"no split": int(empty.sum())}, strip=False)
+        task = make_task(path, table[~empty], kind, {"no split": int(empty.sum())}, strip)
     return replace(task, target=target)
 
 # %% ../nbs/library/34_tasks.ipynb #c68836b4

@@ -447,3 +447,10 @@ def test_a_matrix_the_other_way_round_is_refused(text, tmp_path):
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(CarpError, match="a matrix of scores has the residues of the wild type"):
         read_dms(tmp_path / "x.csv", "MKV", 1)
+
+
+def test_a_file_of_flip_is_read_as_flip_does(tmp_path):
+    text = "sequence,target,set,validation\nMK*V,1,train,True\nM_KA,2,train,\nMKC,3,test,\n"
+    (tmp_path / "f.csv").write_text(text)
+    task = read_labelled(tmp_path / "f.csv")
+    assert task.table.sequence.tolist() == ["MKV", "MKA", "MKC"] and task.stripped == 2
