@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from .errors import CarpError
@@ -90,6 +91,12 @@ def _check_quotes(
         )
 
 # %% ../nbs/library/28_delimited.ipynb #de11000e
+def _has_row_names(header: list[str], second: str) -> bool:
+    "Whether rows begin with a name whose column has none, as R's write.table writes them."
+    cells = next(csv.reader([second], delimiter="\t"), [])
+    return len(cells) == len(header) + 1 and cells[-1].strip() != ""
+
+
 def table_cells(
     path: Path,  # for messages
     text: io.TextIOBase,
@@ -102,11 +109,14 @@ def table_cells(
     header[:1] = [name.removeprefix("#") for name in header[:1]]
     if not any(header):
         raise CarpError(f"{path}: the first line is empty; it must name the columns.")
+    second = text.readline()
+    if separator == "\t" and _has_row_names(header, second):
+        header = ["", *header]
     yield above, header
     lines: list[str] = []
 
     def remember() -> Iterator[str]:
-        for line in text:
+        for line in chain([second] if second else [], text):
             lines.append(line)
             yield line
 

@@ -454,3 +454,10 @@ def test_a_file_of_flip_is_read_as_flip_does(tmp_path):
     (tmp_path / "f.csv").write_text(text)
     task = read_labelled(tmp_path / "f.csv")
     assert task.table.sequence.tolist() == ["MKV", "MKA", "MKC"] and task.stripped == 2
+
+
+def test_a_table_of_r_names_its_rows(tmp_path):
+    (tmp_path / "r.tsv").write_text("mutant\tscore\n1\tQ2A\t0.5\n2\tY3F\t1\n")
+    table = read_mutant_table(tmp_path / "r.tsv", GB1)
+    assert table.mutants == ["Q2A", "Y3F"]
+    assert read_measurement(table, "score").values.tolist() == [0.5, 1.0]
