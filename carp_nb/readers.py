@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from .alphabet import AMINO_ACIDS, PROTEIN
-from .delimited import MARKS_16, encoding_of, table_cells
+from .delimited import MARKS_16, encoding_of, refuse_no_text, table_cells
 from .errors import CarpError, reading, visible
 from .files import atomic_path, open_file
 
@@ -117,19 +117,7 @@ def _must_be_short(path: Path, record: Record, letters: int) -> None:
 
 # %% ../nbs/library/30_readers.ipynb #fd566224
 _MARK = b"\xef\xbb\xbf"  # the byte-order mark of UTF-8
-_PACKED = {  # first bytes -> what such a file is, and what to do
-    b"PK\3\4": "a zip archive or a workbook (xlsx, ods); name a file in it, as in a.zip#b.fasta",
-    b"BZh": "packed with bzip2; unpack it, or use gzip",
-    b"\xfd7zXZ": "packed with xz; unpack it, or use gzip",
-    b"(\xb5/\xfd": "packed with zstd; unpack it, or use gzip",
-}
-
-
-def _refuse_packed(path: Path, start: bytes) -> None:
-    "Raise CarpError for a file that begins as archives do."
-    for magic, what in _PACKED.items():
-        if start.startswith(magic):
-            raise CarpError(f"{path} is {what}.")
+_UNPACK = "unpack it, use gzip, or name the file in a zip archive as in a.zip#b.fasta"
 
 
 def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:  # line number, text
@@ -144,7 +132,7 @@ def _text_lines(path: Path) -> Iterator[tuple[int, bytes]]:  # line number, text
                 if number == 1 and (b"\0" in line[:2] or line[:2] in MARKS_16):
                     raise CarpError(f"{path} is UTF-16; save it as plain text (UTF-8).")
                 if number == 1:
-                    _refuse_packed(path, line)
+                    refuse_no_text(path, line, _UNPACK)
                 text = line.removeprefix(_MARK) if number == 1 else line
                 # what follows a NUL belongs to another alignment, with another query
                 text, nul, rest = text.partition(b"\0")
@@ -349,7 +337,7 @@ def _without_annotations(records: Iterable[Record]) -> Iterator[Record]:
         if i == 0 or record.name.lower() not in ("consensus", f"{first[0].name}_consensus".lower()):
             yield record
 
-
+# %% ../nbs/library/30_readers.ipynb #4b17834f
 def _is_stockholm(path: str | Path) -> bool:
     "Whether a file says in its first line that it is in Stockholm format."
     if str(path) == "-":

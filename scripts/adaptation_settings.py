@@ -75,6 +75,13 @@ TRIALS = [
             "600 updates": {"updates": 600},
         }.items()
     ),
+    Trial(
+        "carp_600k_sprot50_pairs, 150 updates",
+        {"updates": 150},
+        30,
+        "carp_600k_sprot50_pairs",
+        None,
+    ),
     *(
         Trial(
             f"carp_2_4m_sprot50_pairs, {updates} updates",
