@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .adaptation import AdaptationCard
 from carp_nb.charts import (
@@ -124,6 +125,7 @@ def loss_figure(cards: Sequence[AdaptationCard]) -> Figure:
     for i, (card, label) in enumerate(zip(drawn, _label_runs(drawn))):
         _draw_history(axes, card, label, shades[card.start], line_style(i))
     axes.set(xlabel="updates", ylabel="held-out loss (nats per masked residue)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(drawn) < len(cards):
         missing = f"{len(cards) - len(drawn)} of {len(cards)} runs"
         axes.set_title(f"{missing} had too few clusters to hold some out")
